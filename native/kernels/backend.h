@@ -1,0 +1,212 @@
+// The operations of a backend: what native/engine calls and what kernels/cpu and (as a plugin) kernels/cuda provide.
+//
+// A flat C ABI, so that a plugin built by another compiler can be loaded: plain structs, no exceptions, no ownership
+// across the border. Every struct starts with its size, so that an older side can be told from a newer one.
+//
+// Rules that hold for every operation
+//   order     each output element is one chain in a fixed order, whatever the thread count or instruction path; no
+//             float atomics. fused multiply-add only where the comment says "fma".
+//   buffers   pointers belong to the caller, are 64-byte aligned and live until the stream has passed the call.
+//             Outputs are overwritten unless the name ends in _add. Inputs and outputs overlap only where allowed.
+//   errors    0, or a TmStatus; last_error() then has one line. A device error is sticky.
+//   letters   N tokens, C channels (hidden size), V vocabulary, H query heads, G key/value heads, F head size,
+//             D feed-forward size, R rows of a loss chunk. Activations are float (CPU) in row-major order.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TM_BACKEND_ABI 1
+
+typedef enum {
+  TM_OK = 0,
+  TM_OUT_OF_MEMORY = 1,
+  TM_BAD_ARGUMENT = 2,
+  TM_DEVICE_ERROR = 3,
+  TM_NON_FINITE = 4,
+  TM_OUT_OF_RANGE = 5,  // a gradient does not fit the fixed-point range of the exchange
+} TmStatus;
+
+typedef struct TmContext TmContext;  // one device and its stream; on the CPU a fixed pool of threads
+
+typedef struct {
+  size_t size;
+  int num_threads;               // CPU: 0 = all the process may use
+  const char* instruction_path;  // CPU: "auto", "generic", "avx2", "avx512"
+  int device_index;
+} TmContextOptions;
+
+// A weight matrix [out, in]. `packed` is the panel layout of pack_weight, null where the weight changes every step.
+// `rows` is row-major and may be null where `packed` is given.
+typedef struct {
+  const float* rows;
+  const float* packed;
+  size_t out, in;
+} TmWeight;
+
+// Matrix products. accumulate: C += instead of C =. Each element is one fma chain over the inner index, ascending,
+// starting from 0 (or from C where accumulate); alpha multiplies the finished chain's factor on A's side (A*alpha first).
+typedef struct {
+  const float* x; size_t x_stride;   // [n, in]
+  TmWeight w;                        // [out, in]
+  float* y; size_t y_stride;         // [n, out]
+  size_t n;
+  int accumulate;
+  float alpha;
+} TmLinear;  // forward: y = alpha x w^T    backward_input: x_grad = alpha y_grad w (x is then the output [n, in], y the input)
+
+typedef struct {
+  const float* dy; size_t dy_stride; // [n, out]
+  const float* x; size_t x_stride;   // [n, in]
+  float* dw;                         // [out, in] row-major
+  size_t n, out, in;
+  int accumulate;
+  float alpha;
+} TmLinearWeightGrad;  // dw = alpha dy^T x, chain over tokens ascending
+
+typedef struct {
+  const float* x; const float* gain; // [n, c], [c]
+  float* y; float* rstd;             // [n, c], [n] (rstd may be null)
+  size_t n, c;
+  size_t x_stride, y_stride;         // in floats: rows of heads inside a wider row for q/k norm are n = tokens*heads, stride F
+  float epsilon;
+} TmRmsNorm;
+
+typedef struct {
+  const float* dy; const float* x; const float* gain; const float* rstd;
+  float* dx;                         // [n, c]; added to where dx_add
+  float* dgain;                      // [c], added to in token order; null where the gain is frozen
+  size_t n, c, x_stride, dy_stride, dx_stride;
+  int dx_add;
+} TmRmsNormBackward;
+
+// Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does. cos/sin [max_position, F/2].
+typedef struct {
+  float* x; size_t x_stride;         // [n, heads * F] inside rows of x_stride floats
+  const int32_t* positions;          // [n], from 0 within each document
+  const float* cos; const float* sin;
+  size_t n, heads, head_size;
+  int inverse;                       // backward: the transposed rotation
+} TmRope;
+
+// Causal attention within documents: token i sees j <= i of its own document, and i - j < window where window > 0.
+// Softmax in float with the row maximum subtracted; lse[n, H] = log-sum-exp of the scaled scores.
+typedef struct {
+  const float* q; const float* k; const float* v;   // [n, H*F], [n, G*F], [n, G*F] with strides
+  size_t q_stride, k_stride, v_stride;
+  float* out; size_t out_stride;                    // [n, H*F]
+  float* lse;                                       // [n, H]
+  const int32_t* document_starts;                   // [num_documents + 1], ascending, last = n
+  size_t num_documents, n, num_heads, num_kv_heads, head_size;
+  size_t window;
+  float scale;
+  void* scratch; size_t scratch_bytes;              // attention_scratch_bytes()
+} TmAttention;
+
+typedef struct {
+  TmAttention forward;                              // as in the forward call, out and lse filled
+  const float* dout; size_t dout_stride;
+  float* dq; float* dk; float* dv;                  // strides as q, k, v
+  size_t dq_stride, dk_stride, dv_stride;
+} TmAttentionBackward;
+
+typedef struct {
+  const float* gate; const float* up;               // [n, D] with one stride
+  float* out;                                       // silu(gate) * up
+  size_t n, d, in_stride, out_stride;
+} TmSwiGlu;
+
+typedef struct {
+  const float* dout; const float* gate; const float* up;
+  float* dgate; float* dup;                         // may alias gate and up
+  float* out;                                       // recomputed silu(gate)*up, null if not wanted
+  size_t n, d, in_stride, out_stride;
+} TmSwiGluBackward;
+
+// Loss of R rows of logits: loss_sum += sum over rows of -log softmax(logits)[target] (float64, rows in order).
+// Where dlogits: logits is overwritten by (softmax - onehot) * grad_scale.
+typedef struct {
+  float* logits; size_t stride;                     // [rows, v]
+  const int32_t* targets;                           // [rows]; all >= 0
+  double* row_losses;                               // [rows]
+  size_t rows, v;
+  float grad_scale;
+  int dlogits;
+} TmCrossEntropy;
+
+// AdamW, float32, in exactly this order per element (no fma unless written; all values float32):
+//   g = gradient * clip_factor
+//   p = p - p * (learning_rate * weight_decay)        [only where decay; the product of the two scalars first]
+//   m = m + (g - m) * (1 - beta1)                     [1 - beta1 rounded to float32 once]
+//   v = v * beta2 + (g * g) * (1 - beta2)
+//   denominator = sqrt(v) / bias_correction2_sqrt + epsilon
+//   p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient first]
+typedef struct {
+  float* p; float* m; float* v; const float* gradient;
+  size_t n;
+  float learning_rate, clip_factor, bias_correction1, bias_correction2_sqrt;
+  float beta1, beta2, epsilon, weight_decay;        // weight_decay 0: no decay
+} TmAdamW;
+
+// Exchange (DESIGN 5). A block is 256 elements; a gradient vector is num_blocks * 256 floats, unused tail elements zero.
+// Rounds each block to `significant_bits` below its largest magnitude (round to nearest, ties to even, in units of
+// 2^(e+1-significant_bits) where 2^e <= max < 2^(e+1), never finer than 2^-48), converts to int64 in units of 2^-48
+// and adds to `accumulator`. TM_NON_FINITE or TM_OUT_OF_RANGE (|value| >= 32768) set *bad_block to the first such block.
+typedef struct {
+  const float* gradient; int64_t* accumulator;
+  size_t num_blocks;
+  int significant_bits;
+  size_t* bad_block;
+} TmRoundAndAdd;
+
+typedef struct TmBackend {
+  size_t size; uint32_t abi; const char* name;
+  const char* (*last_error)(void);
+  TmStatus (*create)(const TmContextOptions*, TmContext**);
+  void (*destroy)(TmContext*);
+  const char* (*describe)(TmContext*);              // "cpu: 2 threads, avx512"; part of the device class without the threads
+  const char* (*instruction_path)(TmContext*);
+  int (*num_threads)(TmContext*);
+
+  TmStatus (*allocate)(TmContext*, size_t bytes, void** out);
+  void (*release)(TmContext*, void*);
+  TmStatus (*copy_in)(TmContext*, void* device, const void* host, size_t bytes);
+  TmStatus (*copy_out)(TmContext*, void* host, const void* device, size_t bytes);
+  TmStatus (*fill_zero)(TmContext*, void*, size_t bytes);
+  TmStatus (*synchronize)(TmContext*);
+
+  size_t (*packed_weight_floats)(size_t out, size_t in);
+  TmStatus (*pack_weight)(TmContext*, const float* rows, size_t out, size_t in, float* packed);
+
+  TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const float* table, size_t c, float* out);
+  // table_grad += rows of dout, tokens in ascending position order for each table row.
+  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n, const float* dout, size_t c, size_t v, float* table_grad);
+  TmStatus (*rms_norm_forward)(TmContext*, const TmRmsNorm*);
+  TmStatus (*rms_norm_backward)(TmContext*, const TmRmsNormBackward*);
+  TmStatus (*linear_forward)(TmContext*, const TmLinear*);
+  TmStatus (*linear_backward_input)(TmContext*, const TmLinear*);
+  TmStatus (*linear_weight_grad)(TmContext*, const TmLinearWeightGrad*);
+  TmStatus (*bias_add)(TmContext*, float* y, size_t n, size_t c, size_t stride, const float* bias);
+  TmStatus (*bias_grad_add)(TmContext*, const float* dy, size_t n, size_t c, size_t stride, float* dbias);
+  TmStatus (*rope)(TmContext*, const TmRope*);
+  size_t (*attention_scratch_bytes)(TmContext*, size_t longest_document, size_t num_heads, size_t num_kv_heads, size_t head_size);
+  TmStatus (*attention_forward)(TmContext*, const TmAttention*);
+  TmStatus (*attention_backward)(TmContext*, const TmAttentionBackward*);
+  TmStatus (*swiglu_forward)(TmContext*, const TmSwiGlu*);
+  TmStatus (*swiglu_backward)(TmContext*, const TmSwiGluBackward*);
+  TmStatus (*add)(TmContext*, float* y, const float* x, size_t n);                 // y += x
+  TmStatus (*gather_rows)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c, float* out);
+  TmStatus (*scatter_rows_add)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c, float* out);
+  TmStatus (*cross_entropy)(TmContext*, const TmCrossEntropy*);
+  TmStatus (*adamw)(TmContext*, const TmAdamW*);
+  TmStatus (*round_and_add)(TmContext*, const TmRoundAndAdd*);
+} TmBackend;
+
+const TmBackend* tm_cpu_backend(void);
+
+#ifdef __cplusplus
+}
+#endif
