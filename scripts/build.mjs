@@ -1,0 +1,47 @@
+// npm run build: types of the contract, TypeScript, native engine, dashboard; all into build/.
+import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
+import { join } from 'node:path'
+import { findCmake, needCompiler, run, runTool, top } from './tools.mjs'
+
+const only = process.argv.slice(2)
+const wants = (part) => only.length === 0 || only.includes(part)
+
+function buildTypescript() {
+  run(process.execPath, ['scripts/gen.mjs'])
+  run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.'])
+  for (const name of readdirSync(join(top, 'proto')))
+    if (name.endsWith('.proto')) cpSync(join(top, 'proto', name), join(top, 'build/proto', name))
+}
+
+function buildNative() {
+  needCompiler()
+  const cmake = findCmake()
+  const dir = 'build/native-cmake'
+  if (!existsSync(join(top, dir, 'CMakeCache.txt')))
+    run(cmake, ['-S', 'native', '-B', dir, '-DCMAKE_BUILD_TYPE=Release'], {
+      stdio: ['ignore', 'ignore', 'inherit'],
+    })
+  run(cmake, ['--build', dir, '--parallel', '2'])
+  mkdirSync(join(top, 'build/native'), { recursive: true })
+  // Replaced by rename: a process that has the old addon mapped keeps it whole.
+  copyFileSync(join(top, dir, 'tunemesh.node'), join(top, 'build/native/tunemesh.node.new'))
+  renameSync(join(top, 'build/native/tunemesh.node.new'), join(top, 'build/native/tunemesh.node'))
+}
+
+function buildDashboard() {
+  run(process.execPath, [
+    'node_modules/vite/bin/vite.js',
+    'build',
+    '--logLevel',
+    'warn',
+    '--config',
+    'dashboard/vite.config.ts',
+    'dashboard',
+  ])
+}
+
+await runTool(() => {
+  if (wants('ts')) buildTypescript()
+  if (wants('native')) buildNative()
+  if (wants('dashboard')) buildDashboard()
+})
