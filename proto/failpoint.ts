@@ -1,0 +1,21 @@
+/**
+ * Named places where a test kills its own process: before and after each durable act, and in the middle of an
+ * owner's publishing (proto/PROTOCOL.md lists them). Nothing is armed unless a main.ts was started with --testing.
+ */
+const armed = new Map<string, number>()
+
+/** `spec`: "name" or "name:3" (at the third passing), several with commas. */
+export function armFailpoints(spec: string): void {
+  for (const part of spec.split(',').filter((text) => text !== '')) {
+    const [name = '', count = '1'] = part.split(':')
+    armed.set(name, Number(count))
+  }
+}
+
+/** Ends this process as kill -9 would, if a test armed this name and its count is reached. */
+export function failpoint(name: string): void {
+  const left = armed.get(name)
+  if (left === undefined) return
+  armed.set(name, left - 1)
+  if (left <= 1) process.kill(process.pid, 'SIGKILL')
+}
