@@ -1,0 +1,103 @@
+/** What ingest hands to the coordinator: everything a job needs before a worker is asked. */
+import type { PreflightReport__Output } from '../proto/gen/tunemesh/v1/PreflightReport.js'
+import type { JobSpec } from '../proto/job-spec.js'
+import type { ModelConfig } from '../proto/model-config.js'
+
+/** Where a blob ended up. */
+export interface BlobRef {
+  /** "sha256:<hex>" */
+  digest: string
+  sizeBytes: number
+}
+
+/** Writes a blob given in pieces, one after another, into the content-addressed store. */
+export type PutBlob = (pieces: Iterable<Uint8Array>) => Promise<BlobRef>
+
+/** A tokenised dataset in the blob store (proto/pack-shard.ts), and what planning needs of it. */
+export interface PreparedDataset {
+  shard: BlobRef
+  numRows: number
+  numPacks: number
+  numTokens: number
+  numTargetTokens: number
+  /** Trained tokens of each pack: the weights of I3. */
+  targetsPerPack: Int32Array
+  /** Length of each pack in tokens; all equal with packing. */
+  tokensPerPack: Int32Array
+  longestPack: number
+  longestDocument: number
+}
+
+export interface TokenizerInfo {
+  /** Generation ends at any of these. */
+  stopIds: number[]
+  bosId: number | null
+  eosId: number | null
+  chatTemplate: string | null
+  vocabSize: number
+}
+
+/** Length and learning rates of a run; a pure function of the spec and the number of packs. */
+export interface RunSchedule {
+  numSteps: number
+  microBatchesPerStep: number
+  packsPerMicroBatch: number
+  /** Float64 learning rate of each step. */
+  learningRates: number[]
+  /**
+   * Pack index of each position of the run, packsPerMicroBatch × microBatchesPerStep a step.
+   * null: the order of the seed (coordinator/ingest-schedule.ts, `packsOfStep`).
+   */
+  explicitOrder: number[] | null
+}
+
+export interface PreparedJob {
+  spec: JobSpec
+  /** Absolute: a Hugging Face folder or a .gguf file. */
+  modelPath: string
+  modelConfig: ModelConfig
+  /** "sha256:<hex>" over the names and SHA-256 of the files that make up the model. */
+  modelDigest: string
+  /** Resolved against the model; empty for `full`. */
+  targetModules: string[]
+  tokenizer: TokenizerInfo
+  train: PreparedDataset
+  validation: PreparedDataset | null
+  schedule: RunSchedule
+  /** Folder of an adapter to start from; only golden jobs have one. */
+  startAdapter: string | null
+  report: PreflightReport__Output
+}
+
+/** Argument of `prepareJob` (coordinator/ingest.ts). */
+export interface PrepareRequest {
+  spec: JobSpec
+  /** Absolute; relative paths of the job file start here. */
+  baseDir: string
+  /** How messages call the job file: "job.yaml". */
+  jobFileName: string
+  putBlob: PutBlob
+  /** Tokenising threads; default: one less than the processors, at most 4, at least 1. */
+  numThreads?: number
+  onProgress?: (numRowsDone: number, numRows: number) => void
+  signal?: AbortSignal
+}
+
+/**
+ * Reads rows and model, tokenises, packs, and writes the shards; takes no device.
+ * Throws TunemeshError with every problem found: the first as message, the others in `details`.
+ */
+export type PrepareJob = (request: PrepareRequest) => Promise<PreparedJob>
+
+/** Argument of `prepareGoldenJob` (coordinator/golden-job.ts): SubmitRequest.golden_json parsed. */
+export interface GoldenRequest {
+  /** Absolute folder in the format of the golden runs: batches.safetensors, expected.json, model/. */
+  folder: string
+  finetuning: 'lora' | 'full'
+  /** Model in place of `folder`/model (the smollm2 folder has none). */
+  model?: string
+  /** Rows that a smollm2-like folder's examples came from are not needed: ids stand in expected.json. */
+  maxSteps?: number
+  outputDir?: string
+  gradientCodec?: JobSpec['gradient_codec']
+}
