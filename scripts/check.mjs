@@ -8,7 +8,7 @@ import { firstLine, run, runTool, top } from './tools.mjs'
 const mayImport = {
   proto: ['proto'],
   coordinator: ['coordinator', 'proto'],
-  worker: ['worker', 'proto'],
+  worker: ['worker', 'client', 'proto'],
   client: ['client', 'proto'],
   cli: ['cli', 'client', 'proto'],
   dashboard: ['dashboard', 'proto'],

@@ -1,0 +1,96 @@
+/**
+ * The worker's one stream to the coordinator. It comes back by itself with capped, jittered delays after a break,
+ * names the worker id it had, and never queues more than `maxQueuedMessages` while it is away.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import * as grpc from '@grpc/grpc-js'
+import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { Hello } from '../proto/gen/tunemesh/v1/Hello.js'
+import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
+import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
+import { channelOptions, WorkerService } from '../proto/services.js'
+
+const firstDelayMs = 100
+const maxDelayMs = 2_000
+
+export interface AttachOptions {
+  address: string
+  token: string
+  hello: Hello
+  onWelcome(welcome: Welcome): void
+  onMessage(message: ToWorker): void
+  /** The stream is away; messages meant for it are gone, the run machine decides what to say again. */
+  onBreak(reason: string): void
+  /** How long a worker tries to come back before it gives up and ends. */
+  giveUpAfterMs: number
+}
+
+export class AttachStream {
+  #call: grpc.ClientDuplexStream<FromWorker, ToWorker> | null = null
+  #client: InstanceType<typeof WorkerService>
+  #workerId = ''
+  #isClosed = false
+  readonly #metadata = new grpc.Metadata()
+
+  constructor(private readonly options: AttachOptions) {
+    this.#metadata.set('authorization', `Bearer ${options.token}`)
+    this.#client = new WorkerService(
+      options.address,
+      grpc.credentials.createInsecure(),
+      channelOptions,
+    )
+  }
+
+  /** Resolves when closed, or rejects when the coordinator stayed away for `giveUpAfterMs`. */
+  async run(): Promise<void> {
+    let lastSeenMs = performance.now()
+    let delayMs = firstDelayMs
+    while (!this.#isClosed) {
+      const { reason, sawWelcome } = await this.#runOnce()
+      if (this.#isClosed) return
+      if (sawWelcome) {
+        lastSeenMs = performance.now()
+        delayMs = firstDelayMs
+        this.options.onBreak(reason)
+      }
+      if (performance.now() - lastSeenMs > this.options.giveUpAfterMs) throw new Error(reason)
+      await delay(delayMs * (0.5 + Math.random() / 2))
+      delayMs = Math.min(delayMs * 2, maxDelayMs)
+    }
+  }
+
+  #runOnce(): Promise<{ reason: string; sawWelcome: boolean }> {
+    return new Promise((resolve) => {
+      let sawWelcome = false
+      const call = this.#client.attach(this.#metadata)
+      call.on('data', (message: ToWorker) => {
+        if (message.welcome) {
+          sawWelcome = true
+          this.#call = call
+          this.#workerId = message.welcome.workerId
+          this.options.onWelcome(message.welcome)
+        } else this.options.onMessage(message)
+      })
+      const end = (reason: string) => {
+        if (this.#call === call) this.#call = null
+        resolve({ reason, sawWelcome })
+      }
+      call.on('error', (error: grpc.ServiceError) => end(error.details || error.message))
+      call.on('end', () => end('the coordinator ended the stream'))
+      call.write({ hello: { ...this.options.hello, previousWorkerId: this.#workerId } })
+    })
+  }
+
+  /** False where the stream is away: the message is not kept. */
+  send(message: FromWorker): boolean {
+    if (!this.#call) return false
+    this.#call.write(message)
+    return true
+  }
+
+  close(): void {
+    this.#isClosed = true
+    this.#call?.end()
+    this.#client.close()
+  }
+}
