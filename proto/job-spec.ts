@@ -26,13 +26,18 @@ const model = {
     'Base model: a Hugging Face folder (config.json, safetensors, tokenizer.json) or a .gguf file. ' +
       'Relative paths start at the folder of the job file.',
   ),
-  output_dir: path.default('output').describe('Folder for the adapter or model and the run record.'),
+  output_dir: path
+    .default('output')
+    .describe('Folder for the adapter or model and the run record.'),
   name: z.string().max(100).default('').describe('What lists and pages call the job.'),
 }
 
 const data = {
   data: path.describe('Training rows, a .jsonl file: one JSON object a line.'),
-  eval_data: path.nullable().default(null).describe('Validation rows, a .jsonl file of the same kind.'),
+  eval_data: path
+    .nullable()
+    .default(null)
+    .describe('Validation rows, a .jsonl file of the same kind.'),
   validation_split: z
     .number()
     .min(0)
@@ -46,13 +51,17 @@ const data = {
   max_length: integer(8, 1 << 20)
     .nullable()
     .default(null)
-    .describe('Most tokens of a row, and with packing the exact length of a pack. ' +
-      'null: 1024, or the model\'s limit where that is less.'),
+    .describe(
+      'Most tokens of a row, and with packing the exact length of a pack. ' +
+        "null: 1024, or the model's limit where that is less.",
+    ),
   packing: z
     .boolean()
     .default(true)
-    .describe('Fill packs of exactly `max_length` tokens with whole rows, no attention across rows. ' +
-      'false: one row a sequence, padded to a multiple of 64.'),
+    .describe(
+      'Fill packs of exactly `max_length` tokens with whole rows, no attention across rows. ' +
+        'false: one row a sequence, padded to a multiple of 64.',
+    ),
   on_long_row: z
     .enum(['fail', 'truncate', 'drop'])
     .default('fail')
@@ -65,7 +74,12 @@ const lora = {
     .default('lora')
     .describe('Train a low-rank adapter, or every weight.'),
   r: integer(1, 1024).default(16).describe('Rank of the adapter.'),
-  lora_alpha: z.number().gt(0).max(8192).default(32).describe('The adapter is scaled by lora_alpha / r.'),
+  lora_alpha: z
+    .number()
+    .gt(0)
+    .max(8192)
+    .default(32)
+    .describe('The adapter is scaled by lora_alpha / r.'),
   target_modules: z
     .union([
       z.literal('all-linear'),
@@ -93,7 +107,7 @@ const optimizer = {
   lr_scheduler_type: z
     .enum(['constant', 'constant_with_warmup', 'linear', 'cosine'])
     .default('linear')
-    .describe('Shape of the learning rate after warm-up, by Hugging Face\'s formulas.'),
+    .describe("Shape of the learning rate after warm-up, by Hugging Face's formulas."),
   warmup_steps: steps().default(0).describe('Steps over which the learning rate rises from 0.'),
   warmup_ratio: z
     .number()
@@ -113,7 +127,12 @@ const optimizer = {
     .describe('Decoupled decay of trained matrices; vectors (norms, biases) do not decay.'),
   adam_beta1: z.number().min(0).lt(1).default(0.9).describe('Decay of the first moment.'),
   adam_beta2: z.number().min(0).lt(1).default(0.999).describe('Decay of the second moment.'),
-  adam_epsilon: z.number().gt(0).max(1).default(1e-8).describe('Added to the root of the second moment.'),
+  adam_epsilon: z
+    .number()
+    .gt(0)
+    .max(1)
+    .default(1e-8)
+    .describe('Added to the root of the second moment.'),
   max_grad_norm: z
     .number()
     .min(0)
@@ -123,7 +142,12 @@ const optimizer = {
 }
 
 const length = {
-  num_train_epochs: z.number().gt(0).max(10_000).default(3).describe('Passes over the training rows.'),
+  num_train_epochs: z
+    .number()
+    .gt(0)
+    .max(10_000)
+    .default(3)
+    .describe('Passes over the training rows.'),
   max_steps: z
     .union([z.literal(-1), steps(1)])
     .default(-1)
@@ -140,11 +164,14 @@ const length = {
 }
 
 const cadence = {
-  logging_steps: steps(1).default(1).describe('Steps between log lines; the live chart has every step.'),
+  logging_steps: steps(1)
+    .default(1)
+    .describe('Steps between log lines; the live chart has every step.'),
   save_steps: steps().default(50).describe('Steps between checkpoints. 0: only at the end.'),
   save_total_limit: integer(1, 1000).default(3).describe('Checkpoints that are kept.'),
-  eval_steps: steps().default(50).describe('Steps between validations, where there are such rows. ' +
-    '0: only at the end.'),
+  eval_steps: steps()
+    .default(50)
+    .describe('Steps between validations, where there are such rows. ' + '0: only at the end.'),
   sample_prompts: z
     .array(z.string().min(1).max(4000))
     .max(8)
@@ -156,7 +183,9 @@ const numerics = {
   gradient_codec: z
     .enum(['q24', 'q12', 'q8'])
     .default('q24')
-    .describe('Rounding of gradients on the wire. q24 is as good as float32; q12 and q8 are lossy.'),
+    .describe(
+      'Rounding of gradients on the wire. q24 is as good as float32; q12 and q8 are lossy.',
+    ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }
 
@@ -282,25 +311,32 @@ interface DocumentedKey {
 
 /** docs/job-file.md's table. */
 export function jobFileDocs(): string {
-  const schema = z.toJSONSchema(jobSpecSchema, { io: 'input' })
   const rows = jobKeys.map((key) => {
-    const entry = schema.properties?.[key] as DocumentedKey
+    const entry = documented(key)
     const fallback = 'default' in entry ? `\`${JSON.stringify(entry.default)}\`` : 'required'
     return `| \`${key}\` | ${valuesOf(entry)} | ${fallback} | ${entry.description ?? ''} |`
   })
   return ['| key | values | default | meaning |', '|---|---|---|---|', ...rows, ''].join('\n')
 }
 
+/** "integer from 1 to 1024", for messages. */
+export const allowedValues = (key: JobKey): string => valuesOf(documented(key))
+
+function documented(key: JobKey): DocumentedKey {
+  const schema = z.toJSONSchema(jobSpecSchema, { io: 'input' })
+  return (schema.properties?.[key] ?? {}) as DocumentedKey
+}
+
 function valuesOf(entry: DocumentedKey): string {
   if (entry.anyOf) return entry.anyOf.map(valuesOf).join(' or ')
-  if (entry.enum) return entry.enum.map((value) => `\`${String(value)}\``).join(', ')
-  if (entry.const !== undefined) return `\`${String(entry.const)}\``
-  if (entry.type === 'array') return `list of ${valuesOf(entry.items ?? {})}`
-  const low = entry.minimum ?? entry.exclusiveMinimum
-  const high = entry.maximum ?? entry.exclusiveMaximum
-  const range = [
-    low === undefined ? '' : `${entry.exclusiveMinimum === undefined ? '≥' : '>'} ${low}`,
-    high === undefined ? '' : `${entry.exclusiveMaximum === undefined ? '≤' : '<'} ${high}`,
-  ].filter(Boolean)
-  return [entry.type ?? 'any', ...range].join(' ')
+  if (entry.enum) return entry.enum.map(String).join(', ')
+  if (entry.const !== undefined) return String(entry.const)
+  if (entry.type === 'array') return `a list of ${valuesOf(entry.items ?? {})}`
+  if (entry.type === 'boolean') return 'true or false'
+  if (entry.type !== 'number' && entry.type !== 'integer') return entry.type ?? 'any value'
+  const above = entry.exclusiveMinimum === undefined ? 'from' : 'above'
+  const below = entry.exclusiveMaximum === undefined ? 'to' : 'below'
+  const low = entry.minimum ?? entry.exclusiveMinimum ?? 0
+  const high = entry.maximum ?? entry.exclusiveMaximum ?? 0
+  return `${entry.type} ${above} ${low} ${below} ${high}`
 }
