@@ -6,25 +6,21 @@ constexpr size_t kAlignment = 64;
 }
 
 Arena::~Arena() {
-  if (base_ != nullptr)
-    device_.ops().release(device_.context(), base_);
+  if (base_ != nullptr) device_.ops().release(device_.context(), base_);
 }
 
 void *Arena::take_bytes(const std::string &purpose, size_t bytes) {
   const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (is_sealed_) {
-    throw EngineError("INTERNAL", "a reservation of " + std::to_string(bytes) +
-                                      " bytes for " + purpose +
-                                      " came after the arena was sealed at " +
+    throw EngineError("INTERNAL", "a reservation of " + std::to_string(bytes) + " bytes for " +
+                                      purpose + " came after the arena was sealed at " +
                                       std::to_string(total_bytes_) + " bytes.");
   }
   if (base_ == nullptr) {
-    if (rounded == 0)
-      return nullptr;
+    if (rounded == 0) return nullptr;
     total_bytes_ += rounded;
     for (MemoryUse &use : uses_) {
-      if (use.purpose != purpose)
-        continue;
+      if (use.purpose != purpose) continue;
       use.size_bytes += rounded;
       return nullptr;
     }
@@ -32,10 +28,9 @@ void *Arena::take_bytes(const std::string &purpose, size_t bytes) {
     return nullptr;
   }
   if (rounded > total_bytes_ - handed_out_) {
-    throw EngineError("INTERNAL",
-                      "the plan of " + std::to_string(total_bytes_) +
-                          " bytes has no room for " + std::to_string(bytes) +
-                          " bytes of " + purpose + ".");
+    throw EngineError("INTERNAL", "the plan of " + std::to_string(total_bytes_) +
+                                      " bytes has no room for " + std::to_string(bytes) +
+                                      " bytes of " + purpose + ".");
   }
   char *found = base_ + handed_out_;
   handed_out_ += rounded;
@@ -51,12 +46,10 @@ void Arena::allocate() {
 
 void Arena::seal() {
   if (base_ == nullptr || handed_out_ != total_bytes_) {
-    throw EngineError("INTERNAL", "the plan says " +
-                                      std::to_string(total_bytes_) +
-                                      " bytes, " + std::to_string(handed_out_) +
-                                      " were taken.");
+    throw EngineError("INTERNAL", "the plan says " + std::to_string(total_bytes_) + " bytes, " +
+                                      std::to_string(handed_out_) + " were taken.");
   }
   is_sealed_ = true;
 }
 
-} // namespace tunemesh
+}  // namespace tunemesh

@@ -20,13 +20,14 @@ struct MemoryUse {
 };
 
 class Arena {
-public:
+ public:
   explicit Arena(const Device &device) : device_(device) {}
   ~Arena();
   Arena(const Arena &) = delete;
   Arena &operator=(const Arena &) = delete;
 
-  template <class T> T *take(const char *purpose, size_t count) {
+  template <class T>
+  T *take(const char *purpose, size_t count) {
     return static_cast<T *>(take_bytes(purpose, count * sizeof(T)));
   }
   // 64-byte aligned; null while counting.
@@ -40,7 +41,7 @@ public:
   size_t total_bytes() const { return total_bytes_; }
   const std::vector<MemoryUse> &uses() const { return uses_; }
 
-private:
+ private:
   const Device &device_;
   std::vector<MemoryUse> uses_;
   size_t total_bytes_ = 0;
@@ -49,4 +50,4 @@ private:
   bool is_sealed_ = false;
 };
 
-} // namespace tunemesh
+}  // namespace tunemesh

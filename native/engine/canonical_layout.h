@@ -6,18 +6,17 @@
 #include <string>
 #include <vector>
 
+#include "engine/codec.h"
 #include "engine/model_config.h"
 
 namespace tunemesh {
-
-constexpr size_t kBlockElements = 256;
 
 struct TrainedTensor {
   std::string name;
   std::vector<size_t> shape;
   size_t num_elements;
   size_t first_block;
-  size_t first_index; // canonical index of its first element, without fill
+  size_t first_index;  // canonical index of its first element, without fill
   size_t offset() const { return first_block * kBlockElements; }
 };
 
@@ -44,10 +43,9 @@ CanonicalLayout full_layout(const ModelConfig &config);
 CanonicalLayout lora_layout(const ModelConfig &config, const LoraSpec &lora);
 
 // "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-std::string adapter_tensor_name(size_t layer, const LinearShape &linear,
-                                char matrix);
+std::string adapter_tensor_name(size_t layer, const LinearShape &linear, char matrix);
 
 // Runs of digits compare as numbers: "layers.2" before "layers.10".
 bool natural_less(const std::string &a, const std::string &b);
 
-} // namespace tunemesh
+}  // namespace tunemesh

@@ -9,10 +9,8 @@
 namespace tunemesh {
 
 class Device {
-public:
-  Device(const TmBackend *ops, int num_threads,
-         const std::string &instruction_path)
-      : ops_(ops) {
+ public:
+  Device(const TmBackend *ops, int num_threads, const std::string &instruction_path) : ops_(ops) {
     TmContextOptions options = {};
     options.size = sizeof options;
     options.num_threads = num_threads;
@@ -20,8 +18,7 @@ public:
     check(ops_->create(&options, &context_), "create");
   }
   ~Device() {
-    if (context_ != nullptr)
-      ops_->destroy(context_);
+    if (context_ != nullptr) ops_->destroy(context_);
   }
   Device(const Device &) = delete;
   Device &operator=(const Device &) = delete;
@@ -30,26 +27,21 @@ public:
   TmContext *context() const { return context_; }
 
   void check(TmStatus status, const char *operation) const {
-    if (status == TM_OK)
-      return;
-    const char *detail =
-        ops_->last_error != nullptr ? ops_->last_error() : nullptr;
-    const std::string message =
-        std::string(ops_->name) + " " + operation +
-        " failed: " + (detail != nullptr ? detail : "no detail") + ".";
-    throw EngineError(status == TM_OUT_OF_MEMORY ? "DEVICE_MEMORY_SHORT"
-                                                 : "ENGINE_FAILED",
+    if (status == TM_OK) return;
+    const char *detail = ops_->last_error != nullptr ? ops_->last_error() : nullptr;
+    const std::string message = std::string(ops_->name) + " " + operation +
+                                " failed: " + (detail != nullptr ? detail : "no detail") + ".";
+    throw EngineError(status == TM_OUT_OF_MEMORY ? "DEVICE_MEMORY_SHORT" : "ENGINE_FAILED",
                       message);
   }
 
-private:
+ private:
   const TmBackend *ops_;
   TmContext *context_ = nullptr;
 };
 
 // TM_RUN(device, linear_forward, &args): one backend operation, checked.
-#define TM_RUN(device, operation, ...)                                         \
-  (device).check((device).ops().operation((device).context(), __VA_ARGS__),    \
-                 #operation)
+#define TM_RUN(device, operation, ...) \
+  (device).check((device).ops().operation((device).context(), __VA_ARGS__), #operation)
 
-} // namespace tunemesh
+}  // namespace tunemesh

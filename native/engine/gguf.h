@@ -20,30 +20,25 @@
 namespace tunemesh {
 
 class GgufFile : public WeightSource {
-public:
+ public:
   explicit GgufFile(const std::string &path);
 
-  bool has(const std::string &name) const override {
-    return tensors_.count(name) != 0;
-  }
+  bool has(const std::string &name) const override { return tensors_.count(name) != 0; }
   std::vector<std::string> names() const override;
   std::vector<size_t> shape(const std::string &name) const override;
-  void read(const std::string &name, size_t first, size_t count,
-            float *out) const override;
-  std::string fingerprint() const override {
-    return file_fingerprint(file_.path());
-  }
+  void read(const std::string &name, size_t first, size_t count, float *out) const override;
+  std::string fingerprint() const override { return file_fingerprint(file_.path()); }
   std::string description() const override { return file_.path(); }
   std::string error_code() const override { return "GGUF_INVALID"; }
 
-private:
+ private:
   struct Tensor {
-    std::string file_name; // "blk.0.attn_q.weight"
+    std::string file_name;  // "blk.0.attn_q.weight"
     uint32_t type;
-    std::vector<size_t> shape; // outermost first, as Hugging Face has it
-    size_t offset;             // in the file, once the header has been read
+    std::vector<size_t> shape;  // outermost first, as Hugging Face has it
+    size_t offset;              // in the file, once the header has been read
     size_t row_elements, num_rows, row_bytes;
-    size_t permuted_heads; // 0: rows stand in order
+    size_t permuted_heads;  // 0: rows stand in order
   };
   struct Cursor;
 
@@ -58,10 +53,10 @@ private:
 
   MappedFile file_;
   std::string architecture_;
-  std::map<std::string, uint64_t> numbers_; // whole-number metadata
-  std::map<std::string, Tensor> tensors_;   // by Hugging Face name
+  std::map<std::string, uint64_t> numbers_;  // whole-number metadata
+  std::map<std::string, Tensor> tensors_;    // by Hugging Face name
 };
 
 std::unique_ptr<WeightSource> open_gguf(const std::string &path);
 
-} // namespace tunemesh
+}  // namespace tunemesh

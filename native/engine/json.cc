@@ -11,42 +11,37 @@ constexpr int kMaxDepth = 32;
 }
 
 class JsonParser {
-public:
-  explicit JsonParser(const JsonText &source)
-      : source_(source), text_(source.text) {}
+ public:
+  explicit JsonParser(const JsonText &source) : source_(source), text_(source.text) {}
 
   Json parse() {
     Json value = parse_value(0);
     skip_space();
-    if (at_ != text_.size())
-      fail("text after the end of the value");
+    if (at_ != text_.size()) fail("text after the end of the value");
     return value;
   }
 
-private:
+ private:
   [[noreturn]] void fail(const std::string &what) const {
-    throw EngineError(source_.code,
-                      source_.where + ": JSON is not valid at byte " +
-                          std::to_string(at_) + ": " + what + ".");
+    throw EngineError(source_.code, source_.where + ": JSON is not valid at byte " +
+                                        std::to_string(at_) + ": " + what + ".");
   }
 
   void skip_space() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' ||
-                                  text_[at_] == '\r' || text_[at_] == '\t')) {
+    while (at_ < text_.size() &&
+           (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\r' || text_[at_] == '\t')) {
       ++at_;
     }
   }
 
   char peek() {
     skip_space();
-    if (at_ == text_.size())
-      fail("unexpected end");
+    if (at_ == text_.size()) fail("unexpected end");
     return text_[at_];
   }
 
   void expect(char wanted) {
-    if (peek() != wanted)
-      fail(std::string("expected '") + wanted + "'");
+    if (peek() != wanted) fail(std::string("expected '") + wanted + "'");
     ++at_;
   }
 
@@ -57,29 +52,27 @@ private:
   }
 
   Json parse_value(int depth) {
-    if (depth > kMaxDepth)
-      fail("nested deeper than " + std::to_string(kMaxDepth));
+    if (depth > kMaxDepth) fail("nested deeper than " + std::to_string(kMaxDepth));
     switch (peek()) {
-    case '{':
-      return parse_object(depth);
-    case '[':
-      return parse_array(depth);
-    case '"':
-      return make(parse_string());
-    case 't':
-      return parse_word("true", true);
-    case 'f':
-      return parse_word("false", false);
-    case 'n':
-      return parse_word("null", nullptr);
-    default:
-      return parse_number();
+      case '{':
+        return parse_object(depth);
+      case '[':
+        return parse_array(depth);
+      case '"':
+        return make(parse_string());
+      case 't':
+        return parse_word("true", true);
+      case 'f':
+        return parse_word("false", false);
+      case 'n':
+        return parse_word("null", nullptr);
+      default:
+        return parse_number();
     }
   }
 
   Json parse_word(std::string_view word, Json::Value value) {
-    if (text_.substr(at_, word.size()) != word)
-      fail("unknown word");
+    if (text_.substr(at_, word.size()) != word) fail("unknown word");
     at_ += word.size();
     return make(std::move(value));
   }
@@ -92,15 +85,12 @@ private:
       return make(std::move(members));
     }
     while (true) {
-      if (peek() != '"')
-        fail("expected a key");
+      if (peek() != '"') fail("expected a key");
       std::string key = parse_string();
       expect(':');
       Json value = parse_value(depth + 1);
-      if (!members.emplace(key, std::move(value)).second)
-        fail("key \"" + key + "\" stands twice");
-      if (peek() == '}')
-        break;
+      if (!members.emplace(key, std::move(value)).second) fail("key \"" + key + "\" stands twice");
+      if (peek() == '}') break;
       expect(',');
     }
     ++at_;
@@ -116,8 +106,7 @@ private:
     }
     while (true) {
       items.push_back(parse_value(depth + 1));
-      if (peek() == ']')
-        break;
+      if (peek() == ']') break;
       expect(',');
     }
     ++at_;
@@ -128,34 +117,27 @@ private:
     const size_t start = at_;
     auto digits = [&] {
       const size_t first = at_;
-      while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9')
-        ++at_;
-      if (at_ == first)
-        fail("expected a digit");
+      while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') ++at_;
+      if (at_ == first) fail("expected a digit");
       return at_ - first;
     };
-    if (text_[at_] == '-')
-      ++at_;
+    if (text_[at_] == '-') ++at_;
     const size_t first = at_;
-    if (digits() > 1 && text_[first] == '0')
-      fail("a number must not start with 0");
+    if (digits() > 1 && text_[first] == '0') fail("a number must not start with 0");
     if (at_ < text_.size() && text_[at_] == '.') {
       ++at_;
       digits();
     }
     if (at_ < text_.size() && (text_[at_] == 'e' || text_[at_] == 'E')) {
       ++at_;
-      if (at_ < text_.size() && (text_[at_] == '+' || text_[at_] == '-'))
-        ++at_;
+      if (at_ < text_.size() && (text_[at_] == '+' || text_[at_] == '-')) ++at_;
       digits();
     }
-    return make(std::strtod(
-        std::string(text_.substr(start, at_ - start)).c_str(), nullptr));
+    return make(std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr));
   }
 
   uint32_t parse_hex4() {
-    if (at_ + 4 > text_.size())
-      fail("unexpected end in \\u");
+    if (at_ + 4 > text_.size()) fail("unexpected end in \\u");
     uint32_t value = 0;
     for (int i = 0; i < 4; ++i) {
       const char digit = text_[at_++];
@@ -176,19 +158,15 @@ private:
   void append_code_point(std::string &out) {
     uint32_t code = parse_hex4();
     if (code >= 0xD800 && code < 0xDC00) {
-      if (text_.substr(at_, 2) != "\\u")
-        fail("half a surrogate pair");
+      if (text_.substr(at_, 2) != "\\u") fail("half a surrogate pair");
       at_ += 2;
       const uint32_t low = parse_hex4();
-      if (low < 0xDC00 || low > 0xDFFF)
-        fail("half a surrogate pair");
+      if (low < 0xDC00 || low > 0xDFFF) fail("half a surrogate pair");
       code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
     } else if (code >= 0xDC00 && code <= 0xDFFF) {
       fail("half a surrogate pair");
     }
-    auto tail = [&](int shift) {
-      out += static_cast<char>(0x80 | ((code >> shift) & 0x3F));
-    };
+    auto tail = [&](int shift) { out += static_cast<char>(0x80 | ((code >> shift) & 0x3F)); };
     if (code < 0x80) {
       out += static_cast<char>(code);
     } else if (code < 0x800) {
@@ -210,26 +188,21 @@ private:
     ++at_;
     std::string out;
     while (true) {
-      if (at_ == text_.size())
-        fail("unexpected end in a string");
+      if (at_ == text_.size()) fail("unexpected end in a string");
       const char c = text_[at_++];
-      if (c == '"')
-        return out;
-      if (static_cast<unsigned char>(c) < 0x20)
-        fail("control character in a string");
+      if (c == '"') return out;
+      if (static_cast<unsigned char>(c) < 0x20) fail("control character in a string");
       if (c != '\\') {
         out += c;
         continue;
       }
-      if (at_ == text_.size())
-        fail("unexpected end in a string");
+      if (at_ == text_.size()) fail("unexpected end in a string");
       const char escape = text_[at_++];
       constexpr std::string_view kEscapes = "\"\\/bfnrt";
       constexpr std::string_view kMeanings = "\"\\/\b\f\n\r\t";
       if (escape == 'u') {
         append_code_point(out);
-      } else if (const size_t which = kEscapes.find(escape);
-                 which != std::string_view::npos) {
+      } else if (const size_t which = kEscapes.find(escape); which != std::string_view::npos) {
         out += kMeanings[which];
       } else {
         fail("unknown escape");
@@ -244,14 +217,11 @@ private:
 
 namespace {
 template <class T>
-const T &held(const Json &json, const Json::Value &value,
-              std::string_view what) {
-  if (const T *found = std::get_if<T>(&value))
-    return *found;
-  throw EngineError(json.code(),
-                    std::string(what) + " is of the wrong JSON type.");
+const T &held(const Json &json, const Json::Value &value, std::string_view what) {
+  if (const T *found = std::get_if<T>(&value)) return *found;
+  throw EngineError(json.code(), std::string(what) + " is of the wrong JSON type.");
 }
-} // namespace
+}  // namespace
 
 const JsonObject &Json::object(std::string_view what) const {
   return held<JsonObject>(*this, value_, what);
@@ -262,15 +232,12 @@ const JsonArray &Json::array(std::string_view what) const {
 const std::string &Json::string(std::string_view what) const {
   return held<std::string>(*this, value_, what);
 }
-double Json::number(std::string_view what) const {
-  return held<double>(*this, value_, what);
-}
+double Json::number(std::string_view what) const { return held<double>(*this, value_, what); }
 
 uint64_t Json::count(std::string_view what) const {
   const double value = number(what);
   if (value < 0 || value > 0x1p53 || value != std::floor(value)) {
-    throw EngineError(code_, std::string(what) + " is " +
-                                 std::to_string(value) +
+    throw EngineError(code_, std::string(what) + " is " + std::to_string(value) +
                                  ", not a whole number from 0 to 2^53.");
   }
   return static_cast<uint64_t>(value);
@@ -295,4 +262,4 @@ std::string json_quote(std::string_view text) {
   return out + "\"";
 }
 
-} // namespace tunemesh
+}  // namespace tunemesh

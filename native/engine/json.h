@@ -15,9 +15,8 @@ using JsonArray = std::vector<Json>;
 using JsonObject = std::map<std::string, Json>;
 
 class Json {
-public:
-  using Value = std::variant<std::nullptr_t, bool, double, std::string,
-                             JsonArray, JsonObject>;
+ public:
+  using Value = std::variant<std::nullptr_t, bool, double, std::string, JsonArray, JsonObject>;
 
   Json() = default;
   explicit Json(Value value) : value_(std::move(value)) {}
@@ -39,7 +38,7 @@ public:
   bool is_object() const { return std::holds_alternative<JsonObject>(value_); }
   const std::string &code() const { return code_; }
 
-private:
+ private:
   friend class JsonParser;
   Value value_ = nullptr;
   std::string code_ = "SAFETENSORS_INVALID";
@@ -47,8 +46,8 @@ private:
 
 struct JsonText {
   std::string_view text;
-  std::string where; // for messages: the file
-  std::string code;  // error code of the file's kind
+  std::string where;  // for messages: the file
+  std::string code;   // error code of the file's kind
 };
 
 Json parse_json(const JsonText &source);
@@ -56,4 +55,4 @@ Json parse_json(const JsonText &source);
 // The text as a JSON string, with its quotes.
 std::string json_quote(std::string_view text);
 
-} // namespace tunemesh
+}  // namespace tunemesh

@@ -8,7 +8,7 @@
 namespace tunemesh {
 
 class MappedFile {
-public:
+ public:
   // `code` is thrown where the file can't be opened or read.
   MappedFile(const std::string &path, const std::string &code);
   ~MappedFile();
@@ -23,7 +23,7 @@ public:
   // Tells the kernel that these pages won't be read again soon.
   void forget(size_t offset, size_t size) const;
 
-private:
+ private:
   std::string path_;
   const uint8_t *data_ = nullptr;
   size_t size_ = 0;
@@ -33,7 +33,7 @@ private:
 // commit(), after fsync. Without commit() nothing is left. Throws DISK_FULL
 // where the disk is, otherwise ENGINE_FAILED.
 class FileWriter {
-public:
+ public:
   explicit FileWriter(const std::string &path);
   ~FileWriter();
   FileWriter(const FileWriter &) = delete;
@@ -43,7 +43,7 @@ public:
   size_t written() const { return written_; }
   void commit();
 
-private:
+ private:
   [[noreturn]] void fail(const char *what) const;
 
   std::string path_;
@@ -52,4 +52,4 @@ private:
   size_t written_ = 0;
 };
 
-} // namespace tunemesh
+}  // namespace tunemesh

@@ -25,7 +25,7 @@ struct ModelConfig {
   double rms_norm_epsilon = 0;
   double rotary_theta = 0;
   RotaryScaling rotary_scaling;
-  size_t sliding_window = 0; // 0: none
+  size_t sliding_window = 0;  // 0: none
   bool qkv_bias = false;
   bool qk_norm = false;
   bool tie_word_embeddings = false;
@@ -42,8 +42,8 @@ void check_model_config(const ModelConfig &config);
 enum Linear { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kNumLinears };
 
 struct LinearShape {
-  const char *module; // "q_proj", as target_modules has it
-  const char *path;   // "self_attn.q_proj"
+  const char *module;  // "q_proj", as target_modules has it
+  const char *path;    // "self_attn.q_proj"
   size_t out, in;
 };
 std::array<LinearShape, kNumLinears> linear_shapes(const ModelConfig &config);
@@ -59,4 +59,4 @@ std::vector<TensorShape> model_tensors(const ModelConfig &config);
 
 std::string layer_name(size_t layer, const std::string &rest);
 
-} // namespace tunemesh
+}  // namespace tunemesh

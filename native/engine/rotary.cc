@@ -9,31 +9,27 @@ namespace {
 // source  Hugging Face transformers, modeling_rope_utils.py, "llama3"
 float llama3_frequency(float frequency, const RotaryScaling &scaling) {
   const float wavelength = static_cast<float>(2 * std::numbers::pi) / frequency;
-  const float low_wavelength = static_cast<float>(
-      scaling.original_max_position / scaling.low_freq_factor);
-  const float high_wavelength = static_cast<float>(
-      scaling.original_max_position / scaling.high_freq_factor);
+  const float low_wavelength =
+      static_cast<float>(scaling.original_max_position / scaling.low_freq_factor);
+  const float high_wavelength =
+      static_cast<float>(scaling.original_max_position / scaling.high_freq_factor);
   const float factor = static_cast<float>(scaling.factor);
-  if (wavelength < high_wavelength)
-    return frequency;
-  if (wavelength > low_wavelength)
-    return frequency / factor;
-  const float smooth =
-      (static_cast<float>(scaling.original_max_position) / wavelength -
-       static_cast<float>(scaling.low_freq_factor)) /
-      static_cast<float>(scaling.high_freq_factor - scaling.low_freq_factor);
+  if (wavelength < high_wavelength) return frequency;
+  if (wavelength > low_wavelength) return frequency / factor;
+  const float smooth = (static_cast<float>(scaling.original_max_position) / wavelength -
+                        static_cast<float>(scaling.low_freq_factor)) /
+                       static_cast<float>(scaling.high_freq_factor - scaling.low_freq_factor);
   return (1 - smooth) * frequency / factor + smooth * frequency;
 }
 
-} // namespace
+}  // namespace
 
 std::vector<float> rotary_inverse_frequencies(const ModelConfig &config) {
   std::vector<float> frequencies(config.head_size / 2);
   for (size_t i = 0; i < frequencies.size(); ++i) {
-    const float exponent =
-        static_cast<float>(2 * i) / static_cast<float>(config.head_size);
-    const float power = static_cast<float>(
-        std::pow(config.rotary_theta, static_cast<double>(exponent)));
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_size);
+    const float power =
+        static_cast<float>(std::pow(config.rotary_theta, static_cast<double>(exponent)));
     frequencies[i] = 1.0f / power;
     if (config.rotary_scaling.kind == RotaryScaling::Kind::kLinear) {
       frequencies[i] /= static_cast<float>(config.rotary_scaling.factor);
@@ -61,4 +57,4 @@ RotaryTable rotary_table(const ModelConfig &config, size_t num_positions) {
   return table;
 }
 
-} // namespace tunemesh
+}  // namespace tunemesh

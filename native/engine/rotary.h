@@ -11,8 +11,8 @@ namespace tunemesh {
 std::vector<float> rotary_inverse_frequencies(const ModelConfig &config);
 
 struct RotaryTable {
-  std::vector<float> cos, sin; // [num_positions, F/2]
+  std::vector<float> cos, sin;  // [num_positions, F/2]
 };
 RotaryTable rotary_table(const ModelConfig &config, size_t num_positions);
 
-} // namespace tunemesh
+}  // namespace tunemesh

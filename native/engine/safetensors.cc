@@ -12,8 +12,7 @@
 namespace tunemesh {
 namespace {
 
-static_assert(std::endian::native == std::endian::little,
-              "files are little-endian");
+static_assert(std::endian::native == std::endian::little, "files are little-endian");
 
 size_t dtype_bytes(std::string_view dtype) {
   static const std::map<std::string_view, size_t> kSizes = {
@@ -26,15 +25,13 @@ size_t dtype_bytes(std::string_view dtype) {
 
 std::string shape_text(const std::vector<size_t> &shape) {
   std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i)
-    text += (i ? ", " : "") + std::to_string(shape[i]);
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
 }
 
-} // namespace
+}  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::string &path,
-                                 const std::string &code)
+SafetensorsFile::SafetensorsFile(const std::string &path, const std::string &code)
     : file_(path, code), code_(code) {
   parse_header();
 }
@@ -45,25 +42,21 @@ void SafetensorsFile::fail(const std::string &what) const {
 
 void SafetensorsFile::parse_header() {
   if (file_.size() < 8)
-    fail("has " + std::to_string(file_.size()) +
-         " bytes, less than the 8 of a header size.");
+    fail("has " + std::to_string(file_.size()) + " bytes, less than the 8 of a header size.");
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, file_.data(), 8);
   if (header_bytes > kMaxSafetensorsHeaderBytes) {
     fail("header of " + std::to_string(header_bytes) + " bytes; the limit is " +
-         std::to_string(kMaxSafetensorsHeaderBytes) +
-         ". Is this a safetensors file?");
+         std::to_string(kMaxSafetensorsHeaderBytes) + ". Is this a safetensors file?");
   }
   if (header_bytes > file_.size() - 8) {
     fail("header of " + std::to_string(header_bytes) + " bytes in a file of " +
          std::to_string(file_.size()) + ". The file is truncated.");
   }
-  const std::string_view text(reinterpret_cast<const char *>(file_.data()) + 8,
-                              header_bytes);
+  const std::string_view text(reinterpret_cast<const char *>(file_.data()) + 8, header_bytes);
   const Json header = parse_json({text, file_.path(), code_});
   const size_t data_start = 8 + header_bytes;
-  for (const auto &[name, entry] :
-       header.object(file_.path() + ": the header")) {
+  for (const auto &[name, entry] : header.object(file_.path() + ": the header")) {
     if (name == "__metadata__") {
       for (const auto &[key, value] : entry.object("__metadata__")) {
         metadata_[key] = value.string("__metadata__." + key);
@@ -75,35 +68,29 @@ void SafetensorsFile::parse_header() {
   check_layout(data_start);
 }
 
-void SafetensorsFile::add_tensor(const std::string &name, const Json &entry,
-                                 size_t data_start) {
+void SafetensorsFile::add_tensor(const std::string &name, const Json &entry, size_t data_start) {
   const std::string where = file_.path() + ": tensor " + name;
   const JsonObject &fields = entry.object(where);
   for (const auto &[key, value] : fields) {
     if (key != "dtype" && key != "shape" && key != "data_offsets")
       fail("tensor " + name + " has the unknown field " + key + ".");
   }
-  if (fields.size() != 3)
-    fail("tensor " + name + " lacks one of dtype, shape, data_offsets.");
+  if (fields.size() != 3) fail("tensor " + name + " lacks one of dtype, shape, data_offsets.");
   Tensor tensor;
   tensor.dtype = fields.at("dtype").string(where + ": dtype");
   const size_t element_bytes = dtype_bytes(tensor.dtype);
-  if (element_bytes == 0)
-    fail("tensor " + name + " has the unknown dtype " + tensor.dtype + ".");
+  if (element_bytes == 0) fail("tensor " + name + " has the unknown dtype " + tensor.dtype + ".");
   tensor.num_elements = 1;
   for (const Json &extent : fields.at("shape").array(where + ": shape")) {
     tensor.shape.push_back(extent.count(where + ": shape"));
-    if (__builtin_mul_overflow(tensor.num_elements, tensor.shape.back(),
-                               &tensor.num_elements)) {
-      fail("tensor " + name + " has more elements than 64 bits count: " +
-           shape_text(tensor.shape) + ".");
+    if (__builtin_mul_overflow(tensor.num_elements, tensor.shape.back(), &tensor.num_elements)) {
+      fail("tensor " + name + " has more elements than 64 bits count: " + shape_text(tensor.shape) +
+           ".");
     }
   }
-  const JsonArray &offsets =
-      fields.at("data_offsets").array(where + ": data_offsets");
+  const JsonArray &offsets = fields.at("data_offsets").array(where + ": data_offsets");
   if (offsets.size() != 2)
-    fail("tensor " + name + " has " + std::to_string(offsets.size()) +
-         " data_offsets, not 2.");
+    fail("tensor " + name + " has " + std::to_string(offsets.size()) + " data_offsets, not 2.");
   const uint64_t begin = offsets[0].count(where + ": data_offsets");
   const uint64_t end = offsets[1].count(where + ": data_offsets");
   const uint64_t available = file_.size() - data_start;
@@ -117,56 +104,47 @@ void SafetensorsFile::add_tensor(const std::string &name, const Json &entry,
   size_t wanted = 0;
   if (__builtin_mul_overflow(tensor.num_elements, element_bytes, &wanted) ||
       wanted != tensor.num_bytes) {
-    fail("tensor " + name + " " + tensor.dtype + " " +
-         shape_text(tensor.shape) + " holds " +
-         std::to_string(tensor.num_bytes) + " bytes, its shape asks for " +
-         std::to_string(wanted) + ".");
+    fail("tensor " + name + " " + tensor.dtype + " " + shape_text(tensor.shape) + " holds " +
+         std::to_string(tensor.num_bytes) + " bytes, its shape asks for " + std::to_string(wanted) +
+         ".");
   }
   tensors_.emplace(name, std::move(tensor));
 }
 
 void SafetensorsFile::check_layout(size_t data_start) const {
   std::vector<std::pair<size_t, std::string>> order;
-  for (const auto &[name, tensor] : tensors_)
-    order.emplace_back(tensor.offset, name);
+  for (const auto &[name, tensor] : tensors_) order.emplace_back(tensor.offset, name);
   // Empty tensors share their offset with the next one: shorter ones first.
   std::sort(order.begin(), order.end(), [&](const auto &a, const auto &b) {
-    if (a.first != b.first)
-      return a.first < b.first;
+    if (a.first != b.first) return a.first < b.first;
     return tensors_.at(a.second).num_bytes < tensors_.at(b.second).num_bytes;
   });
   size_t expected = data_start;
   for (const auto &[offset, name] : order) {
     if (offset != expected) {
-      fail("tensor " + name + " starts at byte " +
-           std::to_string(offset - data_start) + " of the data, not at " +
-           std::to_string(expected - data_start) +
-           (offset < expected ? ": it overlaps the one before it."
-                              : ": there is a gap."));
+      fail("tensor " + name + " starts at byte " + std::to_string(offset - data_start) +
+           " of the data, not at " + std::to_string(expected - data_start) +
+           (offset < expected ? ": it overlaps the one before it." : ": there is a gap."));
     }
     expected = offset + tensors_.at(name).num_bytes;
   }
   if (expected != file_.size()) {
-    fail("the tensors end at byte " + std::to_string(expected) +
-         ", the file at " + std::to_string(file_.size()) + ".");
+    fail("the tensors end at byte " + std::to_string(expected) + ", the file at " +
+         std::to_string(file_.size()) + ".");
   }
 }
 
-const SafetensorsFile::Tensor &
-SafetensorsFile::tensor(const std::string &name) const {
+const SafetensorsFile::Tensor &SafetensorsFile::tensor(const std::string &name) const {
   const auto found = tensors_.find(name);
-  if (found == tensors_.end())
-    fail("tensor " + name + " is missing.");
+  if (found == tensors_.end()) fail("tensor " + name + " is missing.");
   return found->second;
 }
 
-void SafetensorsFile::read(const std::string &name, size_t first, size_t count,
-                           float *out) const {
+void SafetensorsFile::read(const std::string &name, size_t first, size_t count, float *out) const {
   const Tensor &source = tensor(name);
   if (first > source.num_elements || count > source.num_elements - first) {
     fail("tensor " + name + " has " + std::to_string(source.num_elements) +
-         " elements, asked for " + std::to_string(count) + " from " +
-         std::to_string(first) + ".");
+         " elements, asked for " + std::to_string(count) + " from " + std::to_string(first) + ".");
   }
   const uint8_t *bytes = file_.data() + source.offset;
   if (source.dtype == "F32") {
@@ -174,8 +152,7 @@ void SafetensorsFile::read(const std::string &name, size_t first, size_t count,
     return;
   }
   if (source.dtype != "F16" && source.dtype != "BF16") {
-    fail("tensor " + name + " is of dtype " + source.dtype +
-         "; only F32, F16 and BF16 are read.");
+    fail("tensor " + name + " is of dtype " + source.dtype + "; only F32, F16 and BF16 are read.");
   }
   const bool is_brain = source.dtype == "BF16";
   for (size_t i = 0; i < count; ++i) {
@@ -185,8 +162,7 @@ void SafetensorsFile::read(const std::string &name, size_t first, size_t count,
   }
 }
 
-void write_safetensors(const std::string &path,
-                       const SafetensorsContent &content) {
+void write_safetensors(const std::string &path, const SafetensorsContent &content) {
   std::string header = "{";
   if (!content.metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -199,13 +175,10 @@ void write_safetensors(const std::string &path,
   size_t offset = 0;
   for (const SafetensorsEntry &entry : content.entries) {
     size_t num_bytes = 4;
-    for (const size_t extent : entry.shape)
-      num_bytes *= extent;
-    header += std::string(header.size() > 1 ? "," : "") +
-              json_quote(entry.name) +
-              ":{\"dtype\":\"F32\",\"shape\":" + shape_text(entry.shape) +
-              ",\"data_offsets\":[" + std::to_string(offset) + "," +
-              std::to_string(offset + num_bytes) + "]}";
+    for (const size_t extent : entry.shape) num_bytes *= extent;
+    header += std::string(header.size() > 1 ? "," : "") + json_quote(entry.name) +
+              ":{\"dtype\":\"F32\",\"shape\":" + shape_text(entry.shape) + ",\"data_offsets\":[" +
+              std::to_string(offset) + "," + std::to_string(offset + num_bytes) + "]}";
     offset += num_bytes;
   }
   header += "}";
@@ -215,16 +188,13 @@ void write_safetensors(const std::string &path,
   file.write(&header_bytes, 8);
   file.write(header.data(), header.size());
   for (const SafetensorsEntry &entry : content.entries) {
-    entry.write([&](const float *values, size_t count) {
-      file.write(values, 4 * count);
-    });
+    entry.write([&](const float *values, size_t count) { file.write(values, 4 * count); });
   }
   if (file.written() != 8 + header_bytes + offset) {
-    throw EngineError(
-        "INTERNAL",
-        path + ": the written tensors do not fill their header's shapes.");
+    throw EngineError("INTERNAL",
+                      path + ": the written tensors do not fill their header's shapes.");
   }
   file.commit();
 }
 
-} // namespace tunemesh
+}  // namespace tunemesh

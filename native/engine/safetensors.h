@@ -15,12 +15,12 @@ namespace tunemesh {
 constexpr size_t kMaxSafetensorsHeaderBytes = 100'000'000;
 
 class SafetensorsFile {
-public:
+ public:
   struct Tensor {
     std::string dtype;
     std::vector<size_t> shape;
     size_t num_elements;
-    size_t offset; // in the file
+    size_t offset;  // in the file
     size_t num_bytes;
   };
 
@@ -30,19 +30,15 @@ public:
                            const std::string &code = "SAFETENSORS_INVALID");
 
   const std::map<std::string, Tensor> &tensors() const { return tensors_; }
-  const std::map<std::string, std::string> &metadata() const {
-    return metadata_;
-  }
+  const std::map<std::string, std::string> &metadata() const { return metadata_; }
   const std::string &path() const { return file_.path(); }
   const Tensor &tensor(const std::string &name) const;
   // Elements [first, first + count) of an F32, F16 or BF16 tensor.
-  void read(const std::string &name, size_t first, size_t count,
-            float *out) const;
+  void read(const std::string &name, size_t first, size_t count, float *out) const;
 
-private:
+ private:
   void parse_header();
-  void add_tensor(const std::string &name, const class Json &entry,
-                  size_t data_start);
+  void add_tensor(const std::string &name, const class Json &entry, size_t data_start);
   void check_layout(size_t data_start) const;
   [[noreturn]] void fail(const std::string &what) const;
 
@@ -56,20 +52,17 @@ struct SafetensorsEntry {
   std::string name;
   std::vector<size_t> shape;
   // Writes the tensor's float32 values through the sink, in order.
-  std::function<void(const std::function<void(const float *, size_t)> &sink)>
-      write;
+  std::function<void(const std::function<void(const float *, size_t)> &sink)> write;
 };
 
 struct SafetensorsContent {
-  std::vector<SafetensorsEntry> entries; // all float32
+  std::vector<SafetensorsEntry> entries;  // all float32
   std::vector<std::pair<std::string, std::string>> metadata;
 };
 
 // Writes beside `path` and renames into place after fsync.
-void write_safetensors(const std::string &path,
-                       const SafetensorsContent &content);
+void write_safetensors(const std::string &path, const SafetensorsContent &content);
 
-std::unique_ptr<WeightSource>
-open_safetensors_folder(const std::string &folder);
+std::unique_ptr<WeightSource> open_safetensors_folder(const std::string &folder);
 
-} // namespace tunemesh
+}  // namespace tunemesh

@@ -10,7 +10,7 @@
 namespace tunemesh {
 
 class WeightSource {
-public:
+ public:
   virtual ~WeightSource() = default;
   virtual bool has(const std::string &name) const = 0;
   virtual std::vector<std::string> names() const = 0;
@@ -18,8 +18,7 @@ public:
   virtual std::vector<size_t> shape(const std::string &name) const = 0;
   // Reads `count` elements from the one numbered `first`. Quantised kinds need
   // whole rows.
-  virtual void read(const std::string &name, size_t first, size_t count,
-                    float *out) const = 0;
+  virtual void read(const std::string &name, size_t first, size_t count, float *out) const = 0;
   // Changes when the files change; keys the cache of packed weights.
   virtual std::string fingerprint() const = 0;
   virtual std::string description() const = 0;
@@ -33,4 +32,4 @@ std::unique_ptr<WeightSource> open_weights(const std::string &path);
 // "path|size|modification time" of a file.
 std::string file_fingerprint(const std::string &path);
 
-} // namespace tunemesh
+}  // namespace tunemesh
