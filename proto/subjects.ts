@@ -8,7 +8,12 @@ export const commitSubject = (job: string) => `tm.commit.${job}`
 export const eventStream = 'TM_EVENTS'
 export const eventSubject = (job: string) => `tm.event.${job}`
 
-interface SliceAddress { job: string; fleetEpoch: number; slice: number; sliceAttempt: number }
+interface SliceAddress {
+  job: string
+  fleetEpoch: number
+  slice: number
+  sliceAttempt: number
+}
 
 /**
  * A contribution's frames for one slice. Only the current owner subscribes, under the current fleet epoch and
@@ -23,3 +28,7 @@ export const allSumsSubject = (job: string, fleetEpoch: number) => `tm.g.${job}.
 /** Credits, acknowledgements and requests to send again, addressed to one worker. */
 export const creditSubject = (job: string, fleetEpoch: number, worker: string) =>
   `tm.g.${job}.${fleetEpoch}.k.${worker}`
+
+/** The last state of each job; one message a subject is kept. */
+export const jobStream = 'TM_JOBS'
+export const jobSubject = (job: string) => `tm.job.${job}`

@@ -1,0 +1,87 @@
+/** Who may call: one secret token a state folder, one-time tickets and cookies for the browser. */
+import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
+import {
+  type ServerInterceptingCallInterface,
+  ServerInterceptingCall,
+  type ServerInterceptor,
+  type Metadata,
+} from '@grpc/grpc-js'
+import { TunemeshError } from '../proto/errors.js'
+import { rpcStatusOf } from '../proto/rpc-error.js'
+
+export const newSecret = () => randomBytes(32).toString('base64url')
+
+/** Compares without telling by its duration how much was right. */
+export function isSameSecret(given: string, secret: string): boolean {
+  const hash = (text: string) => createHash('sha256').update(text).digest()
+  return timingSafeEqual(hash(given), hash(secret))
+}
+
+/** Refuses every call of every service, health and reflection included, that lacks the token. */
+export function tokenInterceptor(token: string): ServerInterceptor {
+  return (_method, call: ServerInterceptingCallInterface) =>
+    new ServerInterceptingCall(call as ServerInterceptingCall, {
+      start: (next) =>
+        next({
+          onReceiveMetadata: (metadata, proceed) => {
+            if (hasToken(metadata, token)) proceed(metadata)
+            else call.sendStatus(rpcStatusOf(notAuthenticated()))
+          },
+        }),
+    })
+}
+
+function hasToken(metadata: Metadata, token: string): boolean {
+  const header = metadata.get('authorization')[0]
+  if (typeof header !== 'string') return false
+  const given = /^bearer +(\S+)$/i.exec(header)?.[1]
+  return given !== undefined && isSameSecret(given, token)
+}
+
+const notAuthenticated = () =>
+  new TunemeshError(
+    'NOT_AUTHENTICATED',
+    'The call carries no valid token. Send metadata "authorization: Bearer TOKEN"; ' +
+      'endpoint.json in the state folder has it.',
+  )
+
+const ticketLifeMs = 10 * 60_000
+const maxTickets = 32
+const maxBrowserSessions = 64
+
+/** One-time tickets for the dashboard's address, each exchanged for a cookie's secret. */
+export class BrowserAccess {
+  readonly #tickets = new Map<string, number>()
+  readonly #cookies = new Set<string>()
+
+  constructor(private readonly nowMs: () => number) {}
+
+  newTicket(): string {
+    const ticket = newSecret()
+    this.#tickets.set(ticket, this.nowMs() + ticketLifeMs)
+    forgetOldest(this.#tickets, maxTickets)
+    return ticket
+  }
+
+  /** The cookie's secret; null where the ticket is unknown, used or too old. */
+  redeem(ticket: string): string | null {
+    const validUntil = this.#tickets.get(ticket)
+    this.#tickets.delete(ticket)
+    if (validUntil === undefined || validUntil < this.nowMs()) return null
+    const cookie = newSecret()
+    this.#cookies.add(cookie)
+    forgetOldest(this.#cookies, maxBrowserSessions)
+    return cookie
+  }
+
+  isKnown(cookie: string): boolean {
+    return this.#cookies.has(cookie)
+  }
+}
+
+function forgetOldest(entries: Map<string, unknown> | Set<string>, limit: number): void {
+  for (const key of entries.keys()) {
+    if (entries.size <= limit) return
+    entries.delete(key)
+  }
+}

@@ -1,0 +1,197 @@
+/**
+ * The coordinator's only door to NATS: connects, reconnects for ever, reads and writes streams.
+ * No other file here imports the client.
+ */
+import { setTimeout as delay } from 'node:timers/promises'
+import {
+  type ConnectionOptions,
+  connect,
+  ErrorCode as NatsErrorCode,
+  type NatsConnection as Client,
+  NatsError,
+  RequestStrategy,
+  StorageType,
+  type StreamConfig,
+} from 'nats'
+import { TunemeshError } from '../proto/errors.js'
+
+/** The server's code for an append whose expected last sequence is not the subject's last. */
+const wrongLastSequence = 10071
+const requestTimeoutMs = 5_000
+
+export const fileStorage = StorageType.File
+
+export interface NatsAddress {
+  url: string
+  user: string
+  password: string
+}
+
+/** What became of an append: `unknown` must be settled by reading before it is tried again. */
+export type AppendResult =
+  | { outcome: 'ok'; sequence: number }
+  | { outcome: 'conflict' }
+  | { outcome: 'unknown'; reason: string }
+
+export interface StoredMessage {
+  /** In the stream. */
+  sequence: number
+  data: Uint8Array
+}
+
+export class NatsConnection {
+  private constructor(private readonly client: Client) {}
+
+  /** @param timeoutMs how long the server may take to come up */
+  static async open(address: NatsAddress, timeoutMs: number): Promise<NatsConnection> {
+    const options: ConnectionOptions = {
+      servers: address.url,
+      user: address.user,
+      pass: address.password,
+      name: address.user,
+      // Replies go to a prefix of its own, which no worker may read.
+      inboxPrefix: `_INBOX_${address.user}`,
+      maxReconnectAttempts: -1,
+      reconnectTimeWait: 100,
+      reconnectJitter: 100,
+      pingInterval: 5_000,
+      maxPingOut: 2,
+      timeout: 2_000,
+    }
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      try {
+        return new NatsConnection(await connect(options))
+      } catch (cause) {
+        if (performance.now() > deadline) {
+          throw new TunemeshError(
+            'NATS_UNREACHABLE',
+            `nats-server at ${address.url} did not answer within ${timeoutMs} ms.`,
+            { cause },
+          )
+        }
+        await delay(30)
+      }
+    }
+  }
+
+  /** Calls back at each loss and return of the connection, until it is closed. */
+  async watchStatus(onChange: (up: boolean) => void): Promise<void> {
+    for await (const status of this.client.status()) {
+      if (status.type === 'disconnect') onChange(false)
+      if (status.type === 'reconnect') onChange(true)
+    }
+  }
+
+  async request(subject: string): Promise<Uint8Array> {
+    const reply = await this.client.request(subject, '', { timeout: requestTimeoutMs })
+    return reply.data
+  }
+
+  /** Creates the stream, or brings an existing one to this configuration. */
+  async ensureStream(config: Partial<StreamConfig> & { name: string }): Promise<void> {
+    const manager = await this.client.jetstreamManager({ timeout: requestTimeoutMs })
+    try {
+      await manager.streams.info(config.name)
+      await manager.streams.update(config.name, config)
+    } catch (error) {
+      if (!isStreamMissing(error)) throw error
+      await manager.streams.add(config)
+    }
+  }
+
+  /** Compare-and-set append: refused unless `expectedLast` is the last sequence on this subject. */
+  async append(subject: string, data: Uint8Array, expectedLast: number): Promise<AppendResult> {
+    try {
+      const stream = this.client.jetstream({ timeout: requestTimeoutMs })
+      const expect = { lastSubjectSequence: expectedLast }
+      const ack = await stream.publish(subject, data, { expect })
+      return { outcome: 'ok', sequence: ack.seq }
+    } catch (error) {
+      return refusalOf(error)
+    }
+  }
+
+  /** The last message of a subject, from the stream's leader; null: there is none. */
+  async readLast(stream: string, subject: string): Promise<StoredMessage | null> {
+    const manager = await this.client.jetstreamManager({ timeout: requestTimeoutMs, checkAPI: false })
+    try {
+      const message = await manager.streams.getMessage(stream, { last_by_subj: subject })
+      return { sequence: message.seq, data: message.data }
+    } catch (error) {
+      if (isMessageMissing(error)) return null
+      throw error
+    }
+  }
+
+  /**
+   * Up to `limit` messages of a subject (wildcards allowed) from a stream sequence on, in order.
+   * Fewer than `limit` means that nothing follows.
+   */
+  async readPage(query: {
+    stream: string
+    subject: string
+    fromSequence: number
+    limit: number
+  }): Promise<StoredMessage[]> {
+    const body = { seq: query.fromSequence, next_by_subj: query.subject, batch: query.limit }
+    const replies = await this.client.requestMany(
+      `$JS.API.DIRECT.GET.${query.stream}`,
+      JSON.stringify(body),
+      { strategy: RequestStrategy.SentinelMsg, maxWait: requestTimeoutMs },
+    )
+    const messages: StoredMessage[] = []
+    for await (const reply of replies) {
+      const code = reply.headers?.code ?? 0
+      // 204 ends the batch, 404 says that nothing lies there or beyond.
+      if (code === 204 || code === 404) return messages
+      if (code >= 400) throw unreadable(query.stream, reply.headers?.description ?? String(code))
+      messages.push({ sequence: Number(reply.headers?.get('Nats-Sequence')), data: reply.data })
+    }
+    throw unreadable(query.stream, 'the reply ended half way')
+  }
+
+  async close(): Promise<void> {
+    await this.client.close()
+  }
+}
+
+/** Every message of a subject from a sequence on, page by page. */
+export async function* readSubject(
+  connection: NatsConnection,
+  query: { stream: string; subject: string; fromSequence: number },
+): AsyncGenerator<StoredMessage> {
+  const limit = 256
+  let fromSequence = query.fromSequence
+  for (;;) {
+    const page = await connection.readPage({ ...query, fromSequence, limit })
+    yield* page
+    const last = page.at(-1)
+    if (last === undefined || page.length < limit) return
+    fromSequence = last.sequence + 1
+  }
+}
+
+function refusalOf(error: unknown): AppendResult {
+  if (error instanceof NatsError && error.api_error !== undefined) {
+    if (error.api_error.err_code === wrongLastSequence) return { outcome: 'conflict' }
+    // 10077 and relatives: no space left in the store.
+    if (/insufficient|maximum|space/i.test(error.api_error.description)) {
+      throw new TunemeshError('DISK_FULL', `nats-server refuses to store: ${error.message}.`, {
+        cause: error,
+      })
+    }
+  }
+  // Timed out, disconnected, no responder: it may or may not be stored.
+  return { outcome: 'unknown', reason: error instanceof Error ? error.message : String(error) }
+}
+
+const unreadable = (stream: string, reason: string) =>
+  new TunemeshError('NATS_UNREACHABLE', `Stream ${stream} could not be read: ${reason}.`)
+
+const isStreamMissing = (error: unknown) =>
+  error instanceof NatsError && error.api_error?.err_code === 10059
+
+const isMessageMissing = (error: unknown) =>
+  error instanceof NatsError &&
+  (error.api_error?.err_code === 10037 || error.code === NatsErrorCode.JetStream404NoMessages)
