@@ -1,0 +1,178 @@
+/** All workers attached now: who they are, what they do, how to reach them. Decides only who is dead. */
+import { randomBytes } from 'node:crypto'
+import { EventEmitter } from 'node:events'
+import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { Heartbeat__Output } from '../proto/gen/tunemesh/v1/Heartbeat.js'
+import type { Hello__Output } from '../proto/gen/tunemesh/v1/Hello.js'
+import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
+import type { WorkerInfo } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
+import { type WorkerId, workerId } from '../proto/ids.js'
+import { version } from '../proto/version.js'
+import { TunemeshError } from '../proto/errors.js'
+
+/** One attached stream; the service makes it, the fleet ends it. */
+export interface WorkerStream {
+  send(message: ToWorker): void
+  end(reason: string): void
+}
+
+export type WorkerState = 'idle' | 'preparing' | 'training' | 'draining'
+
+export interface FleetWorker {
+  readonly id: WorkerId
+  readonly hello: Hello__Output
+  readonly stream: WorkerStream
+  /** Monotonic time of its last message. */
+  lastSeenMs: number
+  heartbeat: Heartbeat__Output | null
+  state: WorkerState
+  jobId: string
+  tokensPerSecond: number
+  /** Of the last step's micro-batches. */
+  share: number
+}
+
+interface FleetEvents {
+  attached: [FleetWorker]
+  lost: [FleetWorker, reason: string]
+  message: [FleetWorker, FromWorker__Output]
+}
+
+export interface FleetOptions {
+  /** Silence after which a worker counts as dead. */
+  deadAfterMs: number
+  /** Monotonic. */
+  nowMs: () => number
+  maxWorkers: number
+}
+
+/** Also a NATS subject token, so nothing else may be in it. */
+const idForm = /^w-[a-z0-9]{1,16}$/
+
+export class Fleet extends EventEmitter<FleetEvents> {
+  readonly #workers = new Map<WorkerId, FleetWorker>()
+  #lastTickMs: number
+
+  constructor(private readonly options: FleetOptions) {
+    super()
+    this.setMaxListeners(0)
+    this.#lastTickMs = options.nowMs()
+  }
+
+  get workers(): FleetWorker[] {
+    return [...this.#workers.values()]
+  }
+
+  get(id: string): FleetWorker | undefined {
+    return this.#workers.get(workerId(id))
+  }
+
+  /**
+   * Takes a worker in, under its old id where it had one.
+   * @throws TunemeshError VERSION_MISMATCH
+   */
+  attach(hello: Hello__Output, stream: WorkerStream): FleetWorker {
+    if (hello.version !== version) {
+      throw new TunemeshError(
+        'VERSION_MISMATCH',
+        `Worker on ${hello.host} runs tunemesh ${hello.version}, the coordinator ${version}. ` +
+          'Install the same version on both.',
+      )
+    }
+    const previous = hello.previousWorkerId
+    const id = workerId(idForm.test(previous) ? previous : newWorkerId())
+    if (!this.#workers.has(id) && this.#workers.size >= this.options.maxWorkers) {
+      throw new TunemeshError(
+        'STATE_CONFLICT',
+        `${this.#workers.size} workers are attached, which is the limit. Let one leave first.`,
+      )
+    }
+    // A worker comes back before its old stream was noticed to be gone.
+    this.disconnect(id, 'attached anew')
+    const worker: FleetWorker = {
+      id,
+      hello,
+      stream,
+      lastSeenMs: this.options.nowMs(),
+      heartbeat: null,
+      state: 'idle',
+      jobId: '',
+      tokensPerSecond: 0,
+      share: 0,
+    }
+    this.#workers.set(id, worker)
+    return worker
+  }
+
+  /** To be called once Welcome is sent: from now on others may send to it. */
+  announce(worker: FleetWorker): void {
+    this.emit('attached', worker)
+  }
+
+  receive(worker: FleetWorker, message: FromWorker__Output): void {
+    if (this.#workers.get(worker.id) !== worker) return
+    worker.lastSeenMs = this.options.nowMs()
+    if (message.heartbeat) worker.heartbeat = message.heartbeat
+    if (message.drain) worker.state = 'draining'
+    this.emit('message', worker, message)
+  }
+
+  /** False: it is not attached (any more), and its run machine hears of that by `lost`. */
+  send(id: string, message: ToWorker): boolean {
+    const worker = this.get(id)
+    if (worker === undefined) return false
+    worker.stream.send(message)
+    return true
+  }
+
+  /** Ends the worker's stream; it may attach anew. */
+  disconnect(id: string, reason: string): void {
+    const worker = this.get(id)
+    if (worker !== undefined) this.#lose(worker, reason)
+  }
+
+  /** Its stream has ended by itself. */
+  streamEnded(worker: FleetWorker, reason: string): void {
+    if (this.#workers.get(worker.id) === worker) this.#lose(worker, reason)
+  }
+
+  /** To be called about once a second. */
+  tick(): void {
+    const now = this.options.nowMs()
+    // Where this process itself stood still, everybody was silent for it: that time does not count.
+    const ownStallMs = Math.max(0, now - this.#lastTickMs - 2_000)
+    this.#lastTickMs = now
+    for (const worker of this.workers) {
+      worker.lastSeenMs += ownStallMs
+      const silentMs = now - worker.lastSeenMs
+      if (silentMs > this.options.deadAfterMs) {
+        this.#lose(worker, `silent for ${Math.round(silentMs)} ms`)
+      }
+    }
+  }
+
+  #lose(worker: FleetWorker, reason: string): void {
+    this.#workers.delete(worker.id)
+    worker.stream.end(reason)
+    this.emit('lost', worker, reason)
+  }
+}
+
+export const workerMessage = (worker: FleetWorker): WorkerInfo => ({
+  workerId: worker.id,
+  host: worker.hello.host,
+  device: worker.hello.device,
+  deviceClass: worker.hello.deviceClass,
+  version: worker.hello.version,
+  state: worker.state,
+  tokensPerSecond: worker.tokensPerSecond,
+  jobId: worker.jobId,
+  share: worker.share,
+  processId: worker.hello.processId,
+  memoryBytes: worker.heartbeat?.residentBytes ?? worker.hello.memoryBytes,
+})
+
+function newWorkerId(): string {
+  const alphabet = 'abcdefghijkmnpqrstuvwxyz23456789'
+  return `w-${[...randomBytes(5)].map((byte) => alphabet[byte % 32]).join('')}`
+}

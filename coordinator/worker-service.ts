@@ -1,0 +1,91 @@
+/** WorkerService: one stream a worker. The first message is Hello, its answer Welcome. */
+import type * as grpc from '@grpc/grpc-js'
+import type { Logger } from 'pino'
+import { TunemeshError } from '../proto/errors.js'
+import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
+import type { WorkerServiceHandlers } from '../proto/gen/tunemesh/v1/WorkerService.js'
+import { rpcStatusOf } from '../proto/rpc-error.js'
+import type { Fleet, FleetWorker } from './fleet.js'
+import type { NatsAddress } from './nats-connection.js'
+
+export interface WorkerServiceOptions {
+  fleet: Fleet
+  nats: NatsAddress
+  heartbeatMs: number
+  /** How long a new stream may take to say Hello. */
+  helloTimeoutMs: number
+  log: Logger
+}
+
+type AttachCall = grpc.ServerDuplexStream<FromWorker__Output, ToWorker>
+
+export function workerHandlers(options: WorkerServiceOptions): WorkerServiceHandlers {
+  return { Attach: (call) => attach(call, options) }
+}
+
+function attach(call: AttachCall, options: WorkerServiceOptions): void {
+  const { fleet, log } = options
+  let worker: FleetWorker | null = null
+  const refuse = (error: unknown) => {
+    const { code, details, metadata } = rpcStatusOf(error)
+    call.emit('error', Object.assign(new Error(details), { code, details, metadata }))
+  }
+  const helloTimer = setTimeout(() => refuse(noHello()), options.helloTimeoutMs)
+  const gone = (reason: string) => {
+    clearTimeout(helloTimer)
+    if (worker !== null) fleet.streamEnded(worker, reason)
+    call.end()
+  }
+  call.on('data', (message: FromWorker__Output) => {
+    if (worker !== null) {
+      fleet.receive(worker, message)
+      return
+    }
+    clearTimeout(helloTimer)
+    try {
+      if (!message.hello) throw noHello()
+      const { end, send } = streamOf(call)
+      worker = fleet.attach(message.hello, { send, end })
+    } catch (error) {
+      log.warn({ err: error }, 'a worker was refused')
+      refuse(error)
+      return
+    }
+    welcome(worker, options)
+  })
+  call.on('end', () => gone('the worker ended its stream'))
+  call.on('cancelled', () => gone('its connection broke'))
+  call.on('error', (error) => gone(error.message))
+}
+
+function streamOf(call: AttachCall) {
+  let ended = false
+  return {
+    send: (message: ToWorker) => {
+      if (!ended) call.write(message)
+    },
+    end: () => {
+      ended = true
+      call.end()
+    },
+  }
+}
+
+function welcome(worker: FleetWorker, options: WorkerServiceOptions): void {
+  const { hello, id } = worker
+  worker.stream.send({
+    welcome: {
+      workerId: id,
+      natsUrl: options.nats.url,
+      natsUser: options.nats.user,
+      natsPassword: options.nats.password,
+      heartbeatMs: options.heartbeatMs,
+    },
+  })
+  options.log.info({ workerId: id, host: hello.host, device: hello.device }, 'worker attached')
+  options.fleet.announce(worker)
+}
+
+const noHello = () =>
+  new TunemeshError('VERSION_MISMATCH', 'An Attach stream must begin with Hello, and soon.')
