@@ -81,7 +81,7 @@ export interface RunFailure {
 }
 
 export type RunEvent =
-  /** First event: the whole commit log of the job, oldest first. */
+  /** First event, and the answer to `readLog`: the whole commit log of the job, oldest first. */
   | { kind: 'started'; log: readonly LoggedRecord[] }
   /** A worker's stream stands, its Hello was accepted. Also after a lost stream, under its old id. */
   | { kind: 'workerAttached'; worker: AttachedWorker }
@@ -120,6 +120,8 @@ export type RunEffect =
   /** At most one is out at a time. Answered by appendAcknowledged, appendRefused or appendUnknown. */
   | { kind: 'append'; record: CommitLogRecord; expectedLastSequence: number }
   | { kind: 'readLastRecord' }
+  /** Answered by another `started`: somebody appended while this coordinator was starting. */
+  | { kind: 'readLog' }
   /** The body of a JobEvent: exactly one of its oneof fields. */
   | { kind: 'event'; event: JobEvent }
   /** Make the manifest durable (temporary folder, fsync, rename); answer checkpointStored or -Failed. */

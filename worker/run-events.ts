@@ -83,6 +83,10 @@ export type WorkerEvent =
   | ({ kind: 'sliceFinished'; sumDigest: string; publishedDigest: string; sumSquares: number } & SliceKey)
   /** All chunks of a published sum are in the step's sum slot; `digest` computed from what is there. */
   | { kind: 'sumArrived'; step: number; slice: number; digest: string }
+  /** The first chunk of another attempt has overwritten a sum reported before: it does not stand. */
+  | { kind: 'sumOverwritten'; step: number; slice: number }
+  /** Another worker lacks a sum: answered by sendSum or refuseSum. */
+  | { kind: 'sumRequested'; step: number; slice: number; digest: string; byWorkerId: string }
   /** The named worker does not have the sum (any more). */
   | { kind: 'sumUnavailable'; step: number; slice: number; fromWorkerId: string }
   | { kind: 'commitLogRead'; records: readonly LoggedRecord[] }
@@ -114,8 +118,8 @@ export type WorkerEffect =
   | { kind: 'uploadState'; step: number; purpose: string }
   /** Answered by stateLoaded. */
   | { kind: 'loadState'; step: number; digest: string; sequence: number }
-  /** Answered by probeDone. */
-  | { kind: 'probe'; step: number; microBatch: number; packs: number[]; lossDivisor: number }
+  /** Linear digest of one micro-batch's whole gradient, computed in a free slot; answered by probeDone. */
+  | { kind: 'probe'; step: number; slot: number; microBatch: number; packs: number[]; lossDivisor: number }
   /** Answered by evaluated. */
   | { kind: 'evaluate'; evaluate: Evaluate__Output }
   /** Answered by delivered. */
@@ -141,8 +145,8 @@ export type WorkerEffect =
   | ({ kind: 'publishSum' } & SliceKey)
   /** Ask one worker for a sum of a committed step; answered by sumArrived or sumUnavailable, or not at all. */
   | { kind: 'requestSum'; step: number; slice: number; fromWorkerId: string; digest: string }
-  /** Sums that this worker can serve others, from its sum slots: at most two steps. */
-  | { kind: 'serveSums'; steps: number[] }
+  | { kind: 'sendSum'; step: number; slice: number; toWorkerId: string }
+  | { kind: 'refuseSum'; step: number; slice: number; toWorkerId: string }
   /** Which steps' sums may be written into the two sum slots as they arrive. */
   | { kind: 'acceptSums'; steps: number[] }
   // the rest
