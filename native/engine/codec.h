@@ -1,12 +1,14 @@
 // Fixed-point gradients of the exchange: rounding, exact packing, digests (docs/decisions/0003-*).
 //
-// A value is an int64 in units of 2^-48. A block is 256 elements, numbered over the whole trained vector; tensors
-// start at a block and the tail of their last block is zero. Every function gives the same bits on every path.
+// A value is an int64 in units of 2^-48. A block is 256 elements, numbered over the whole trained
+// vector; tensors start at a block and the tail of their last block is zero. Every function gives
+// the same bits on every path.
 //
-// A packed block is (shift, width) and 32 * width bytes: all 256 values are multiples of 2^shift and value >> shift
-// fits width bits in two's complement. A block of zeros is (0, 0) and takes no further bytes. Values are laid out in
-// eight lanes (value j in lane j % 8), each lane 32 values, least significant bits first, in 32-bit little-endian
-// words; word k of the lanes stands together. Widths above 32 are the low 32 bits (width 32) followed by the rest.
+// A packed block is (shift, width) and 32 * width bytes: all 256 values are multiples of 2^shift
+// and value >> shift fits width bits in two's complement. A block of zeros is (0, 0) and takes no
+// further bytes. Values are laid out in eight lanes (value j in lane j % 8), each lane 32 values,
+// least significant bits first, in 32-bit little-endian words; word k of the lanes stands together.
+// Widths above 32 are the low 32 bits (width 32) followed by the rest.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -25,22 +27,24 @@ inline constexpr size_t max_packed_bytes(size_t num_blocks) {
 }
 
 enum class CodecPath { kGeneric, kAvx2, kAvx512 };
-// The widest path of this processor, and the one in use (the widest unless set). For tests: set_codec_path returns
-// false where the processor lacks it.
+// The widest path of this processor, and the one in use (the widest unless set). For tests:
+// set_codec_path returns false where the processor lacks it.
 CodecPath widest_codec_path();
 CodecPath codec_path();
 bool set_codec_path(CodecPath path);
 
-// The contract of TmRoundAndAdd: rounds float blocks to `significant_bits` and adds them to int64. TM_OUT_OF_RANGE
-// also where the rounded value or the sum leaves int64. On failure the accumulator is partly changed: clear it.
+// The contract of TmRoundAndAdd: rounds float blocks to `significant_bits` and adds them to int64.
+// TM_OUT_OF_RANGE also where the rounded value or the sum leaves int64. On failure the accumulator
+// is partly changed: clear it.
 TmStatus round_and_add(const TmRoundAndAdd& args);
 
-// accumulator += values. False where a sum leaves int64 (all elements are written, the accumulator is then useless).
+// accumulator += values. False where a sum leaves int64 (all elements are written, the accumulator
+// is then useless).
 [[nodiscard]] bool add_blocks(const int64_t* values, size_t num_blocks, int64_t* accumulator);
 
-// Rounds sums to `significant_bits` below each block's largest (ties to even) and writes value * 2^-48 as float32,
-// which is exact for significant_bits <= 24. `published` may not overlap `sums`. TM_OUT_OF_RANGE where rounding leaves
-// the int64 range; bad_block is then set.
+// Rounds sums to `significant_bits` below each block's largest (ties to even) and writes value *
+// 2^-48 as float32, which is exact for significant_bits <= 24. `published` may not overlap `sums`.
+// TM_OUT_OF_RANGE where rounding leaves the int64 range; bad_block is then set.
 struct RoundSum {
   const int64_t* sums;
   float* published;
@@ -50,21 +54,27 @@ struct RoundSum {
 };
 TmStatus round_sum(const RoundSum& args);
 
-// Published floats back to integers: exact for what round_sum wrote. TM_NON_FINITE, TM_OUT_OF_RANGE for others.
+// Published floats back to integers: exact for what round_sum wrote. TM_NON_FINITE, TM_OUT_OF_RANGE
+// for others.
 TmStatus floats_to_fixed(const float* published, size_t num_blocks, int64_t* out);
+
+// Integers to published floats: value * 2^-48, exact for 24 significant bits, else rounded once.
+void fixed_to_floats(const int64_t* values, size_t num_blocks, float* out);
 
 // Bytes that pack_blocks will write, and the packing itself (out holds at least packed_bytes).
 size_t packed_bytes(const int64_t* values, size_t num_blocks);
 size_t pack_blocks(const int64_t* values, size_t num_blocks, uint8_t* out);
 
-// Does `packed` hold exactly num_blocks well-formed blocks? Ask before the unpackers below, which trust it.
+// Does `packed` hold exactly num_blocks well-formed blocks? Ask before the unpackers below, which
+// trust it.
 [[nodiscard]] bool packed_is_valid(std::span<const uint8_t> packed, size_t num_blocks);
 // accumulator += unpacked values; false where a sum leaves int64.
-[[nodiscard]] bool unpack_add(std::span<const uint8_t> packed, size_t num_blocks, int64_t* accumulator);
+[[nodiscard]] bool unpack_add(std::span<const uint8_t> packed, size_t num_blocks,
+                              int64_t* accumulator);
 void unpack(std::span<const uint8_t> packed, size_t num_blocks, int64_t* out);
 
-// Linear digest D(q) = sum of q[b][j] * R(b) * L(j) mod 2^64; R and L odd, from splitmix64. first_block is the
-// number of values' first block in the whole vector.
+// Linear digest D(q) = sum of q[b][j] * R(b) * L(j) mod 2^64; R and L odd, from splitmix64.
+// first_block is the number of values' first block in the whole vector.
 uint64_t linear_digest(const int64_t* values, size_t first_block, size_t num_blocks);
 uint64_t digest_block_factor(size_t block);
 uint64_t digest_lane_factor(size_t element);

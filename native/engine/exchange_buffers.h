@@ -1,9 +1,11 @@
-// The exchange's side of the gradient memory: contributions, the owner's sum, published sums, frame slabs.
+// The exchange's side of the gradient memory: contributions, the owner's sum, published sums, frame
+// slabs.
 //
-// Memory comes from the engine's arena, once, as planned; nothing here allocates tensors. Methods without "thread" in
-// their comment run on the exchange thread only (post()), so that packing and adding do not wait for compute. The
-// engine's thread writes contribution(slot) until the worker says the lease is done and reads published(step) after
-// the commit; the worker's step loop orders the two threads, no lock is needed on elements.
+// Memory comes from the engine's arena, once, as planned; nothing here allocates tensors. Methods
+// without "thread" in their comment run on the exchange thread only (post()), so that packing and
+// adding do not wait for compute. The engine's thread writes contribution(slot) until the worker
+// says the lease is done and reads published(step) after the commit; the worker's step loop orders
+// the two threads, no lock is needed on elements.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -26,31 +28,35 @@ namespace tunemesh {
 // code is one of proto/errors.ts.
 class ExchangeError : public std::runtime_error {
  public:
-  ExchangeError(const char* code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ExchangeError(const char* code, const std::string& message)
+      : std::runtime_error(message), code_(code) {}
   const char* code() const { return code_; }
 
  private:
   const char* code_;
 };
 
+inline constexpr int kDefaultFrames = 16;
+
 struct ExchangeOptions {
-  size_t num_blocks = 0;             // of the trained vector
-  size_t slice_blocks = 0;           // the last slice may be shorter
-  size_t chunk_blocks = 0;           // <= kMaxChunkBlocks: a frame stays within 1 MiB whatever the values
+  size_t num_blocks = 0;    // of the trained vector
+  size_t slice_blocks = 0;  // the last slice may be shorter
+  size_t chunk_blocks = 0;  // <= kMaxChunkBlocks: a frame stays within 1 MiB whatever the values
   int num_contribution_slots = 0;
-  int significant_bits = 24;         // of the published sums
+  int significant_bits = 24;  // of the published sums
   int num_frames = kDefaultFrames;
-  static constexpr int kDefaultFrames = 16;
 };
 
 // Bytes by purpose, each a multiple of 64.
 struct ExchangePlan {
-  size_t contribution_bytes = 0;     // int64, all slots
-  size_t sum_bytes = 0;              // int64
-  size_t published_bytes = 0;        // float32, two steps
-  size_t frame_bytes = 0;            // num_frames * 1 MiB
-  size_t scratch_bytes = 0;          // one chunk of int64
-  size_t total() const { return contribution_bytes + sum_bytes + published_bytes + frame_bytes + scratch_bytes; }
+  size_t contribution_bytes = 0;  // int64, all slots
+  size_t sum_bytes = 0;           // int64
+  size_t published_bytes = 0;     // float32, two steps
+  size_t frame_bytes = 0;         // num_frames * 1 MiB
+  size_t scratch_bytes = 0;       // one chunk of int64
+  size_t total() const {
+    return contribution_bytes + sum_bytes + published_bytes + frame_bytes + scratch_bytes;
+  }
 };
 
 // One pointer for each number of the plan; 64-byte aligned; outlives the buffers.
@@ -62,12 +68,19 @@ struct ExchangeMemory {
   void* scratch = nullptr;
 };
 
-struct SliceMeasure { uint64_t digest; size_t packed_bytes; };
-struct FinishedSlice { uint64_t sum_digest, published_digest; double sum_squares; };
+struct SliceMeasure {
+  uint64_t digest;
+  size_t packed_bytes;
+};
+struct FinishedSlice {
+  uint64_t sum_digest, published_digest;
+  double sum_squares;
+};
 
 class ExchangeBuffers {
  public:
-  static ExchangePlan plan(const ExchangeOptions& options);  // throws PLAN_MISMATCH for impossible sizes
+  static ExchangePlan plan(
+      const ExchangeOptions& options);  // throws PLAN_MISMATCH for impossible sizes
 
   ExchangeBuffers(const ExchangeOptions& options, const ExchangeMemory& memory);
   ~ExchangeBuffers();  // ends the thread; commands still queued run first
@@ -80,8 +93,8 @@ class ExchangeBuffers {
   size_t slice_first_block(size_t slice) const { return slice * options_.slice_blocks; }
   size_t slice_num_blocks(size_t slice) const;
   size_t num_chunks(size_t slice) const;
-  int64_t* contribution(int slot);        // num_blocks * 256
-  float* published(size_t step);          // slot step % 2
+  int64_t* contribution(int slot);  // num_blocks * 256
+  float* published(size_t step);    // slot step % 2
   std::span<uint8_t> frames() { return {frames_, options_.num_frames * kMaxFrameBytes}; }
   // A slot whose gradient failed: packing and adding it are refused until it is cleared.
   void poison(int slot) { poisoned_.at(slot).store(true); }
@@ -92,11 +105,12 @@ class ExchangeBuffers {
   // ---- exchange thread ----
   void clear_slot(int slot);
   SliceMeasure measure_contribution(int slot, size_t slice);
-  // Writes the chunk's frame into frame slot `frame` and returns its bytes. Fields of `header` that describe the
-  // payload (chunk range, bytes, digest, crc) are filled in here.
+  // Writes the chunk's frame into frame slot `frame` and returns its bytes. Fields of `header` that
+  // describe the payload (chunk range, bytes, digest, crc) are filled in here.
   size_t pack_contribution(int slot, FrameHeader header, int frame);
-  // Adds a complete slice of one contribution, every chunk once; checks all frames before it touches the sum.
-  // Returns the sum of the frames' digests. FRAME_INVALID names the chunk; the sum is then unchanged.
+  // Adds a complete slice of one contribution, every chunk once; checks all frames before it
+  // touches the sum. Returns the sum of the frames' digests. FRAME_INVALID names the chunk; the sum
+  // is then unchanged.
   uint64_t add_contribution_frames(std::span<const std::span<const uint8_t>> frames);
   uint64_t add_own_contribution(int slot, size_t slice);
   void clear_sum(size_t slice);
@@ -107,10 +121,18 @@ class ExchangeBuffers {
 
  private:
   static constexpr size_t kMaxQueued = 4096;
-  FrameLimits limits() const { return {options_.num_blocks, options_.slice_blocks, options_.chunk_blocks}; }
+  static constexpr size_t kMeasureBlocks = 32;  // 64 KiB: two passes in the first-level caches
+  FrameLimits limits() const {
+    return {options_.num_blocks, options_.slice_blocks, options_.chunk_blocks};
+  }
   size_t checked_slice(size_t slice) const;
   int checked_slot(int slot) const;
   FrameHeader parse(std::span<const uint8_t> frame, FrameKind kind) const;
+  static bool same_contribution(const FrameHeader& a, const FrameHeader& b);
+  [[noreturn]] static void throw_overflow(size_t slice);
+  const int64_t* readable(int slot, size_t block);
+  const int64_t* published_chunk(size_t step, size_t first_block, size_t num_blocks);
+  void place_chunk(FrameHeader& header, int frame) const;
   size_t write_frame(FrameHeader header, const int64_t* values, int frame);
   void run();
 

@@ -1,10 +1,12 @@
-// The gradient frame: a 64-byte little-endian header in front of packed blocks (proto/frame.ts has the same layout).
+// The gradient frame: a 64-byte little-endian header in front of packed blocks (proto/frame.ts has
+// the same layout).
 //
 //   0 magic u32 "TMG1"   4 version u16     6 kind u8          7 codec u8       8 jobHash u64
 //  16 fleetEpoch u32    20 step u32       24 slice u16       26 sliceAttempt u16
 //  28 lease u16         30 leaseAttempt u16 (both 0 in a sum) 32 chunk u16     34 numChunks u16
 //  36 firstBlock u32    40 numBlocks u32  44 payloadBytes u32
-//  48 digest u64 (linear digest of this chunk's integers)    56 flags u32 (0)  60 crc32c u32 (bytes 0-59, payload)
+//  48 digest u64 (linear digest of this chunk's integers)    56 flags u32 (0)  60 crc32c u32 (bytes
+//  0-59, payload)
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,14 +36,32 @@ struct FrameHeader {
 };
 
 // The job's cut of the trained vector, against which a frame's ranges are checked.
-struct FrameLimits { size_t num_blocks, slice_blocks, chunk_blocks; };
+struct FrameLimits {
+  size_t num_blocks, slice_blocks, chunk_blocks;
+};
 
-enum class FrameFault { kNone, kTooShort, kTooLong, kMagic, kVersion, kKind, kCodec, kFlags, kLength, kRange, kPayload, kChecksum };
+enum class FrameFault {
+  kNone,
+  kTooShort,
+  kTooLong,
+  kMagic,
+  kVersion,
+  kKind,
+  kCodec,
+  kFlags,
+  kLength,
+  kRange,
+  kPayload,
+  kChecksum
+};
 const char* frame_fault_text(FrameFault fault);
 
-// Reads and checks everything: lengths, ranges, checksum, well-formed payload. `header` is set only for kNone.
-FrameFault parse_frame(std::span<const uint8_t> frame, const FrameLimits& limits, FrameHeader* header);
-// Writes the header in front of a payload of header.payload_bytes already in place; fills in the checksum.
+// Reads and checks everything: lengths, ranges, checksum, well-formed payload. `header` is set only
+// for kNone.
+FrameFault parse_frame(std::span<const uint8_t> frame, const FrameLimits& limits,
+                       FrameHeader* header);
+// Writes the header in front of a payload of header.payload_bytes already in place; fills in the
+// checksum.
 void write_frame_header(const FrameHeader& header, std::span<uint8_t> frame);
 
 }  // namespace tunemesh
