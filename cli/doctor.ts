@@ -1,0 +1,55 @@
+/** `tunemesh doctor`: what this machine has, what it lacks, and the command that mends it. */
+import type { Context } from './context.js'
+import { checkEngine, checkCompiler, checkInstructions } from './doctor-engine.js'
+import { checkNats } from './doctor-nats.js'
+import {
+  checkCoordinator,
+  checkNode,
+  checkPorts,
+  checkStateDirAndDisk,
+} from './doctor-machine.js'
+import { escapeLine } from './escape.js'
+import type { Style } from './style.js'
+import { TunemeshError } from '../proto/errors.js'
+
+export interface Finding {
+  name: string
+  /** `warn` lets training go on; `bad` does not. */
+  verdict: 'good' | 'warn' | 'bad'
+  /** What was seen. */
+  seen: string
+  /** What to do; empty where nothing is wrong. */
+  advice: string
+}
+
+export async function doctor(context: Context): Promise<void> {
+  const { output } = context
+  const checks = await Promise.all([
+    checkNode(process.versions.node),
+    checkEngine(),
+    checkInstructions(),
+    checkNats(context.natsServerPath, context.env),
+    checkCompiler(context.env),
+    checkStateDirAndDisk(context.stateDir),
+    checkCoordinator(context.stateDir),
+    checkPorts(context.stateDir),
+  ])
+  const findings = checks.flat()
+  output.record('doctor', { findings })
+  for (const finding of findings) output.line(renderFinding(finding, output.style))
+  const bad = findings.filter((finding) => finding.verdict === 'bad')
+  if (bad.length === 0) return
+  const names = bad.map((finding) => finding.name).join(', ')
+  throw new TunemeshError(
+    bad.some((finding) => finding.name === 'nats-server') ? 'NATS_SERVER_MISSING' : 'ENGINE_MISSING',
+    `Not ready to train: ${names}. Each line above says what to do.`,
+  )
+}
+
+const marks = { good: '✓', warn: '!', bad: '✗' } as const
+
+export function renderFinding(finding: Finding, style: Style): string {
+  const mark = style[finding.verdict](marks[finding.verdict])
+  const line = `${mark} ${finding.name.padEnd(14)} ${escapeLine(finding.seen)}`
+  return finding.advice === '' ? line : `${line}\n${' '.repeat(17)}${finding.advice}`
+}

@@ -1,0 +1,54 @@
+/** Reads a job file for sending: its text as it is, and the folder that its relative paths start from. */
+import { readFileSync } from 'node:fs'
+import { basename, dirname, resolve } from 'node:path'
+import { TunemeshError } from '../proto/errors.js'
+
+export interface JobFileOptions {
+  set?: string[] | undefined
+  outputDir?: string | undefined
+}
+
+const maxJobFileBytes = 1 << 20
+
+export function readJobFile(path: string, options: JobFileOptions) {
+  return {
+    jobFile: textOf(path),
+    jobFileName: basename(path),
+    baseDir: dirname(resolve(path)),
+    overrides: overridesOf(options),
+  }
+}
+
+export function overridesOf(options: JobFileOptions): string[] {
+  const overrides = options.set ?? []
+  for (const override of overrides) {
+    if (!/^[^=\s]+=/.test(override)) {
+      throw new TunemeshError(
+        'JOB_INVALID',
+        `--set ${override} has no "=". Write --set key=value, for example --set learning_rate=1e-4.`,
+      )
+    }
+  }
+  // Given on the command line, the folder is meant from where the user stands.
+  return options.outputDir === undefined
+    ? overrides
+    : [...overrides, `output_dir=${JSON.stringify(resolve(options.outputDir))}`]
+}
+
+function textOf(path: string): string {
+  let bytes: Buffer
+  try {
+    bytes = readFileSync(path)
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'ENOENT') throw invalid(`${path} does not exist. Give the path of a job file.`)
+    if (code === 'EISDIR') throw invalid(`${path} is a folder. Give the path of a job file.`)
+    throw invalid(`${path} cannot be read: ${(error as Error).message}`)
+  }
+  if (bytes.length > maxJobFileBytes) {
+    throw invalid(`${path} has ${bytes.length} bytes; a job file has at most ${maxJobFileBytes}.`)
+  }
+  return bytes.toString('utf8')
+}
+
+const invalid = (message: string) => new TunemeshError('JOB_INVALID', message)

@@ -1,0 +1,101 @@
+/** Preflight report, memory plan and length of a job, before anything is trained. Pure. */
+import type { Plan } from '../client/client.js'
+import type { MemoryPlan__Output as MemoryPlan } from '../proto/gen/tunemesh/v1/MemoryPlan.js'
+import type { PreflightReport__Output as Preflight } from '../proto/gen/tunemesh/v1/PreflightReport.js'
+import type { RenderedSample__Output as Sample } from '../proto/gen/tunemesh/v1/RenderedSample.js'
+import { escapeLine, shorten } from './escape.js'
+import {
+  formatBytes,
+  formatCount,
+  formatDuration,
+  formatLarge,
+  formatPercent,
+  sparkline,
+} from './format.js'
+import { labelled, type Style } from './style.js'
+
+const maxSampleChars = 600
+
+export function renderPreflight(report: Preflight, style: Style): string[] {
+  const rows =
+    report.numUsedRows === report.numRows
+      ? `${formatCount(report.numRows)} rows`
+      : `${formatCount(report.numUsedRows)} of ${formatCount(report.numRows)} rows`
+  const held = report.numValidationRows
+    ? `, ${formatCount(report.numValidationRows)} held out for validation`
+    : ''
+  const trained = formatPercent(report.numTargetTokens / report.numTokens)
+  const lines = [
+    `${report.kind || 'rows'}: ${rows}${held}`,
+    `${formatCount(report.numTokens)} tokens in ${formatCount(report.numPacks)} sequences, ` +
+      `${formatCount(report.numTargetTokens)} trained (${trained})`,
+    stopTokenLine(report, style),
+    ...lossOfRows(report, style),
+  ]
+  return [
+    labelled(style, 'Data', lines),
+    ...histogramLine(report, style),
+    ...report.samples.map((sample) => renderSample(sample, style)),
+    ...renderWarnings(report.findings, style),
+  ]
+}
+
+function stopTokenLine(report: Preflight, style: Style): string {
+  if (report.stopTokenTrained) return 'stop token trained'
+  return style.warn('stop token not trained: answers may never end')
+}
+
+function lossOfRows(report: Preflight, style: Style): string[] {
+  const parts: string[] = []
+  if (report.numTruncatedRows) parts.push(`${formatCount(report.numTruncatedRows)} rows truncated`)
+  if (report.numDroppedRows) parts.push(`${formatCount(report.numDroppedRows)} rows dropped`)
+  return parts.length === 0 ? [] : [style.warn(parts.join(', '))]
+}
+
+function histogramLine(report: Preflight, style: Style): string[] {
+  if (report.histogram.length === 0) return []
+  const bars = sparkline(report.histogram.map((bucket) => bucket.numRows))
+  const longest = report.histogram.at(-1)?.upToTokens ?? 0
+  return [labelled(style, 'Lengths', `${bars}  rows of up to ${formatCount(longest)} tokens`)]
+}
+
+/** What is trained stands out; the rest is dim. Without colour the trained part is in ⟦ ⟧. */
+export function renderSample(sample: Sample, style: Style): string {
+  let left = maxSampleChars
+  let text = ''
+  for (const span of sample.spans) {
+    if (left <= 0) break
+    const shown = shorten(escapeLine(span.text), left)
+    left -= shown.length
+    text += span.trained ? style.good(`⟦${shown}⟧`) : style.dim(shown)
+  }
+  const place = `${escapeLine(sample.file)}:${sample.line} (⟦trained⟧)`
+  return labelled(style, 'Sample', [place, text])
+}
+
+export function renderWarnings(warnings: string[], style: Style): string[] {
+  return warnings.map((line) => labelled(style, 'Warning', style.warn(escapeLine(line))))
+}
+
+/** Steps, memory and time; the preflight report stands by itself. */
+export function renderPlan(plan: Plan, style: Style): string[] {
+  const time = plan.estimatedSeconds
+    ? `, about ${formatDuration(plan.estimatedSeconds * 1_000)}`
+    : ''
+  const steps =
+    `${formatCount(plan.numSteps)} steps of ${formatCount(plan.microBatchesPerStep)} ` +
+    `micro-batches, ${formatLarge(plan.numTrainedParameters)} trained parameters${time}`
+  return [
+    labelled(style, 'Plan', steps),
+    ...(plan.memory ? [labelled(style, 'Memory', memoryLines(plan.memory))] : []),
+    ...renderWarnings(plan.warnings, style),
+  ]
+}
+
+function memoryLines(memory: MemoryPlan): string[] {
+  const uses = [...memory.uses].sort((a, b) => b.sizeBytes - a.sizeBytes)
+  const shown = uses.slice(0, 6).map((use) => `${formatBytes(use.sizeBytes)} ${use.purpose}`)
+  const rest = uses.slice(6).reduce((sum, use) => sum + use.sizeBytes, 0)
+  if (rest > 0) shown.push(`${formatBytes(rest)} other`)
+  return [`${formatBytes(memory.totalBytes)} for each worker`, escapeLine(shown.join(', '))]
+}

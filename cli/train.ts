@@ -1,0 +1,50 @@
+/** `tunemesh train`: submits a job, shows its preflight and progress, and says where the result lies. */
+import { escapeLine } from './escape.js'
+import type { Context } from './context.js'
+import { followJob } from './follow.js'
+import { type JobFileOptions, readJobFile } from './job-file.js'
+import { type Mesh, withMesh } from './mesh.js'
+import { labelled } from './style.js'
+
+export interface TrainOptions extends JobFileOptions {
+  workers?: number | undefined
+  threads?: number | undefined
+  dashboard: boolean
+}
+
+export async function train(
+  context: Context,
+  jobPath: string,
+  options: TrainOptions,
+): Promise<void> {
+  const request = readJobFile(jobPath, options)
+  const needs = {
+    numWorkers: options.workers ?? 1,
+    threadsPerWorker: options.threads ?? 0,
+    hasDashboard: options.dashboard,
+  }
+  await withMesh(context, needs, async (mesh) => {
+    announceMesh(context, mesh, options)
+    const job = await mesh.client.submit(request)
+    context.output.record('job', { job })
+    const name = job.name ? ` (${escapeLine(job.name)})` : ''
+    context.output.line(labelled(context.output.style, 'Job', `${job.jobId}${name}`))
+    await followJob(context, mesh, { jobId: job.jobId })
+  })
+}
+
+export function announceMesh(
+  { output, stateDir }: Context,
+  mesh: Mesh,
+  asked: { workers?: number | undefined; threads?: number | undefined },
+): void {
+  const { grpc, dashboard } = mesh.endpoint
+  output.record('mesh', { embedded: mesh.isEmbedded, grpc, dashboard, stateDir })
+  if (!mesh.isEmbedded) {
+    output.note(`Using the coordinator that runs at ${grpc}.`)
+    if (asked.workers !== undefined || asked.threads !== undefined) {
+      output.note('It has workers of its own: --workers and --threads change nothing here.')
+    }
+  }
+  if (dashboard) output.line(labelled(output.style, 'Dashboard', output.style.accent(dashboard)))
+}

@@ -1,0 +1,61 @@
+/** `tunemesh up`: a coordinator that stays, on fixed ports, for workers and clients to come and go. */
+import { startEmbedded } from '../client/embedded.js'
+import { liveEndpoint } from '../client/endpoint.js'
+import { TunemeshError } from '../proto/errors.js'
+import type { Context } from './context.js'
+import { labelled } from './style.js'
+
+export interface UpOptions {
+  workers: number
+  threads?: number | undefined
+  grpcPort: number
+  dashboardPort: number
+  dashboard: boolean
+}
+
+export async function up(context: Context, options: UpOptions): Promise<void> {
+  const { output, stateDir } = context
+  const live = await liveEndpoint(stateDir)
+  if (live !== null) {
+    throw new TunemeshError(
+      'STATE_IN_USE',
+      `A coordinator runs on ${stateDir} already, at ${live.grpc} (process ${live.pid}). ` +
+        'Use it, stop it, or give another --state-dir.',
+    )
+  }
+  const cancel = new AbortController()
+  const restoreStart = context.interrupts.handle(() => cancel.abort())
+  const embedded = await startEmbedded({
+    stateDir,
+    numWorkers: options.workers,
+    threadsPerWorker: options.threads ?? 0,
+    grpcPort: options.grpcPort,
+    dashboardPort: options.dashboard ? options.dashboardPort : null,
+    natsServerPath: context.natsServerPath,
+    signal: cancel.signal,
+  }).finally(restoreStart)
+
+  const { grpc, dashboard } = embedded.endpoint
+  const style = output.style
+  output.record('mesh', { grpc, dashboard, stateDir, workers: options.workers })
+  if (dashboard) output.line(labelled(style, 'Dashboard', style.accent(dashboard)))
+  output.line(labelled(style, 'gRPC', grpc))
+  output.line(labelled(style, 'Log', embedded.logPath))
+  output.line(labelled(style, 'Join', `tunemesh worker --state-dir ${stateDir}`))
+  output.note('Ctrl-C stops it: jobs keep their commits and go on at the next start.')
+
+  let isWanted = true
+  const restore = context.interrupts.handle((count) => {
+    isWanted = false
+    if (count === 1) output.note('Stopping…')
+    void embedded.close(count === 1 ? undefined : 1_000)
+  })
+  await embedded.ended
+  restore()
+  if (isWanted) {
+    throw new TunemeshError(
+      'COORDINATOR_UNREACHABLE',
+      `The coordinator ended by itself; ${embedded.logPath} says why. Start it again.`,
+    )
+  }
+}
