@@ -1,0 +1,186 @@
+#include "engine/base_weights.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "engine/sha256.h"
+
+namespace tunemesh {
+namespace {
+
+constexpr int kLayoutVersion = 1;
+constexpr size_t kHeaderBytes = 4096;
+constexpr size_t kAlignmentFloats = 16;
+constexpr char kMagic[] = "tunemesh packed weights\n";
+
+std::string shape_text(const std::vector<size_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+// One process at a time builds the cache; released when the process ends, however it ends.
+class FileLock {
+ public:
+  explicit FileLock(const std::string& path)
+      : descriptor_(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)) {
+    if (descriptor_ < 0 || ::flock(descriptor_, LOCK_EX) != 0) {
+      throw EngineError("ENGINE_FAILED", path + " can't be locked: " + std::strerror(errno) + ".");
+    }
+  }
+  ~FileLock() { ::close(descriptor_); }
+  FileLock(const FileLock&) = delete;
+  FileLock& operator=(const FileLock&) = delete;
+
+ private:
+  int descriptor_;
+};
+
+}  // namespace
+
+void check_weights(const ModelConfig& config, const WeightSource& source) {
+  for (const TensorShape& wanted : model_tensors(config)) {
+    const std::vector<size_t> found = source.shape(wanted.name);
+    if (found != wanted.shape) {
+      throw EngineError(source.error_code(), source.description() + ": tensor " + wanted.name +
+                                                 " has shape " + shape_text(found) +
+                                                 ", the configuration asks for " +
+                                                 shape_text(wanted.shape) + ".");
+    }
+  }
+}
+
+BaseWeights::BaseWeights(const Device& device, const Options& options)
+    : device_(device), config_(options.config), source_(options.source) {
+  lay_out();
+  if (!options.cache_folder.empty()) {
+    open_cache(options.cache_folder);
+    return;
+  }
+  private_ = std::make_unique<Arena>(device_);
+  private_->take<float>("base weights", num_floats_);
+  private_->allocate();
+  float* memory = private_->take<float>("base weights", num_floats_);
+  private_->seal();
+  for (const Part& part : parts_) fill(part, memory + part.offset);
+  base_ = memory;
+}
+
+void BaseWeights::lay_out() {
+  for (const TensorShape& tensor : model_tensors(config_)) {
+    const bool is_embedding = tensor.name == "model.embed_tokens.weight";
+    add_part(tensor.name, tensor.shape, tensor.shape.size() == 2 && !is_embedding);
+  }
+  if (config_.tie_word_embeddings) {
+    add_part("model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size}, true);
+  }
+}
+
+void BaseWeights::add_part(const std::string& tensor, std::vector<size_t> shape, bool is_packed) {
+  size_t num_floats = 1;
+  for (const size_t extent : shape) num_floats *= extent;
+  if (is_packed) num_floats = device_.ops().packed_weight_floats(shape[0], shape[1]);
+  parts_.push_back({tensor, std::move(shape), is_packed, num_floats_, num_floats});
+  num_floats_ += (num_floats + kAlignmentFloats - 1) / kAlignmentFloats * kAlignmentFloats;
+}
+
+void BaseWeights::fill(const Part& part, float* out) const {
+  size_t num_elements = 1;
+  for (const size_t extent : part.shape) num_elements *= extent;
+  if (!part.is_packed) {
+    source_.read(part.tensor, 0, num_elements, out);
+    return;
+  }
+  std::vector<float> rows(num_elements);
+  source_.read(part.tensor, 0, num_elements, rows.data());
+  TM_RUN(device_, pack_weight, rows.data(), part.shape[0], part.shape[1], out);
+}
+
+void BaseWeights::open_cache(const std::string& folder) {
+  std::string identity = kMagic + source_.fingerprint() + "layout " +
+                         std::to_string(kLayoutVersion) + " " + device_.ops().name + " " +
+                         device_.ops().instruction_path(device_.context());
+  for (const Part& part : parts_) {
+    identity += "\n" + part.tensor + shape_text(part.shape) + (part.is_packed ? "p" : "r") +
+                std::to_string(part.num_floats);
+  }
+  const std::string key = sha256_hex(identity);
+  std::error_code failure;
+  std::filesystem::create_directories(folder, failure);
+  const std::string path = folder + "/" + key.substr(0, 32) + ".weights";
+  const FileLock lock(folder + "/lock");
+  const size_t wanted_bytes = kHeaderBytes + num_bytes();
+  const std::string header = kMagic + key + "\n";
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (std::filesystem::exists(path, failure)) {
+      MappedFile file(path, "ENGINE_FAILED");
+      if (file.size() == wanted_bytes &&
+          std::memcmp(file.data(), header.data(), header.size()) == 0) {
+        mapped_.emplace(std::move(file));
+        base_ = reinterpret_cast<const float*>(mapped_->data() + kHeaderBytes);
+        return;
+      }
+    }
+    write_cache(path, header);
+  }
+  throw EngineError("ENGINE_FAILED", path + " was written but can't be read back.");
+}
+
+void BaseWeights::write_cache(const std::string& path, const std::string& header) const {
+  FileWriter file(path);
+  std::string first = header;
+  first.resize(kHeaderBytes, '\0');
+  file.write(first.data(), first.size());
+  const std::vector<float> gap(kAlignmentFloats);
+  for (const Part& part : parts_) {
+    std::vector<float> values(part.num_floats);
+    fill(part, values.data());
+    file.write(values.data(), values.size() * sizeof(float));
+    const size_t rest = part.num_floats % kAlignmentFloats;
+    if (rest != 0) file.write(gap.data(), (kAlignmentFloats - rest) * sizeof(float));
+  }
+  file.commit();
+}
+
+const float* BaseWeights::at(const std::string& tensor, bool is_packed) const {
+  for (const Part& part : parts_) {
+    if (part.is_packed == is_packed && part.tensor == tensor) return base_ + part.offset;
+  }
+  throw EngineError("INTERNAL", "no weight named " + tensor + " was laid out.");
+}
+
+DecoderWeights BaseWeights::view() const {
+  DecoderWeights view;
+  view.embedding = at("model.embed_tokens.weight", false);
+  view.final_norm.gain = at("model.norm.weight", false);
+  const char* head =
+      config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  view.head.weight = {nullptr, at(head, true), config_.vocab_size, config_.hidden_size};
+  const auto shapes = linear_shapes(config_);
+  for (size_t index = 0; index < config_.num_layers; ++index) {
+    LayerWeights layer;
+    auto rows = [&](const std::string& rest) { return at(layer_name(index, rest), false); };
+    layer.input_norm.gain = rows("input_layernorm.weight");
+    layer.post_norm.gain = rows("post_attention_layernorm.weight");
+    if (config_.qk_norm) {
+      layer.q_norm.gain = rows("self_attn.q_norm.weight");
+      layer.k_norm.gain = rows("self_attn.k_norm.weight");
+    }
+    for (int which = 0; which < kNumLinears; ++which) {
+      const LinearShape& shape = shapes[which];
+      LinearWeights& linear = layer.linears[which];
+      const std::string name = layer_name(index, shape.path);
+      linear.weight = {nullptr, at(name + ".weight", true), shape.out, shape.in};
+      if (config_.qkv_bias && which <= kValue) linear.bias = at(name + ".bias", false);
+    }
+    view.layers.push_back(layer);
+  }
+  return view;
+}
+
+}  // namespace tunemesh

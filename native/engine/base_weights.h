@@ -1,0 +1,62 @@
+// The frozen model: linears in the kernels' packed layout, embedding, norms and biases row-major.
+//
+// With a cache folder the packed weights are one file, written once per machine under a temporary name and
+// renamed, and mapped by every worker: its pages are shared. The file's name and header carry a digest of the
+// model's files (path, size, time), its configuration, the layout version and the instruction path.
+// A packed copy replaces the row-major one; only a tied embedding is kept in both, of which the row-major
+// one is touched (and so resident) only where tokens are looked up.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/arena.h"
+#include "engine/decoder_weights.h"
+#include "engine/mapped_file.h"
+#include "engine/weight_source.h"
+
+namespace tunemesh {
+
+class BaseWeights {
+ public:
+  struct Options {
+    const ModelConfig& config;
+    const WeightSource& source;
+    std::string cache_folder;  // empty: private memory
+  };
+  BaseWeights(const Device& device, const Options& options);
+
+  // All gradients null.
+  DecoderWeights view() const;
+  size_t num_bytes() const { return num_floats_ * sizeof(float); }
+  bool is_mapped() const { return mapped_.has_value(); }
+
+ private:
+  struct Part {
+    std::string tensor;  // Hugging Face name
+    std::vector<size_t> shape;
+    bool is_packed;
+    size_t offset, num_floats;
+  };
+  void lay_out();
+  void add_part(const std::string& tensor, std::vector<size_t> shape, bool is_packed);
+  void fill(const Part& part, float* out) const;
+  void open_cache(const std::string& folder);
+  void write_cache(const std::string& path, const std::string& header) const;
+  const float* at(const std::string& tensor, bool is_packed) const;
+
+  const Device& device_;
+  const ModelConfig& config_;
+  const WeightSource& source_;
+  std::vector<Part> parts_;
+  size_t num_floats_ = 0;
+  std::optional<MappedFile> mapped_;
+  std::unique_ptr<Arena> private_;
+  const float* base_ = nullptr;
+};
+
+// Throws the source's error where a tensor of the configuration is missing or has another shape.
+void check_weights(const ModelConfig& config, const WeightSource& source);
+
+}  // namespace tunemesh

@@ -1,0 +1,46 @@
+// Pointers to everything the decoder reads and writes per tensor. Frozen, fully trained and LoRA models
+// differ only in which of them are null.
+#pragma once
+#include <array>
+#include <vector>
+
+#include "engine/model_config.h"
+#include "kernels/backend.h"
+
+namespace tunemesh {
+
+struct LinearWeights {
+  TmWeight weight = {};
+  const float* bias = nullptr;
+  float* weight_grad = nullptr;  // null: frozen
+  float* bias_grad = nullptr;
+  // y += (scale x A^T) B^T; A [r, in], B [out, r]; null: no adapter here
+  const float* lora_a = nullptr;
+  const float* lora_b = nullptr;
+  float* lora_a_grad = nullptr;
+  float* lora_b_grad = nullptr;
+
+  bool is_trained() const { return weight_grad != nullptr || lora_a_grad != nullptr; }
+};
+
+struct NormWeights {
+  const float* gain = nullptr;
+  float* gain_grad = nullptr;
+};
+
+struct LayerWeights {
+  NormWeights input_norm, post_norm, q_norm, k_norm;
+  std::array<LinearWeights, kNumLinears> linears;
+};
+
+struct DecoderWeights {
+  const float* embedding = nullptr;
+  float* embedding_grad = nullptr;  // tied: also the head's gradient
+  std::vector<LayerWeights> layers;
+  NormWeights final_norm;
+  LinearWeights head;
+  size_t lora_rank = 0;
+  float lora_scale = 0;
+};
+
+}  // namespace tunemesh

@@ -1,0 +1,63 @@
+#include "engine/decode_attention.h"
+#include "engine/decoder_layer.h"
+#include "engine/layer_calls.h"
+
+namespace tunemesh {
+namespace {
+
+void attend(const Pass& pass, const LayerActivations& saved) {
+  if (pass.cache_start > 0) {
+    decode_attention(pass, saved);
+    return;
+  }
+  const TmAttention call = attention_call(pass, saved);
+  TM_RUN(pass.device, attention_forward, &call);
+}
+
+void attention_half(const Pass& pass, size_t layer) {
+  const ModelConfig& config = pass.config;
+  const Workspace& work = pass.work;
+  const LayerWeights& weights = pass.weights.layers[layer];
+  const LayerActivations& saved = work.layers[layer];
+  const size_t cached = pass.cache_start * config.kv_width();
+  float* const k = saved.k + cached;
+  float* const v = saved.v + cached;
+  float* const q_raw = config.qk_norm ? saved.q_raw : saved.q;
+  float* const k_raw = config.qk_norm ? saved.k_raw : k;
+
+  norm_forward(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1});
+  run_linear(pass, layer, {kQuery, work.normed, q_raw});
+  run_linear(pass, layer, {kKey, work.normed, k_raw});
+  run_linear(pass, layer, {kValue, work.normed, v});
+  if (config.qk_norm) {
+    head_norm_forward(pass, {q_raw, weights.q_norm.gain, saved.q, saved.q_rstd}, config.num_heads);
+    head_norm_forward(pass, {k_raw, weights.k_norm.gain, k, saved.k_rstd}, config.num_kv_heads);
+  }
+  rotate(pass, {saved.q, config.num_heads, false});
+  rotate(pass, {k, config.num_kv_heads, false});
+  attend(pass, saved);
+  run_linear(pass, layer, {kOutput, saved.attention, saved.x_mid});
+  TM_RUN(pass.device, add, saved.x_mid, work.residual[layer], pass.n * config.hidden_size);
+}
+
+void mlp_half(const Pass& pass, size_t layer) {
+  const Workspace& work = pass.work;
+  const LayerWeights& weights = pass.weights.layers[layer];
+  const LayerActivations& saved = work.layers[layer];
+  float* const out = work.residual[layer + 1];
+  norm_forward(pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2});
+  run_linear(pass, layer, {kGate, work.normed, saved.gate});
+  run_linear(pass, layer, {kUp, work.normed, saved.up});
+  swiglu_forward(pass, saved);
+  run_linear(pass, layer, {kDown, work.swiglu, out});
+  TM_RUN(pass.device, add, out, saved.x_mid, pass.n * pass.config.hidden_size);
+}
+
+}  // namespace
+
+void layer_forward(const Pass& pass, size_t layer) {
+  attention_half(pass, layer);
+  mlp_half(pass, layer);
+}
+
+}  // namespace tunemesh
