@@ -10,18 +10,24 @@ namespace {
 // Rows of a micro-kernel: what the accumulators leave of the register file. A kernel of few rows
 // takes the whole panel at once, a taller one on AVX2 one half after the other.
 #if defined(TM_ISA_avx512)
-constexpr size_t kRowGroup = 12;      // 12 x 2 accumulators of 32 registers
-constexpr size_t kWholePanelRows = 12;
+constexpr int kRowGroup = 12;      // 12 x 2 accumulators of 32 registers
+constexpr int kWholePanelRows = 12;
 #elif defined(TM_ISA_avx2)
-constexpr size_t kRowGroup = 6;       // 6 x 2 accumulators of 16 registers
-constexpr size_t kWholePanelRows = 3;
+constexpr int kRowGroup = 6;       // 6 x 2 accumulators of 16 registers
+constexpr int kWholePanelRows = 3;
 #else
-constexpr size_t kRowGroup = 4;
-constexpr size_t kWholePanelRows = 4;
+constexpr int kRowGroup = 4;
+constexpr int kWholePanelRows = 4;
 #endif
 
 // Below this many columns, a row of A is read too few times to be worth packing.
 constexpr size_t kUnpackedColumns = 64;
+
+// Up to this depth, C is read and written more than A and B.
+constexpr size_t kShallow = 64;
+
+// Rows of a k-major source that are packed side by side, so that it is read in long stretches.
+constexpr size_t kPackedTogether = 8;
 
 inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
@@ -37,7 +43,9 @@ struct MicroTile {
   const float* b;
   float* c;
   size_t c_stride;
-  bool from_zero;  // the chain starts here, not from C
+  bool from_zero;        // the chain starts here, not from C
+  const float* next_b;   // brought to the cache meanwhile, 16 floats for each k
+  const float* next_c;   // likewise, the rows of the next tile
 };
 
 template <int kRows, int kVectors, bool kIsPacked>
@@ -52,11 +60,20 @@ void micro_kernel(const MicroTile& tile) {
       sums[r][v] = tile.from_zero ? zero() : load(c + r * c_stride + 16 * v);
     }
   }
+  const float* next_c = tile.next_c;
+#pragma GCC unroll 12
+  for (int r = 0; r < kRows; r++) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; v++) __builtin_prefetch(next_c + r * c_stride + 16 * v, 1);
+  }
   const float* a = tile.a.data;
   const size_t a_stride = tile.a.stride;
   const float* b = tile.b;
+  const float* next_b = tile.next_b;
 #pragma GCC unroll 4
   for (size_t k = tile.depth; k > 0; k--) {
+    __builtin_prefetch(next_b, 0, 2);
+    next_b += 16;
     Vec16 columns[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; v++) columns[v] = load(b + 16 * v);
@@ -78,39 +95,27 @@ void micro_kernel(const MicroTile& tile) {
 
 using MicroKernel = void (*)(const MicroTile&);
 
+// By rows - 1. Kernels too tall for a whole panel are left out.
 template <int kVectors, bool kIsPacked>
-MicroKernel kernel_of(size_t rows) {
-  switch (rows) {
-    case 1: return micro_kernel<1, kVectors, kIsPacked>;
-    case 2: return micro_kernel<2, kVectors, kIsPacked>;
-    case 3: return micro_kernel<3, kVectors, kIsPacked>;
-#if !defined(TM_ISA_avx2)
-    case 4: return micro_kernel<4, kVectors, kIsPacked>;
-#endif
-#if defined(TM_ISA_avx512)
-    case 5: return micro_kernel<5, kVectors, kIsPacked>;
-    case 6: return micro_kernel<6, kVectors, kIsPacked>;
-    case 7: return micro_kernel<7, kVectors, kIsPacked>;
-    case 8: return micro_kernel<8, kVectors, kIsPacked>;
-    case 9: return micro_kernel<9, kVectors, kIsPacked>;
-    case 10: return micro_kernel<10, kVectors, kIsPacked>;
-    case 11: return micro_kernel<11, kVectors, kIsPacked>;
-    default: return micro_kernel<12, kVectors, kIsPacked>;
-#else
-    default: break;
-#endif
+struct Kernels {
+  static constexpr int kTallest = kVectors == 2 ? kWholePanelRows : kRowGroup;
+  MicroKernel of_rows[kRowGroup] = {};
+  constexpr Kernels() { add<1>(); }
+  template <int kRows>
+  constexpr void add() {
+    of_rows[kRows - 1] = micro_kernel<kRows, kVectors, kIsPacked>;
+    if constexpr (kRows < kTallest) add<kRows + 1>();
   }
-  if constexpr (kVectors == 1 && kRowGroup == 6) {
-    if (rows == 4) return micro_kernel<4, 1, kIsPacked>;
-    if (rows == 5) return micro_kernel<5, 1, kIsPacked>;
-    return micro_kernel<6, 1, kIsPacked>;
-  }
-  return nullptr;
-}
+};
 
-MicroKernel choose_kernel(size_t rows, int vectors, bool is_packed) {
-  if (vectors == 2) return is_packed ? kernel_of<2, true>(rows) : kernel_of<2, false>(rows);
-  return is_packed ? kernel_of<1, true>(rows) : kernel_of<1, false>(rows);
+constexpr Kernels<1, false> kHalfUnpacked;
+constexpr Kernels<1, true> kHalfPacked;
+constexpr Kernels<2, false> kWholeUnpacked;
+constexpr Kernels<2, true> kWholePacked;
+
+MicroKernel choose_kernel(size_t rows, bool is_whole, bool is_packed) {
+  if (is_whole) return (is_packed ? kWholePacked.of_rows : kWholeUnpacked.of_rows)[rows - 1];
+  return (is_packed ? kHalfPacked.of_rows : kHalfUnpacked.of_rows)[rows - 1];
 }
 
 // Runs a kernel on columns that C does not have in full: through a copy of the tile.
@@ -122,6 +127,7 @@ void run_on_edge(MicroKernel kernel, MicroTile tile, size_t rows, size_t columns
     for (size_t j = columns; j < kPanelColumns; j++) copy[r * kPanelColumns + j] = 0.0f;
   }
   tile.c = copy;
+  tile.next_c = copy;
   const size_t c_stride = tile.c_stride;
   tile.c_stride = kPanelColumns;
   kernel(tile);
@@ -132,12 +138,13 @@ void run_on_edge(MicroKernel kernel, MicroTile tile, size_t rows, size_t columns
 
 // One row group against the `columns` <= 32 columns of one panel.
 void multiply_panel(const MicroTile& tile, size_t rows, size_t columns, bool is_packed) {
-  const size_t step = rows <= kWholePanelRows && columns > 16 ? kPanelColumns : 16;
-  const MicroKernel kernel = choose_kernel(rows, static_cast<int>(step / 16), is_packed);
+  const size_t step = rows <= size_t{kWholePanelRows} && columns > 16 ? kPanelColumns : 16;
+  const MicroKernel kernel = choose_kernel(rows, step == kPanelColumns, is_packed);
   for (size_t j = 0; j < columns; j += step) {
     MicroTile part = tile;
     part.b += j;
     part.c += j;
+    part.next_c += j;
     if (columns - j >= step) {
       kernel(part);
     } else {
@@ -151,36 +158,51 @@ size_t group_end(size_t rows, size_t group, size_t num_groups) {
   return rows * (group + 1) / num_groups;
 }
 
-// Packs alpha * A[row .. row + rows, k .. k + depth] as [k][rows].
-void pack_group(const GemmTask& task, size_t row, size_t rows, size_t k, size_t depth,
-                float* packed) {
+// Packs alpha * A[row .. row + rows, k .. k + depth] as one [k][rows of the group] after another.
+void pack_rows(const GemmTask& task, size_t row, size_t rows, size_t k, size_t depth,
+               float* packed) {
+  const size_t num_groups = (rows + kRowGroup - 1) / kRowGroup;
   if (task.a_layout == GemmA::kRows) {
-    for (size_t i = 0; i < depth; i += 16) {
-      transpose_block(task.a + row * task.a_stride + k + i, task.a_stride, rows,
-                      smaller(16, depth - i), task.alpha, packed + i * rows, rows);
+    for (size_t g = 0, begin = 0; g < num_groups; g++) {
+      const size_t end = group_end(rows, g, num_groups), height = end - begin;
+      const float* from = task.a + (row + begin) * task.a_stride + k;
+      for (size_t i = 0; i < depth; i += 16) {
+        transpose_block(from + i, task.a_stride, height, smaller(16, depth - i), task.alpha,
+                        packed + begin * depth + i * height, height);
+      }
+      begin = end;
     }
     return;
   }
   const Vec16 alpha = set1(task.alpha);
-  const float* from = task.a + k * task.a_stride + row;
-  for (size_t i = 0; i < depth; i++) {
-    store_tail(packed + i * rows, load_tail(from + i * task.a_stride, rows) * alpha, rows);
+  for (size_t i = 0; i < depth; i += kPackedTogether) {
+    const size_t i_end = smaller(i + kPackedTogether, depth);
+    for (size_t g = 0, begin = 0; g < num_groups; g++) {
+      const size_t end = group_end(rows, g, num_groups), height = end - begin;
+      const float* from = task.a + (k + i) * task.a_stride + row + begin;
+      float* to = packed + begin * depth + i * height;
+      for (size_t j = i; j < i_end; j++, from += task.a_stride, to += height) {
+        store_tail(to, load_tail(from, height) * alpha, height);
+      }
+      begin = end;
+    }
   }
 }
 
-// Packs B[k .. k + depth, column .. column + columns] as one panel, padded with zeros.
+// Packs B[k .. k + depth, column .. column + columns], columns <= 32, as part of a panel, padded
+// with zeros.
 void pack_columns(const GemmTask& task, size_t k, size_t depth, size_t column, size_t columns,
                   float* panel) {
-  if (columns < kPanelColumns) memset(panel, 0, depth * kPanelColumns * sizeof(float));
   if (task.b_layout == GemmB::kDepth) {
-    for (size_t i = 0; i < depth; i++) {
-      const float* from = task.b + (k + i) * task.b_stride + column;
-      float* to = panel + i * kPanelColumns;
-      store_up_to(to, load_up_to(from, columns), columns);
-      if (columns > 16) store_up_to(to + 16, load_up_to(from + 16, columns - 16), columns - 16);
+    const size_t left = smaller(columns, 16), right = columns - left;
+    const float* from = task.b + k * task.b_stride + column;
+    for (size_t i = 0; i < depth; i++, from += task.b_stride, panel += kPanelColumns) {
+      store(panel, load_up_to(from, left));
+      store(panel + 16, load_up_to(from + 16, right));
     }
     return;
   }
+  if (columns < kPanelColumns) memset(panel, 0, depth * kPanelColumns * sizeof(float));
   for (size_t i = 0; i < depth; i += 16) {
     const size_t kk = k + i;
     const float* from = task.b + column * task.b_stride + kk;
@@ -209,55 +231,80 @@ Panels panels_of(const GemmTask& task, size_t k, size_t depth, size_t column, si
     return {task.b + column * task.b_stride + k * kPanelColumns, task.b_stride * kPanelColumns};
   }
   const size_t stride = depth * kPanelColumns;
-  for (size_t j = 0; j < columns; j += kPanelColumns) {
-    pack_columns(task, k, depth, column + j, smaller(kPanelColumns, columns - j),
-                 scratch + j / kPanelColumns * stride);
+  // In the order in which the source lies in memory.
+  size_t together = depth;
+  if (task.b_layout == GemmB::kDepth) together = kPackedTogether;
+  if (task.b_layout == GemmB::kTransposedPanels) together = kPanelColumns;
+  for (size_t i = 0; i < depth; i += together) {
+    for (size_t j = 0; j < columns; j += kPanelColumns) {
+      pack_columns(task, k + i, smaller(together, depth - i), column + j,
+                   smaller(kPanelColumns, columns - j),
+                   scratch + j / kPanelColumns * stride + i * kPanelColumns);
+    }
   }
   return {scratch, stride};
 }
 
-// C[row .. row + rows, column .. column + columns] for one block of k.
-void multiply_block(const GemmTask& task, const GemmTile& block, size_t k, size_t depth,
-                    Panels panels) {
-  const size_t row = block.row_begin, rows = block.row_end - block.row_begin;
-  const size_t columns = block.column_end - block.column_begin;
-  const bool is_packed = task.a_layout == GemmA::kDepth || task.alpha != 1.0f ||
-                         columns > kUnpackedColumns;
-  const size_t num_groups = (rows + kRowGroup - 1) / kRowGroup;
-  if (is_packed) {
-    for (size_t g = 0, begin = 0; g < num_groups; g++) {
-      const size_t end = group_end(rows, g, num_groups);
-      pack_group(task, row + begin, end - begin, k, depth, block.scratch + begin * depth);
-      begin = end;
-    }
+// A block of C for one block of k, with A packed or read in place.
+struct Block {
+  const GemmTask& task;
+  size_t row, rows, num_groups;
+  size_t column, columns;
+  size_t k, depth;
+  const float* packed_a;  // null where A is read in place
+  Panels panels;
+};
+
+void multiply_group(const Block& block, size_t group, size_t column) {
+  const GemmTask& task = block.task;
+  const size_t begin = group == 0 ? 0 : group_end(block.rows, group - 1, block.num_groups);
+  const size_t end = group_end(block.rows, group, block.num_groups);
+  const size_t width = smaller(kPanelColumns, block.columns - column);
+  MicroTile tile;
+  tile.depth = block.depth;
+  tile.a = block.packed_a
+               ? RowsOfA{block.packed_a + begin * block.depth, 0}
+               : RowsOfA{task.a + (block.row + begin) * task.a_stride + block.k, task.a_stride};
+  tile.b = block.panels.data + column / kPanelColumns * block.panels.stride;
+  tile.c = task.c + (block.row + begin) * task.c_stride + block.column + column;
+  tile.c_stride = task.c_stride;
+  tile.from_zero = block.k == 0 && !task.accumulate;
+  // The first two row groups of a panel bring one half each of the next panel.
+  tile.next_b = tile.b;
+  if (group < 2 && column + kPanelColumns < block.columns) {
+    tile.next_b += block.panels.stride + group * block.depth * 16;
   }
-  for (size_t j = 0; j < columns; j += kPanelColumns) {
-    for (size_t g = 0, begin = 0; g < num_groups; g++) {
-      const size_t end = group_end(rows, g, num_groups);
-      MicroTile tile;
-      tile.depth = depth;
-      tile.a = is_packed ? RowsOfA{block.scratch + begin * depth, 0}
-                         : RowsOfA{task.a + (row + begin) * task.a_stride + k, task.a_stride};
-      tile.b = panels.data + j / kPanelColumns * panels.stride;
-      tile.c = task.c + (row + begin) * task.c_stride + block.column_begin + j;
-      tile.c_stride = task.c_stride;
-      tile.from_zero = k == 0 && !task.accumulate;
-      multiply_panel(tile, end - begin, smaller(kPanelColumns, columns - j), is_packed);
-      begin = end;
+  tile.next_c = group + 1 < block.num_groups ? tile.c + (end - begin) * task.c_stride : tile.c;
+  multiply_panel(tile, end - begin, width, block.packed_a != nullptr);
+}
+
+void multiply_block(const Block& block) {
+  if (block.depth <= kShallow) {
+    // C is most of the traffic: in the order in which it lies in memory.
+    for (size_t group = 0; group < block.num_groups; group++) {
+      for (size_t j = 0; j < block.columns; j += kPanelColumns) multiply_group(block, group, j);
     }
+    return;
+  }
+  for (size_t j = 0; j < block.columns; j += kPanelColumns) {
+    for (size_t group = 0; group < block.num_groups; group++) multiply_group(block, group, j);
   }
 }
 
 void gemm_tile(const GemmTask& task, const GemmTile& tile) {
   for (size_t column = tile.column_begin; column < tile.column_end; column += kBlockColumns) {
-    const size_t column_end = smaller(column + kBlockColumns, tile.column_end);
+    const size_t columns = smaller(kBlockColumns, tile.column_end - column);
+    const bool is_packed = task.a_layout == GemmA::kDepth || task.alpha != 1.0f ||
+                           columns > kUnpackedColumns;
     for (size_t k = 0; k < task.k; k += kBlockDepth) {
       const size_t depth = smaller(kBlockDepth, task.k - k);
-      const Panels panels = panels_of(task, k, depth, column, column_end - column,
-                                      tile.scratch + kGemmScratchA);
+      const Panels panels =
+          panels_of(task, k, depth, column, columns, tile.scratch + kGemmScratchA);
       for (size_t row = tile.row_begin; row < tile.row_end; row += kBlockRows) {
-        const size_t row_end = smaller(row + kBlockRows, tile.row_end);
-        multiply_block(task, {row, row_end, column, column_end, tile.scratch}, k, depth, panels);
+        const size_t rows = smaller(kBlockRows, tile.row_end - row);
+        if (is_packed) pack_rows(task, row, rows, k, depth, tile.scratch);
+        multiply_block({task, row, rows, (rows + kRowGroup - 1) / kRowGroup, column, columns, k,
+                        depth, is_packed ? tile.scratch : nullptr, panels});
       }
     }
   }
