@@ -15,7 +15,7 @@ std::string text(size_t value) { return std::to_string(value); }
 // Whole plan in numbers that fit the header: 16-bit slices and chunks, 32-bit blocks.
 void check_options(const ExchangeOptions& o) {
   const auto refuse = [](const std::string& message) {
-    throw ExchangeError("PLAN_MISMATCH", message);
+    throw EngineError("PLAN_MISMATCH", message);
   };
   if (o.num_blocks == 0 || o.num_blocks > UINT32_MAX) {
     refuse("the exchange cannot hold " + text(o.num_blocks) +
@@ -88,8 +88,8 @@ void ExchangeBuffers::post(std::function<void()> command) {
   {
     const std::lock_guard lock(mutex_);
     if (queue_.size() >= kMaxQueued) {
-      throw ExchangeError("ENGINE_FAILED", "the exchange has " + text(kMaxQueued) +
-                                               " commands waiting; await some before sending more");
+      throw EngineError("ENGINE_FAILED", "the exchange has " + text(kMaxQueued) +
+                                             " commands waiting; await some before sending more");
     }
     queue_.push_back(std::move(command));
   }
@@ -115,23 +115,23 @@ float* ExchangeBuffers::published(size_t step) {
 
 size_t ExchangeBuffers::checked_slice(size_t slice) const {
   if (slice < num_slices()) return slice;
-  throw ExchangeError("ENGINE_FAILED",
-                      "slice " + text(slice) + " does not exist; there are " + text(num_slices()));
+  throw EngineError("ENGINE_FAILED",
+                    "slice " + text(slice) + " does not exist; there are " + text(num_slices()));
 }
 
 int ExchangeBuffers::checked_slot(int slot) const {
   if (slot >= 0 && slot < options_.num_contribution_slots) return slot;
-  throw ExchangeError("ENGINE_FAILED", "contribution slot " + std::to_string(slot) +
-                                           " does not exist; there are " +
-                                           std::to_string(options_.num_contribution_slots));
+  throw EngineError("ENGINE_FAILED", "contribution slot " + std::to_string(slot) +
+                                         " does not exist; there are " +
+                                         std::to_string(options_.num_contribution_slots));
 }
 
 const int64_t* ExchangeBuffers::readable(int slot, size_t block) {
   const int64_t* values = contribution(slot);
   if (is_poisoned(slot)) {
-    throw ExchangeError("NON_FINITE_GRADIENT",
-                        "contribution slot " + std::to_string(slot) +
-                            " holds a failed gradient; clear it and compute the lease again");
+    throw EngineError("NON_FINITE_GRADIENT",
+                      "contribution slot " + std::to_string(slot) +
+                          " holds a failed gradient; clear it and compute the lease again");
   }
   return values + block * kBlockElements;
 }
@@ -168,11 +168,10 @@ size_t ExchangeBuffers::write_frame(FrameHeader h, const int64_t* values, int fr
 void ExchangeBuffers::place_chunk(FrameHeader& h, int frame) const {
   checked_slice(h.slice);
   if (h.chunk >= num_chunks(h.slice)) {
-    throw ExchangeError("ENGINE_FAILED",
-                        "slice " + text(h.slice) + " has no chunk " + text(h.chunk));
+    throw EngineError("ENGINE_FAILED", "slice " + text(h.slice) + " has no chunk " + text(h.chunk));
   }
   if (frame < 0 || frame >= options_.num_frames) {
-    throw ExchangeError("ENGINE_FAILED", "frame slot " + std::to_string(frame) + " does not exist");
+    throw EngineError("ENGINE_FAILED", "frame slot " + std::to_string(frame) + " does not exist");
   }
   const size_t within = h.chunk * options_.chunk_blocks;
   h.num_chunks = static_cast<uint16_t>(num_chunks(h.slice));
@@ -191,21 +190,21 @@ FrameHeader ExchangeBuffers::parse(std::span<const uint8_t> frame, FrameKind kin
   FrameHeader header;
   const FrameFault fault = parse_frame(frame, limits(), &header);
   if (fault != FrameFault::kNone) {
-    throw ExchangeError("FRAME_INVALID", std::string("a frame of ") + text(frame.size()) +
-                                             " bytes is " + frame_fault_text(fault) +
-                                             "; it must be sent again");
+    throw EngineError("FRAME_INVALID", std::string("a frame of ") + text(frame.size()) +
+                                           " bytes is " + frame_fault_text(fault) +
+                                           "; it must be sent again");
   }
   if (header.kind != kind || header.codec != frame_codec(options_.significant_bits)) {
-    throw ExchangeError("FRAME_INVALID", "a frame of slice " + text(header.slice) + " chunk " +
-                                             text(header.chunk) +
-                                             " is of another kind or codec than this job's");
+    throw EngineError("FRAME_INVALID", "a frame of slice " + text(header.slice) + " chunk " +
+                                           text(header.chunk) +
+                                           " is of another kind or codec than this job's");
   }
   return header;
 }
 
 uint64_t ExchangeBuffers::add_contribution_frames(
     std::span<const std::span<const uint8_t>> frames) {
-  if (frames.empty()) throw ExchangeError("FRAME_INVALID", "a contribution without frames");
+  if (frames.empty()) throw EngineError("FRAME_INVALID", "a contribution without frames");
   std::vector<FrameHeader> headers;
   std::vector<bool> seen(frames.size(), false);
   uint64_t digest = 0;
@@ -213,10 +212,10 @@ uint64_t ExchangeBuffers::add_contribution_frames(
     const FrameHeader h = parse(frame, FrameKind::kContribution);
     const FrameHeader& first = headers.empty() ? h : headers.front();
     if (h.num_chunks != frames.size() || seen[h.chunk] || !same_contribution(h, first)) {
-      throw ExchangeError("FRAME_INVALID", "slice " + text(h.slice) + " of lease " + text(h.lease) +
-                                               " attempt " + text(h.lease_attempt) + ": chunk " +
-                                               text(h.chunk) +
-                                               " is doubled or belongs to another contribution");
+      throw EngineError("FRAME_INVALID", "slice " + text(h.slice) + " of lease " + text(h.lease) +
+                                             " attempt " + text(h.lease_attempt) + ": chunk " +
+                                             text(h.chunk) +
+                                             " is doubled or belongs to another contribution");
     }
     seen[h.chunk] = true;
     digest += h.digest;
@@ -239,7 +238,7 @@ bool ExchangeBuffers::same_contribution(const FrameHeader& a, const FrameHeader&
 }
 
 void ExchangeBuffers::throw_overflow(size_t slice) {
-  throw ExchangeError(
+  throw EngineError(
       "GRADIENT_OUT_OF_RANGE",
       "the sum of slice " + text(slice) +
           " leaves the exchange's range of +-32768; lower the learning rate or check the data");
@@ -284,10 +283,10 @@ const int64_t* ExchangeBuffers::published_chunk(size_t step, size_t first_block,
                                                 size_t num_blocks) {
   const float* values = published(step) + first_block * kBlockElements;
   if (floats_to_fixed(values, num_blocks, scratch_) == TM_OK) return scratch_;
-  throw ExchangeError("DIGEST_MISMATCH",
-                      "the published sum of step " + text(step) +
-                          " holds no published value at blocks " + text(first_block) + " to " +
-                          text(first_block + num_blocks) + "; ask for the slice again");
+  throw EngineError("DIGEST_MISMATCH",
+                    "the published sum of step " + text(step) +
+                        " holds no published value at blocks " + text(first_block) + " to " +
+                        text(first_block + num_blocks) + "; ask for the slice again");
 }
 
 size_t ExchangeBuffers::pack_published(FrameHeader header, int frame) {

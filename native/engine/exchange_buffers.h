@@ -15,26 +15,15 @@
 #include <functional>
 #include <mutex>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "engine/codec.h"
+#include "engine/error.h"
 #include "engine/frame.h"
 
 namespace tunemesh {
-
-// code is one of proto/errors.ts.
-class ExchangeError : public std::runtime_error {
- public:
-  ExchangeError(const char* code, const std::string& message)
-      : std::runtime_error(message), code_(code) {}
-  const char* code() const { return code_; }
-
- private:
-  const char* code_;
-};
 
 inline constexpr int kDefaultFrames = 16;
 
@@ -89,6 +78,9 @@ class ExchangeBuffers {
 
   // ---- any thread ----
   const ExchangeOptions& options() const { return options_; }
+  FrameLimits limits() const {
+    return {options_.num_blocks, options_.slice_blocks, options_.chunk_blocks};
+  }
   size_t num_slices() const;
   size_t slice_first_block(size_t slice) const { return slice * options_.slice_blocks; }
   size_t slice_num_blocks(size_t slice) const;
@@ -122,9 +114,6 @@ class ExchangeBuffers {
  private:
   static constexpr size_t kMaxQueued = 4096;
   static constexpr size_t kMeasureBlocks = 32;  // 64 KiB: two passes in the first-level caches
-  FrameLimits limits() const {
-    return {options_.num_blocks, options_.slice_blocks, options_.chunk_blocks};
-  }
   size_t checked_slice(size_t slice) const;
   int checked_slot(int slot) const;
   FrameHeader parse(std::span<const uint8_t> frame, FrameKind kind) const;

@@ -357,8 +357,8 @@ void test_buffers() {
   bool refused = false;
   try {
     buffers.measure_contribution(2, 0);
-  } catch (const ExchangeError& e) {
-    refused = !std::strcmp(e.code(), "NON_FINITE_GRADIENT");
+  } catch (const EngineError& e) {
+    refused = e.code() == "NON_FINITE_GRADIENT";
   }
   CHECK(refused);
 }

@@ -1,0 +1,20 @@
+// The exchange's face for JavaScript (worker/exchange-buffers.ts types it).
+#pragma once
+#include <napi.h>
+
+#include <memory>
+
+#include "engine/exchange_buffers.h"
+
+namespace tunemesh {
+
+// A plain object of methods over `buffers`, the engine's exchangeHandle. The pointer keeps the
+// buffers and their memory alive as long as JavaScript holds the handle or its frames: pass an
+// aliasing pointer of the engine's state.
+Napi::Object make_exchange_handle(Napi::Env env, std::shared_ptr<ExchangeBuffers> buffers);
+
+// Adds createExchange(options): buffers on memory of their own, without an engine, for tests and
+// benchmarks; its handle has two methods more: roundAndAdd(slot, gradient) and published(step).
+void register_exchange(Napi::Env env, Napi::Object exports);
+
+}  // namespace tunemesh
