@@ -1,4 +1,8 @@
-/** What fixes the arithmetic and the memory of a job on one device: made by the coordinator, obeyed by the engine. */
+/**
+ * What fixes a job's arithmetic and memory on a device: made by the coordinator from the job file, carried out by every
+ * worker's engine. Travels as `train_spec_json` of Prepare and PlanCall.
+ */
+import type { ModelConfig } from './model-config.js'
 
 export type FinetuningMethod = 'lora' | 'full'
 export type GradientCodec = 'q24' | 'q12' | 'q8'
@@ -6,19 +10,18 @@ export type GradientCodec = 'q24' | 'q12' | 'q8'
 export interface LoraSpec {
   loraRank: number
   alpha: number
-  /** Module names such as "q_proj"; already resolved against the model by the coordinator. */
+  /** Module names such as "q_proj", resolved against the model. */
   targetModules: string[]
   useRslora: boolean
 }
 
-/** Everything that fixes the arithmetic and the memory of a job on one device. */
 export interface TrainSpec {
   finetuning: FinetuningMethod
   lora: LoraSpec | null
   seed: number
-  /** Most tokens of one micro-batch (all its sequences together). */
+  /** Most tokens of one micro-batch (all its packs together). */
   tokensPerMicroBatch: number
-  /** Longest document, which bounds positions and attention scratch. */
+  /** Longest document: bounds positions and attention scratch. */
   longestDocument: number
   /** Rows of logits computed at a time. */
   lossChunkRows: number
@@ -27,9 +30,15 @@ export interface TrainSpec {
   beta2: number
   epsilon: number
   weightDecay: number
-  /** int64 accumulators of contributions that this worker may hold at once (kept until applied). */
+  /** int64 accumulators of contributions that a worker may hold at once (kept until applied). */
   numContributionSlots: number
-  /** Blocks of 256 elements in a slice, and in one frame. */
+  /** Blocks of 256 elements in a slice, and in one frame; 0: by proto/slices.ts once the vector's size is known. */
   sliceBlocks: number
   chunkBlocks: number
+}
+
+/** The whole of `train_spec_json`. */
+export interface TrainRequest {
+  config: ModelConfig
+  spec: TrainSpec
 }

@@ -1,0 +1,167 @@
+/** A family's folder against the engine itself: logits, every gradient, greedy continuation; full and LoRA. */
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { modelConfigFromJson } from '../../proto/model-config.js'
+import { planSlices } from '../../proto/slices.js'
+import type { TrainSpec } from '../../proto/train-spec.js'
+import { type Engine, openEngine, type TokenBatch } from '../../worker/engine.js'
+import { type CheckList, maxAbsDifference, relativeError } from './checks.js'
+import { floats, integers, readTensors } from './safetensors.js'
+
+/** What expected.json of a family's folder holds. */
+export interface Expected {
+  loss: number
+  lora_loss: number
+  target_tokens: number
+  greedy: { prompt: number[]; continuation: number[] }
+  full_training: ExpectedTraining
+  lora_training: ExpectedTraining
+}
+export interface ExpectedTraining {
+  lr: number
+  weight_decay: number
+  max_grad_norm: number
+  steps: { step: number; loss: number; grad_norm: number; lr: number; target_tokens: number }[]
+}
+
+export const limits = {
+  /** Absolute; the reference's own norms and angles run in float32. */
+  logits: 1e-4,
+  gradient: 2e-5,
+  /** Relative: float32 sums of a few dozen target tokens. */
+  loss: 1e-5,
+}
+
+export const expectedOf = (folder: string): Expected =>
+  JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')) as Expected
+
+export async function checkEngine(folder: string, list: CheckList): Promise<void> {
+  await checkMethod(folder, 'full', list)
+  await checkMethod(folder, 'lora', list)
+}
+
+async function checkMethod(
+  folder: string,
+  method: 'full' | 'lora',
+  list: CheckList,
+): Promise<void> {
+  const expected = expectedOf(folder)
+  const reference = readTensors(join(folder, `${method}.expected.safetensors`))
+  const batch = batchAt(folder, 0)
+  const engine = await openAt(folder, method, batch)
+  try {
+    const logits = await engine.logits(batch)
+    list.within(
+      `${method} logits`,
+      maxAbsDifference(logits, floats(reference, 'logits')),
+      limits.logits,
+    )
+    const { lossSum, numTargetTokens } = await engine.evaluate(batch)
+    const loss = method === 'full' ? expected.loss : expected.lora_loss
+    list.within(`${method} loss`, Math.abs(lossSum / numTargetTokens - loss) / loss, limits.loss)
+    await checkGradients(engine, { batch, reference, method }, list)
+    if (method === 'full') await checkGreedy(engine, expected, list)
+  } finally {
+    await engine.close()
+  }
+}
+
+async function checkGradients(
+  engine: Engine,
+  what: { batch: TokenBatch; reference: ReturnType<typeof readTensors>; method: string },
+  list: CheckList,
+): Promise<void> {
+  const divisor = what.batch.targets.reduce((sum, target) => sum + (target >= 0 ? 1 : 0), 0)
+  const gradients = await engine.gradients(what.batch, divisor)
+  let worst = { error: 0, name: 'none' }
+  for (const { name, values } of gradients) {
+    const key = `grad.${name.replace(/^base_model\.model\./, '')}`
+    const other = what.reference.get(key) ?? what.reference.get(`grad.${name}`)
+    const error = other ? relativeError(values, other.values as Float32Array) : Number.NaN
+    if (!(error <= worst.error)) worst = { error, name }
+  }
+  const numExpected = [...what.reference.keys()].filter((key) => key.startsWith('grad.')).length
+  list.within(`${what.method} gradients`, worst.error, limits.gradient, `worst ${worst.name}`)
+  list.equal(
+    `${what.method} gradients, all there`,
+    gradients.length === numExpected,
+    `${gradients.length} of ${numExpected}`,
+  )
+}
+
+async function checkGreedy(engine: Engine, expected: Expected, list: CheckList): Promise<void> {
+  const { prompt, continuation } = expected.greedy
+  const { ids } = await engine.generate(
+    {
+      promptIds: Int32Array.from(prompt),
+      maxNewTokens: continuation.length,
+      temperature: 0,
+      topP: 1,
+      seed: 0n,
+      stopIds: [],
+    },
+    () => {},
+  )
+  list.equal('greedy continuation', String(ids) === String(continuation), String(ids))
+}
+
+/** Batch `index` as a stream of two documents, targets shifted by one within each row. */
+export function batchAt(folder: string, index: number): TokenBatch {
+  const tensors = readTensors(join(folder, 'batches.safetensors'))
+  const ids = integers(tensors, `input_ids.${index}`).rows
+  const labels = integers(tensors, `labels.${index}`).rows
+  const length = ids[0]?.length ?? 0
+  return {
+    tokens: Int32Array.from(ids.flat()),
+    targets: Int32Array.from(labels.flatMap((row) => [...row.slice(1), -100])),
+    documentStarts: Int32Array.from({ length: ids.length + 1 }, (_, row) => row * length),
+  }
+}
+
+async function openAt(folder: string, method: 'full' | 'lora', batch: TokenBatch): Promise<Engine> {
+  const modelPath = join(folder, 'model')
+  const config = modelConfigFromJson(
+    JSON.parse(readFileSync(join(modelPath, 'config.json'), 'utf8')),
+    join(modelPath, 'config.json'),
+  )
+  const engine = openEngine({
+    modelPath,
+    config,
+    numThreads: 2,
+    instructionPath: 'auto',
+    packedCacheDir: null,
+  })
+  await engine.load()
+  await engine.prepare(specFor(method, batch))
+  if (method === 'lora') await engine.loadAdapter(join(folder, 'adapter'))
+  return engine
+}
+
+function specFor(method: 'full' | 'lora', batch: TokenBatch): TrainSpec {
+  const targetModules = [
+    'q_proj',
+    'k_proj',
+    'v_proj',
+    'o_proj',
+    'gate_proj',
+    'up_proj',
+    'down_proj',
+  ]
+  const { sliceBlocks, chunkBlocks } = planSlices(8192)
+  return {
+    finetuning: method,
+    lora: method === 'lora' ? { loraRank: 4, alpha: 8, targetModules, useRslora: false } : null,
+    seed: 0,
+    tokensPerMicroBatch: batch.tokens.length,
+    longestDocument: Math.max(64, batch.tokens.length),
+    lossChunkRows: 7,
+    codec: 'q24',
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weightDecay: 0,
+    numContributionSlots: 2,
+    sliceBlocks,
+    chunkBlocks,
+  }
+}

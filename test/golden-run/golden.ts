@@ -1,0 +1,143 @@
+/**
+ * `npm run golden -- DIR… [--device cpu|cuda] [--workers N] [--fetch] [--json]`
+ *
+ * Runs folders in the format of test/golden/README.md against the engine and, for training, against an embedded mesh.
+ * One line a check with the error reached; exit 1 if any fails.
+ */
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs'
+import { homedir, tmpdir } from 'node:os'
+import { basename, join, resolve } from 'node:path'
+import { parseArgs } from 'node:util'
+import { connect, type TunemeshClient } from '../../client/client.js'
+import { type EmbeddedCoordinator, startEmbedded } from '../../client/embedded.js'
+import { type Check, CheckList } from './checks.js'
+import { checkEngine } from './engine-checks.js'
+import { checkRealModel, isRealModelFolder } from './real-model-checks.js'
+import { checkTokenizers } from './tokenizer-checks.js'
+import { checkTraining } from './training-checks.js'
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    device: { type: 'string', default: 'cpu' },
+    workers: { type: 'string' },
+    fetch: { type: 'boolean', default: false },
+    json: { type: 'boolean', default: false },
+  },
+})
+
+/** One embedded mesh for each number of workers, started when first asked for. */
+class Meshes {
+  readonly #open = new Map<
+    number,
+    { mesh: EmbeddedCoordinator; client: TunemeshClient; stateDir: string }
+  >()
+
+  async client(numWorkers: number): Promise<TunemeshClient> {
+    const known = this.#open.get(numWorkers)
+    if (known) return known.client
+    const stateDir = mkdtempSync(join(tmpdir(), 'tunemesh-golden-'))
+    const natsServerPath = process.env.TUNEMESH_NATS_SERVER
+    const mesh = await startEmbedded({
+      stateDir,
+      numWorkers,
+      threadsPerWorker: 1,
+      dashboardPort: null,
+      natsServerPath,
+    })
+    const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+    this.#open.set(numWorkers, { mesh, client, stateDir })
+    return client
+  }
+
+  async close(): Promise<void> {
+    for (const { mesh, client, stateDir } of this.#open.values()) {
+      client.close()
+      await mesh.close()
+      rmSync(stateDir, { recursive: true, force: true })
+    }
+  }
+}
+
+const modelCache = join(
+  process.env.XDG_CACHE_HOME || join(homedir(), '.cache'),
+  'tunemesh',
+  'models',
+)
+
+/** The real model's file: the demo's cache, filled by --fetch. */
+function realModelFile(): string | null {
+  const path = join(modelCache, 'SmolLM2-135M-Instruct.Q4_1.gguf')
+  if (!existsSync(path) && values.fetch)
+    spawnSync(process.execPath, ['scripts/model-setup.mjs'], { stdio: 'inherit' })
+  return existsSync(path) ? path : null
+}
+
+async function runFolder(folder: string, meshes: Meshes, list: CheckList): Promise<void> {
+  if (basename(folder) === 'tokenizers') return checkTokenizers(folder, list)
+  if (isRealModelFolder(folder)) {
+    const gguf = realModelFile()
+    if (gguf === null)
+      return list.skipped('the real model', 'its 98 MB are not in the cache; --fetch gets them')
+    return checkRealModel({ folder, gguf, client: (numWorkers) => meshes.client(numWorkers) }, list)
+  }
+  await checkEngine(folder, list)
+  const counts = values.workers ? [Number(values.workers)] : [1, 2]
+  for (const finetuning of ['full', 'lora'] as const)
+    for (const numWorkers of counts)
+      await checkTraining(await meshes.client(numWorkers), { folder, finetuning, numWorkers }, list)
+}
+
+function printCheck(check: Check): void {
+  if (values.json) return console.log(JSON.stringify(check))
+  const error = Number.isNaN(check.error)
+    ? ''
+    : `${check.error.toExponential(1)} (limit ${check.limit})`
+  console.log(
+    `${check.outcome.padEnd(7)} ${check.folder.padEnd(18)} ${check.name.padEnd(44)} ${error} ${check.note}`.trimEnd(),
+  )
+}
+
+function foldersGiven(): string[] {
+  if (positionals.length === 0) {
+    console.error('Which folders? For example: npm run golden -- test/golden/*/')
+    process.exit(2)
+  }
+  if (values.device !== 'cpu') {
+    console.error(
+      `DEVICE_UNAVAILABLE --device ${values.device}: this build has the CPU engine only.`,
+    )
+    process.exit(2)
+  }
+  const folders = positionals.map((path) => resolve(path))
+  const missing = folders.filter((path) => !existsSync(path) || !statSync(path).isDirectory())
+  if (missing.length > 0) {
+    console.error(`No such folder: ${missing.join(', ')}`)
+    process.exit(2)
+  }
+  return folders
+}
+
+const folders = foldersGiven()
+const meshes = new Meshes()
+const checks: Check[] = []
+try {
+  for (const folder of folders) {
+    const list = new CheckList(basename(folder), (check) => {
+      checks.push(check)
+      printCheck(check)
+    })
+    try {
+      await runFolder(folder, meshes, list)
+    } catch (error) {
+      list.failed('run', error instanceof Error ? (error.stack ?? error.message) : String(error))
+    }
+  }
+} finally {
+  await meshes.close()
+}
+const count = (outcome: Check['outcome']) =>
+  checks.filter((check) => check.outcome === outcome).length
+console.log(`${count('ok')} passed, ${count('FAILED')} failed, ${count('skipped')} skipped`)
+process.exit(count('FAILED') > 0 ? 1 : 0)

@@ -1,0 +1,107 @@
+/** Answers to PlanCall and GenerateCall: what a client asks of an engine outside of training. */
+import { TunemeshError } from '../proto/errors.js'
+import type { ErrorInfo } from '../proto/gen/tunemesh/v1/ErrorInfo.js'
+import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { GenerateCall__Output } from '../proto/gen/tunemesh/v1/GenerateCall.js'
+import type { PlanCall__Output } from '../proto/gen/tunemesh/v1/PlanCall.js'
+import type { ModelConfig } from '../proto/model-config.js'
+import type { TrainRequest } from '../proto/train-spec.js'
+import { type Engine, openEngine } from './engine.js'
+import type { DeviceOptions } from './job-engine.js'
+
+interface LoadedModel {
+  key: string
+  engine: Engine
+}
+
+export class EngineCalls {
+  /** The model of the last conversation stays loaded: a chat asks again and again. */
+  #loaded: LoadedModel | null = null
+  readonly #running = new Map<string, AbortController>()
+  #tail: Promise<void> = Promise.resolve()
+
+  constructor(
+    private readonly device: DeviceOptions,
+    private readonly send: (message: FromWorker) => void,
+  ) {}
+
+  plan(call: PlanCall__Output): void {
+    const { callId } = call
+    try {
+      const { config, spec } = JSON.parse(call.trainSpecJson) as TrainRequest
+      const engine = openEngine({ modelPath: call.modelPath, config, ...this.device })
+      const { totalBytes, uses, numTrainedParameters, numBlocks } = engine.plan(spec)
+      const memory = { totalBytes, uses }
+      this.send({ planResult: { callId, memory, numTrainedParameters, numBlocks } })
+      void engine.close()
+    } catch (error) {
+      this.send({ planResult: { callId, error: errorInfo(error) } })
+    }
+  }
+
+  generate(call: GenerateCall__Output): void {
+    if (call.cancel) return this.#running.get(call.callId)?.abort()
+    const abort = new AbortController()
+    this.#running.set(call.callId, abort)
+    this.#tail = this.#tail.then(() => this.#generate(call, abort.signal))
+  }
+
+  /** Gives the memory back before a job needs it. */
+  release(): void {
+    for (const abort of this.#running.values()) abort.abort()
+    this.#tail = this.#tail.then(() => this.#unload())
+  }
+
+  async close(): Promise<void> {
+    this.release()
+    await this.#tail
+  }
+
+  async #generate(call: GenerateCall__Output, signal: AbortSignal): Promise<void> {
+    const { callId } = call
+    try {
+      const engine = await this.#model(call)
+      const request = call.request
+      const options = {
+        promptIds: Int32Array.from(call.promptIds),
+        maxNewTokens: request?.maxNewTokens || 256,
+        temperature: request?.temperature ?? 0,
+        topP: request?.topP || 1,
+        seed: BigInt(request?.seed ?? 0),
+        stopIds: call.stopIds,
+      }
+      const onToken = (id: number) => this.send({ generateResult: { callId, tokenIds: [id] } })
+      const { finishReason } = await engine.generate(options, onToken, signal)
+      this.send({ generateResult: { callId, done: true, finishReason } })
+    } catch (error) {
+      this.send({ generateResult: { callId, done: true, error: errorInfo(error) } })
+    } finally {
+      this.#running.delete(callId)
+    }
+  }
+
+  async #model(call: GenerateCall__Output): Promise<Engine> {
+    const key = JSON.stringify([call.modelPath, call.adapterPath, call.modelConfigJson])
+    if (this.#loaded?.key === key) return this.#loaded.engine
+    await this.#unload()
+    const config = JSON.parse(call.modelConfigJson) as ModelConfig
+    const engine = openEngine({ modelPath: call.modelPath, config, ...this.device })
+    await engine.load()
+    if (call.adapterPath) await engine.loadAdapter(call.adapterPath)
+    this.#loaded = { key, engine }
+    return engine
+  }
+
+  async #unload(): Promise<void> {
+    const loaded = this.#loaded
+    this.#loaded = null
+    await loaded?.engine.close()
+  }
+}
+
+export function errorInfo(error: unknown): ErrorInfo {
+  if (error instanceof TunemeshError) {
+    return { code: error.code, message: error.message, details: error.details }
+  }
+  return { code: 'ENGINE_FAILED', message: error instanceof Error ? error.message : String(error) }
+}

@@ -1,0 +1,170 @@
+/** One job on this worker's engine: its data, its weights, and the operations that the run machine asks for. */
+import { createHash } from 'node:crypto'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { emptyPack } from '../proto/data-order.js'
+import type { Deliver__Output } from '../proto/gen/tunemesh/v1/Deliver.js'
+import type { Delivered } from '../proto/gen/tunemesh/v1/Delivered.js'
+import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
+import { numPacks, type PackShard, packAt } from '../proto/pack-shard.js'
+import type { TrainRequest } from '../proto/train-spec.js'
+import {
+  type Engine,
+  type EngineOptions,
+  type MemoryPlan,
+  type MicroBatchResult,
+  openEngine,
+  type TokenBatch,
+  type TrainedTensor,
+  type UpdateNumbers,
+} from './engine.js'
+import type { JobFiles, StoredFile } from './job-files.js'
+
+/** How a worker was started; the same for all its jobs. */
+export type DeviceOptions = Pick<EngineOptions, 'numThreads' | 'instructionPath' | 'packedCacheDir'>
+
+/** Packs of one validation batch: bounded, so that evaluation needs no more memory than training. */
+export interface ReadyJob {
+  planHash: string
+  memory: MemoryPlan
+  weightsSha256: string
+}
+
+export class JobEngine {
+  private constructor(
+    readonly prepare: Prepare__Output,
+    readonly engine: Engine,
+    private readonly request: TrainRequest,
+    private readonly files: JobFiles,
+    private readonly train: PackShard,
+    private readonly splits: ReadonlyMap<string, PackShard>,
+    readonly ready: ReadyJob,
+  ) {}
+
+  /** Loads model and data, reserves all memory, starts at the job's start weights. */
+  static async open(
+    prepare: Prepare__Output,
+    files: JobFiles,
+    device: DeviceOptions,
+  ): Promise<JobEngine> {
+    const request = JSON.parse(prepare.trainSpecJson) as TrainRequest
+    const train = await files.packShard(prepare.datasetDigest)
+    const splits = new Map<string, PackShard>()
+    for (const { name, digest } of prepare.splits) splits.set(name, await files.packShard(digest))
+    const engine = openEngine({ modelPath: prepare.modelPath, config: request.config, ...device })
+    try {
+      await engine.load()
+      const { memory, tensors } = await engine.prepare(request.spec)
+      if (prepare.adapterPath) await engine.loadAdapter(prepare.adapterPath)
+      const ready = {
+        planHash: planHashOf(request, tensors),
+        memory,
+        weightsSha256: await engine.weightsDigest(),
+      }
+      return new JobEngine(prepare, engine, request, files, train, splits, ready)
+    } catch (error) {
+      await engine.close()
+      throw error
+    }
+  }
+
+  microBatch(packs: readonly number[], lossDivisor: number, slot: number) {
+    return this.engine.microBatch(batchOf(this.train, packs), lossDivisor, slot)
+  }
+
+  numTokens(packs: readonly number[]): number {
+    return batchOf(this.train, packs).tokens.length
+  }
+
+  /** Loss over a whole split, as many packs at a time as the engine planned tokens for. */
+  async evaluate(split: string): Promise<MicroBatchResult> {
+    const total = { lossSum: 0, numTargetTokens: 0, computeMs: 0 }
+    const shard = this.splits.get(split)
+    if (!shard) return total
+    let packs: number[] = []
+    let tokens = 0
+    const flush = async () => {
+      if (packs.length === 0) return
+      const part = await this.engine.evaluate(batchOf(shard, packs))
+      total.lossSum += part.lossSum
+      total.numTargetTokens += part.numTargetTokens
+      total.computeMs += part.computeMs
+      packs = []
+      tokens = 0
+    }
+    for (let index = 0; index < numPacks(shard); index++) {
+      const size = packAt(shard, index).tokens.length
+      if (tokens + size > this.request.spec.tokensPerMicroBatch) await flush()
+      packs.push(index)
+      tokens += size
+    }
+    await flush()
+    return total
+  }
+
+  applyUpdate(step: number, update: UpdateNumbers): Promise<void> {
+    return this.engine.applyUpdate(step, update)
+  }
+
+  async uploadState(step: number): Promise<StoredFile & { weightsSha256: string }> {
+    const folder = await this.files.freshFolder('state')
+    const path = join(folder, 'state.safetensors')
+    const weightsSha256 = await this.engine.weightsDigest()
+    await this.engine.writeState(path, step)
+    return { ...(await this.files.store(path)), weightsSha256 }
+  }
+
+  async loadState(digest: string): Promise<{ step: number; weightsSha256: string }> {
+    const { step } = await this.engine.readState(await this.files.pathOf(digest))
+    return { step, weightsSha256: await this.engine.weightsDigest() }
+  }
+
+  /** Adapter folder, or the whole model for `full`, as blobs. */
+  async deliver(deliver: Deliver__Output): Promise<Delivered> {
+    const folder = await this.files.freshFolder('delivery')
+    if (this.request.spec.finetuning === 'full')
+      await this.files.copyCompanions(this.prepare.modelPath, folder)
+    await this.engine.writeAdapter(folder, deliver.baseModelName)
+    const change = await this.engine.weightChange()
+    await writeFile(join(folder, 'weight_change.json'), `${JSON.stringify(change, null, 1)}\n`)
+    const artifacts = await this.files.storeFolder(folder)
+    return {
+      jobId: deliver.jobId,
+      artifacts: artifacts.map(({ path, digest, sizeBytes }) => ({ path, digest, sizeBytes })),
+      weightsSha256: await this.engine.weightsDigest(),
+      weightChangeJson: await readFile(join(folder, 'weight_change.json'), 'utf8'),
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.engine.close()
+  }
+}
+
+/** Packs one after another; an empty pack has no tokens and so adds nothing. */
+export function batchOf(shard: PackShard, packs: readonly number[]): TokenBatch {
+  const parts = packs.filter((index) => index !== emptyPack).map((index) => packAt(shard, index))
+  const numTokens = parts.reduce((sum, pack) => sum + pack.tokens.length, 0)
+  const tokens = new Int32Array(numTokens)
+  const targets = new Int32Array(numTokens)
+  const starts: number[] = []
+  let offset = 0
+  for (const pack of parts) {
+    tokens.set(pack.tokens, offset)
+    targets.set(pack.targets, offset)
+    for (const start of pack.documentStarts.subarray(0, -1)) starts.push(offset + start)
+    offset += pack.tokens.length
+  }
+  starts.push(numTokens)
+  return { tokens, targets, documentStarts: Int32Array.from(starts) }
+}
+
+/** Two workers may train together only where this is equal: arithmetic, slices, names and shapes. */
+function planHashOf(request: TrainRequest, tensors: TrainedTensor[]): string {
+  const { numContributionSlots: _, ...numeric } = request.spec
+  const shapes = tensors.map(({ name, shape, firstBlock }) => [name, shape, firstBlock])
+  return createHash('sha256')
+    .update(JSON.stringify([request.config, numeric, shapes]))
+    .digest('hex')
+    .slice(0, 32)
+}

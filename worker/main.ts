@@ -1,0 +1,74 @@
+/** `worker/main.js`: reads its options once and runs a worker. Started by the coordinator or by `tunemesh worker`. */
+import { mkdtempSync, readFileSync } from 'node:fs'
+import { homedir, hostname, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import pino from 'pino'
+import { TunemeshError } from '../proto/errors.js'
+import { armFailpoints } from '../proto/failpoint.js'
+import { Worker } from './worker.js'
+
+const { values } = parseArgs({
+  options: {
+    coordinator: { type: 'string' },
+    'token-file': { type: 'string' },
+    threads: { type: 'string', default: '0' },
+    name: { type: 'string', default: '' },
+    'work-dir': { type: 'string' },
+    'instruction-path': { type: 'string', default: 'auto' },
+    'give-up-after': { type: 'string', default: '600' },
+    /** Ends when its standard input closes: the parent is gone, however it died. */
+    'end-with-parent': { type: 'boolean', default: false },
+    /** Allows `--failpoints` and `--tuning`; for tests only. */
+    testing: { type: 'boolean', default: false },
+    failpoints: { type: 'string', default: '' },
+    tuning: { type: 'string', default: '{}' },
+  },
+})
+
+const log = pino(
+  { name: 'worker', level: process.env.TUNEMESH_LOG_LEVEL ?? 'info' },
+  pino.destination(2),
+)
+const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
+
+function workerOptions() {
+  if (!values.coordinator || !values['token-file'])
+    throw new TunemeshError('JOB_INVALID', 'worker needs --coordinator HOST:PORT and --token-file')
+  if (!values.testing && (values.failpoints !== '' || values.tuning !== '{}'))
+    throw new TunemeshError('JOB_INVALID', '--failpoints and --tuning are for tests: add --testing')
+  armFailpoints(values.failpoints)
+  return {
+    coordinator: values.coordinator,
+    token: readFileSync(values['token-file'], 'utf8').trim(),
+    name: values.name,
+    host: hostname(),
+    workDir: values['work-dir'] ?? mkdtempSync(join(tmpdir(), 'tunemesh-worker-')),
+    device: {
+      numThreads: Number(values.threads),
+      instructionPath: values['instruction-path'] as 'auto',
+      packedCacheDir: join(cacheDir, 'packed'),
+    },
+    giveUpAfterMs: Number(values['give-up-after']) * 1000,
+    doubtAfterMs: 5_000,
+    requestSumEveryMs: 1_000,
+    ...(JSON.parse(values.tuning) as { doubtAfterMs?: number; requestSumEveryMs?: number }),
+    log: (level: 'info' | 'warn' | 'error', message: string) => log[level](message),
+  }
+}
+
+try {
+  const worker = new Worker(workerOptions())
+  process.once('SIGTERM', () => worker.drain('SIGTERM'))
+  process.once('SIGINT', () => worker.drain('SIGINT'))
+  if (values['end-with-parent']) {
+    process.stdin.resume()
+    process.stdin.once('end', () => process.exit(0))
+    process.stdin.once('error', () => process.exit(0))
+  }
+  await worker.run()
+  process.exit(0)
+} catch (error) {
+  log.error(error instanceof TunemeshError ? `${error.code} ${error.message}` : error)
+  process.exit(1)
+}

@@ -1,0 +1,229 @@
+/**
+ * The worker's main path. One job: what the coordinator says, what the engine answers and what the data plane brings
+ * become events of the run machine (worker/run-machine.ts), which decides; its effects are carried out here, in order.
+ *
+ *   StepPlan → computeMicroBatch … → digestContribution → sendContribution to each slice's owner
+ *            → as owner: countContribution … → finishSlice → publishSum → (coordinator commits)
+ *   Commit   → every sum is here and verified → applyUpdate → Applied → next StepPlan
+ */
+
+import type { LoggedRecord } from '../proto/commit-record.js'
+import { isErrorCode, TunemeshError } from '../proto/errors.js'
+import { failpoint } from '../proto/failpoint.js'
+import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
+import type { DataPlane } from './data-plane.js'
+import { type DeviceOptions, JobEngine } from './job-engine.js'
+import type { JobFiles } from './job-files.js'
+import type { LeaseKey, WorkerEffect, WorkerEvent } from './run-events.js'
+import type { WorkerRunMachine } from './run-machine.js'
+
+export interface StepLoopOptions {
+  machine: WorkerRunMachine
+  files: JobFiles
+  device: DeviceOptions
+  nowMs: () => number
+  send(message: FromWorker): void
+  openDataPlane(job: JobEngine, onEvent: (event: WorkerEvent) => void): Promise<DataPlane>
+  readCommitLog(jobId: string, afterSequence: number): Promise<LoggedRecord[]>
+  log(level: 'info' | 'warn' | 'error', message: string): void
+  /** The machine asked this process to end. */
+  onExit(reason: string): void
+}
+
+/** Effects that name the data plane's own methods; it carries them out one after another. */
+type DataPlaneEffect = Extract<WorkerEffect, { kind: Exclude<keyof DataPlane, 'close'> }>
+
+export class StepLoop {
+  #job: JobEngine | null = null
+  #dataPlane: DataPlane | null = null
+  /** Engine operations run in the order they were asked for, each after the one before has answered. */
+  #engineTail: Promise<void> = Promise.resolve()
+  readonly #tick: NodeJS.Timeout
+
+  constructor(private readonly options: StepLoopOptions) {
+    this.#tick = setInterval(() => this.handle({ kind: 'tick' }), 200)
+  }
+
+  handle(event: WorkerEvent): void {
+    for (const effect of this.options.machine.advance(event, this.options.nowMs())) {
+      this.#carryOut(effect)
+    }
+  }
+
+  async close(): Promise<void> {
+    clearInterval(this.#tick)
+    this.#enqueue('release', 0, () => this.#release())
+    await this.#engineTail
+  }
+
+  #carryOut(effect: WorkerEffect): void {
+    switch (effect.kind) {
+      case 'send':
+        return this.options.send(effect.message)
+      case 'log':
+        return this.options.log(effect.level, effect.message)
+      case 'exit':
+        return this.options.onExit(effect.reason)
+      case 'readCommitLog':
+        return this.#readCommitLog(effect.afterSequence)
+      case 'prepareEngine':
+        return this.#enqueue('prepare', 0, () => this.#prepare(effect.prepare))
+      case 'releaseJob':
+        return this.#enqueue('release', 0, () => this.#release())
+      case 'clearContribution':
+      case 'computeMicroBatch':
+      case 'digestContribution':
+      case 'applyUpdate':
+      case 'uploadState':
+      case 'loadState':
+      case 'probe':
+      case 'evaluate':
+      case 'deliver':
+        return this.#runOnEngine(effect)
+      default:
+        this.#dataPlane?.carryOut(effect)
+    }
+  }
+
+  #runOnEngine(effect: EngineEffect): void {
+    if (effect.kind === 'computeMicroBatch') return this.#computeMicroBatch(effect)
+    const step = 'step' in effect ? effect.step : 0
+    this.#enqueue(effect.kind, step, async () => {
+      const job = this.#needJob()
+      const answer = await engineOperations[effect.kind](job, effect as never, this.#dataPlane)
+      if (answer) this.handle(answer)
+    })
+  }
+
+  /** A gradient that fails is the step's news, not the engine's end: the slot stays void, the machine decides. */
+  #computeMicroBatch(effect: Extract<WorkerEffect, { kind: 'computeMicroBatch' }>): void {
+    this.#enqueue('computeMicroBatch', effect.step, async () => {
+      const { kind: _, packs, lossDivisor, ...key } = effect
+      const job = this.#needJob()
+      try {
+        const result = await job.microBatch(packs, lossDivisor, effect.slot)
+        const numTokens = job.numTokens(packs)
+        this.handle({ kind: 'microBatchDone', ...key, ...result, numTokens })
+      } catch (error) {
+        if (!(error instanceof TunemeshError) || !gradientCodes.has(error.code)) throw error
+        const tensor = (error as TunemeshError & { tensor?: string }).tensor ?? ''
+        const info = { code: error.code, message: error.message }
+        this.handle({ kind: 'microBatchFailed', ...key, error: info, tensor })
+      }
+    })
+  }
+
+  #enqueue(operation: string, step: number, run: () => Promise<void>): void {
+    this.#engineTail = this.#engineTail.then(run).catch((cause: unknown) => {
+      const message = cause instanceof Error ? cause.message : String(cause)
+      const code = isErrorCode((cause as { code?: unknown }).code)
+        ? (cause as TunemeshError).code
+        : 'ENGINE_FAILED'
+      this.options.log('error', `${operation} failed: ${message}`)
+      this.handle({ kind: 'engineFailed', operation, step, error: { code, message } })
+    })
+  }
+
+  async #prepare(prepare: Prepare__Output): Promise<void> {
+    await this.#release()
+    const job = await JobEngine.open(prepare, this.options.files, this.options.device)
+    this.#job = job
+    this.#dataPlane = await this.options.openDataPlane(job, (event) => this.handle(event))
+    const { memory, planHash, weightsSha256 } = job.ready
+    this.handle({
+      kind: 'enginePrepared',
+      planHash,
+      memory: { totalBytes: memory.totalBytes, uses: memory.uses },
+      numBlocks: memory.numBlocks,
+      numTrainedParameters: memory.numTrainedParameters,
+      weightsSha256,
+    })
+  }
+
+  async #release(): Promise<void> {
+    await this.#dataPlane?.close()
+    this.#dataPlane = null
+    await this.#job?.close()
+    this.#job = null
+  }
+
+  #needJob(): JobEngine {
+    if (this.#job) return this.#job
+    throw new TunemeshError('INTERNAL', 'The engine was asked for work before a job was prepared.')
+  }
+
+  #readCommitLog(afterSequence: number): void {
+    const jobId = this.#job?.prepare.jobId ?? ''
+    this.options.readCommitLog(jobId, afterSequence).then(
+      (records) => this.handle({ kind: 'commitLogRead', records }),
+      (error: unknown) => this.handle({ kind: 'commitLogUnreadable', reason: String(error) }),
+    )
+  }
+}
+
+type EngineKind =
+  | 'clearContribution'
+  | 'digestContribution'
+  | 'applyUpdate'
+  | 'uploadState'
+  | 'loadState'
+  | 'probe'
+  | 'evaluate'
+  | 'deliver'
+type EffectOf<Kind extends WorkerEffect['kind']> = Extract<WorkerEffect, { kind: Kind }>
+type EngineEffect = EffectOf<EngineKind | 'computeMicroBatch'>
+type EngineOperation<Kind extends EngineKind> = (
+  job: JobEngine,
+  effect: EffectOf<Kind>,
+  dataPlane: DataPlane | null,
+) => Promise<WorkerEvent | null>
+
+const gradientCodes = new Set(['NON_FINITE_GRADIENT', 'GRADIENT_OUT_OF_RANGE'])
+
+const engineOperations: { [Kind in EngineKind]: EngineOperation<Kind> } = {
+  async clearContribution(job, { slot }) {
+    await job.exchange.clearSlot(slot)
+    return null
+  },
+
+  async digestContribution(job, { slot, fleetEpoch, step, lease, leaseAttempt }) {
+    const digests = await job.exchange.contributionDigests(slot)
+    const key: LeaseKey = { fleetEpoch, step, lease, leaseAttempt }
+    return { kind: 'contributionDigested', slot, digests, ...key }
+  },
+
+  async applyUpdate(job, { step, update }) {
+    const startMs = performance.now()
+    failpoint('worker.before-apply')
+    await job.engine.applyUpdate(step, update)
+    failpoint('worker.after-apply')
+    const weightsSha256 = job.isDigestStep(step) ? await job.engine.weightsDigest() : ''
+    return { kind: 'updateApplied', step, weightsSha256, applyMs: performance.now() - startMs }
+  },
+
+  async uploadState(job, { step, purpose }) {
+    const { digest, sizeBytes, weightsSha256 } = await job.uploadState(step)
+    return { kind: 'stateUploaded', step, purpose, digest, sizeBytes, weightsSha256 }
+  },
+
+  async loadState(job, { step, digest, sequence }) {
+    const { weightsSha256 } = await job.loadState(digest)
+    return { kind: 'stateLoaded', step, sequence, weightsSha256 }
+  },
+
+  async probe(job, { step, microBatch, packs, lossDivisor }) {
+    const digest = await job.probe(packs, lossDivisor)
+    return { kind: 'probeDone', step, microBatch, digest }
+  },
+
+  async evaluate(job, { evaluate }) {
+    const { lossSum, numTargetTokens } = await job.evaluate(evaluate.split)
+    const { step, split } = evaluate
+    return { kind: 'evaluated', step, split, lossSum, numTargetTokens }
+  },
+
+  async deliver(job, { deliver }) {
+    return { kind: 'delivered', delivered: await job.deliver(deliver) }
+  },
+}

@@ -1,0 +1,183 @@
+/** A worker process: attached to the coordinator by one stream, it trains one job at a time and answers engine calls. */
+import { credentials } from '@grpc/grpc-js'
+import { Blobs } from '../client/blobs.js'
+import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
+import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
+import { BlobService, channelOptions } from '../proto/services.js'
+import { version } from '../proto/version.js'
+import { AttachStream } from './attach-stream.js'
+import { DataPlane } from './data-plane.js'
+import { describeDevice } from './engine.js'
+import { EngineCalls } from './engine-calls.js'
+import type { DeviceOptions, JobEngine } from './job-engine.js'
+import { JobFiles } from './job-files.js'
+import { NatsConnection } from './nats-connection.js'
+import type { WorkerEvent } from './run-events.js'
+import { WorkerRunMachine } from './run-machine.js'
+import { StepLoop } from './step-loop.js'
+
+export interface WorkerOptions {
+  coordinator: string
+  token: string
+  name: string
+  host: string
+  workDir: string
+  device: DeviceOptions
+  /** How long the coordinator may be away before the worker ends. */
+  giveUpAfterMs: number
+  doubtAfterMs: number
+  requestSumEveryMs: number
+  log(level: 'info' | 'warn' | 'error', message: string): void
+}
+
+export class Worker {
+  readonly #stream: AttachStream
+  readonly #files: JobFiles
+  readonly #calls: EngineCalls
+  #loop: StepLoop | null = null
+  #nats: NatsConnection | null = null
+  #welcome: Welcome | null = null
+  #heartbeat: NodeJS.Timeout | null = null
+  #doing = 'idle'
+  #step = 0
+
+  constructor(private readonly options: WorkerOptions) {
+    const { device, deviceClass, numThreads, memoryBytes } = describeDevice(options.device)
+    this.#stream = new AttachStream({
+      address: options.coordinator,
+      token: options.token,
+      giveUpAfterMs: options.giveUpAfterMs,
+      hello: {
+        version,
+        host: options.host,
+        name: options.name,
+        device,
+        deviceClass,
+        numThreads,
+        memoryBytes,
+        processId: process.pid,
+      },
+      onWelcome: (welcome) => this.#attached(welcome),
+      onMessage: (message) => this.#receive(message),
+      onBreak: (reason) => this.#detached(reason),
+    })
+    const blobs = new Blobs(
+      new BlobService(options.coordinator, credentials.createInsecure(), channelOptions),
+      options.token,
+    )
+    this.#files = new JobFiles(blobs, options.workDir)
+    this.#calls = new EngineCalls(options.device, (message) => this.#send(message))
+  }
+
+  /** Runs until drained, told to end, or the coordinator has been away too long. */
+  async run(): Promise<void> {
+    try {
+      await this.#stream.run()
+    } finally {
+      if (this.#heartbeat) clearInterval(this.#heartbeat)
+      await this.#loop?.close()
+      await this.#calls.close()
+      await this.#nats?.close()
+      await this.#files.clear()
+    }
+  }
+
+  /** Leaves between steps; at once where no job runs. */
+  drain(reason: string): void {
+    if (this.#loop) this.#loop.handle({ kind: 'drainAsked', reason })
+    else this.#stream.close()
+  }
+
+  #attached(welcome: Welcome): void {
+    this.#welcome = welcome
+    this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
+    if (this.#heartbeat) clearInterval(this.#heartbeat)
+    this.#heartbeat = setInterval(() => this.#beat(), welcome.heartbeatMs || 1_000)
+  }
+
+  #detached(reason: string): void {
+    this.options.log('warn', `the coordinator's stream broke: ${reason}`)
+    this.#loop?.handle({ kind: 'detached' })
+  }
+
+  #beat(): void {
+    const { user, system } = process.cpuUsage()
+    this.#send({
+      heartbeat: {
+        residentBytes: process.memoryUsage.rss(),
+        cpuSeconds: (user + system) / 1e6,
+        step: this.#step,
+        doing: this.#doing,
+      },
+    })
+  }
+
+  #receive(message: ToWorker): void {
+    if (message.planCall) return this.#calls.plan(message.planCall)
+    if (message.generateCall) return this.#calls.generate(message.generateCall)
+    if (message.shutdown) return this.#stream.close()
+    if (message.prepare) {
+      this.#calls.release()
+      this.#loop ??= this.#newLoop()
+      this.#doing = 'preparing'
+    } else if (message.stepPlan) {
+      this.#doing = 'training'
+      this.#step = message.stepPlan.step
+    }
+    this.#loop?.handle({ kind: 'message', message })
+    if (message.releaseJob) this.#doing = 'idle'
+  }
+
+  #newLoop(): StepLoop {
+    const { options } = this
+    return new StepLoop({
+      machine: new WorkerRunMachine({
+        workerId: this.#welcome?.workerId ?? '',
+        numContributionSlots: contributionSlots,
+        doubtAfterMs: options.doubtAfterMs,
+        requestSumEveryMs: options.requestSumEveryMs,
+      }),
+      files: this.#files,
+      device: options.device,
+      nowMs: () => performance.now(),
+      send: (message) => this.#send(message),
+      openDataPlane: (job, onEvent) => this.#openDataPlane(job, onEvent),
+      readCommitLog: async (jobId, after) => (await this.#bus()).readCommitLog(jobId, after),
+      log: options.log,
+      onExit: (reason) => {
+        options.log('info', `leaving: ${reason}`)
+        this.#stream.close()
+      },
+    })
+  }
+
+  async #openDataPlane(job: JobEngine, onEvent: (event: WorkerEvent) => void): Promise<DataPlane> {
+    return new DataPlane({
+      jobId: job.prepare.jobId,
+      workerId: () => this.#welcome?.workerId ?? '',
+      exchange: job.exchange,
+      connect: () => this.#bus(),
+      onEvent,
+    })
+  }
+
+  /** The data connection, opened when first needed: one worker alone never needs it. */
+  async #bus(): Promise<NatsConnection> {
+    const welcome = this.#welcome
+    if (!welcome) throw new Error('not attached yet')
+    this.#nats ??= await NatsConnection.open({
+      url: welcome.natsUrl,
+      user: welcome.natsUser,
+      password: welcome.natsPassword,
+    })
+    return this.#nats
+  }
+
+  #send(message: FromWorker): void {
+    this.#stream.send(message)
+  }
+}
+
+/** Contributions a worker holds at once: this step's, the last one's until applied everywhere, two re-leased ones. */
+const contributionSlots = 4
