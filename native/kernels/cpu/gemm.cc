@@ -9,21 +9,24 @@ namespace {
 
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
-// What packing one element costs, in multiply-adds of the same core. A is packed again for each
-// tile of columns, B for each tile of rows.
-double packing_cost(GemmA layout) { return layout == GemmA::kRows ? 16.0 : 6.0; }
-double packing_cost(GemmB layout) {
+// What bringing one element to the micro-kernel costs, in multiply-adds of the same core: A once for
+// each tile of columns, B once for each tile of rows. Rough, from the benchmark of gemm.h.
+double reading_cost(GemmA layout) { return layout == GemmA::kRows ? 16.0 : 10.0; }
+double reading_cost(GemmB layout) {
   switch (layout) {
     case GemmB::kPanels:
-      return 0.0;
+      return 8.0;
     case GemmB::kDepth:
-      return 6.0;
+      return 10.0;
     case GemmB::kColumns:
     case GemmB::kTransposedPanels:
       break;
   }
-  return 16.0;
+  return 24.0;
 }
+
+constexpr double kTileCost = 30e3;    // of starting a tile
+constexpr double kUnevenness = 0.05;  // of a thread that is not helped by others
 
 struct TileSize {
   size_t rows, columns;
@@ -45,9 +48,10 @@ TileSize choose_tiles(const GemmTask& task, size_t num_threads, size_t row_group
       const size_t num_tiles = divide_up(task.m, rows) * divide_up(task.n, columns);
       const double rounds = static_cast<double>(divide_up(num_tiles, num_threads));
       const double work = static_cast<double>(rows * columns) +
-                          packing_cost(task.a_layout) * static_cast<double>(rows) +
-                          packing_cost(task.b_layout) * static_cast<double>(columns);
-      const double cost = rounds * work * (1.0 + 0.1 / rounds);
+                          reading_cost(task.a_layout) * static_cast<double>(rows) +
+                          reading_cost(task.b_layout) * static_cast<double>(columns);
+      const double cost =
+          rounds * (work * static_cast<double>(task.k) + kTileCost) * (1.0 + kUnevenness / rounds);
       if (cost < best_cost) {
         best_cost = cost;
         best = {rows, columns};

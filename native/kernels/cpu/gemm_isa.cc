@@ -29,6 +29,8 @@ constexpr size_t kShallow = 64;
 // Rows of a k-major source that are packed side by side, so that it is read in long stretches.
 constexpr size_t kPackedTogether = 8;
 
+constexpr size_t kPrefetchedColumns = 32;  // of a packed weight, ahead of the one being transposed
+
 inline size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
 // One row group of A: packed [k][rows], or rows of the caller's matrix.
@@ -182,6 +184,7 @@ void pack_rows(const GemmTask& task, size_t row, size_t rows, size_t k, size_t d
       const float* from = task.a + (k + i) * task.a_stride + row + begin;
       float* to = packed + begin * depth + i * height;
       for (size_t j = i; j < i_end; j++, from += task.a_stride, to += height) {
+        __builtin_prefetch(from + kPackedTogether * task.a_stride, 0, 2);
         store_tail(to, load_tail(from, height) * alpha, height);
       }
       begin = end;
@@ -197,6 +200,8 @@ void pack_columns(const GemmTask& task, size_t k, size_t depth, size_t column, s
     const size_t left = smaller(columns, 16), right = columns - left;
     const float* from = task.b + k * task.b_stride + column;
     for (size_t i = 0; i < depth; i++, from += task.b_stride, panel += kPanelColumns) {
+      __builtin_prefetch(from + kPackedTogether * task.b_stride, 0, 2);
+      __builtin_prefetch(from + kPackedTogether * task.b_stride + 16, 0, 2);
       store(panel, load_up_to(from, left));
       store(panel + 16, load_up_to(from + 16, right));
     }
@@ -213,6 +218,11 @@ void pack_columns(const GemmTask& task, size_t k, size_t depth, size_t column, s
       stride = kPanelColumns;
     }
     for (size_t j = 0; j < columns; j += 16) {
+      if (task.b_layout == GemmB::kTransposedPanels && i == 0) {
+        for (size_t line = 0; line < 32; line++) {
+          __builtin_prefetch(from + (j + kPrefetchedColumns) * stride + line * 16, 0, 2);
+        }
+      }
       transpose_block(from + j * stride, stride, smaller(16, columns - j), smaller(16, depth - i),
                       1.0f, panel + i * kPanelColumns + j, kPanelColumns);
     }

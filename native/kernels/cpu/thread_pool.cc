@@ -61,7 +61,8 @@ int usable_cpus() {
 }
 
 ThreadPool::ThreadPool(int num_threads)
-    : num_threads_(num_threads > 0 ? num_threads : usable_cpus()) {
+    : num_threads_(num_threads > 0 ? num_threads : usable_cpus()),
+      shares_(static_cast<size_t>(num_threads_)) {
   threads_.reserve(static_cast<size_t>(num_threads_ - 1));
   for (int i = 1; i < num_threads_; i++) threads_.emplace_back([this, i] { work(i); });
 }
@@ -84,8 +85,10 @@ void ThreadPool::run(size_t num_tasks, Body body, const void* fn) {
     std::lock_guard<std::mutex> lock(mutex_);
     body_ = body;
     fn_ = fn;
-    num_tasks_ = num_tasks;
-    next_task_.store(0, std::memory_order_relaxed);
+    for (size_t i = 0; i < shares_.size(); i++) {
+      shares_[i].next.store(num_tasks * i / shares_.size(), std::memory_order_relaxed);
+      shares_[i].end = num_tasks * (i + 1) / shares_.size();
+    }
     generation_++;
     is_open_ = true;
   }
@@ -102,10 +105,13 @@ void ThreadPool::run(size_t num_tasks, Body body, const void* fn) {
 }
 
 void ThreadPool::take_tasks(int thread) {
-  for (;;) {
-    const size_t task = next_task_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= num_tasks_) return;
-    body_(fn_, task, thread);
+  for (int i = 0; i < num_threads_; i++) {
+    Share& share = shares_[static_cast<size_t>((thread + i) % num_threads_)];
+    for (;;) {
+      const size_t task = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= share.end) break;
+      body_(fn_, task, thread);
+    }
   }
 }
 
