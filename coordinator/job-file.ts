@@ -34,6 +34,14 @@ export function readJobFile(file: JobFile): JobSpec {
   return spec
 }
 
+/** Where each given key stands ("job.yaml:7"), for problems that show only later. */
+export function keyPlaces(file: JobFile): Map<string, string> {
+  const entries = new Map<string, Entry>()
+  readYaml(file, entries, [])
+  for (const override of file.overrides ?? []) readOverride(override, entries, [])
+  return new Map([...entries].map(([key, { place }]) => [key, place]))
+}
+
 interface Entry {
   value: unknown
   /** "job.yaml:7" or "--set". */

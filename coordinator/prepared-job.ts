@@ -33,6 +33,7 @@ export interface TokenizerInfo {
   stopIds: number[]
   bosId: number | null
   eosId: number | null
+  padId: number | null
   chatTemplate: string | null
   vocabSize: number
 }
@@ -46,7 +47,7 @@ export interface RunSchedule {
   learningRates: number[]
   /**
    * Pack index of each position of the run, packsPerMicroBatch × microBatchesPerStep a step.
-   * null: the order of the seed (coordinator/ingest-schedule.ts, `packsOfStep`).
+   * null: the order of the seed (proto/data-order.ts).
    */
   explicitOrder: number[] | null
 }
@@ -76,10 +77,12 @@ export interface PrepareRequest {
   baseDir: string
   /** How messages call the job file: "job.yaml". */
   jobFileName: string
+  /** Where a key stands, for messages about it: "job.yaml:7" (coordinator/job-file.ts, `keyPlaces`). */
+  keyPlaces?: ReadonlyMap<string, string>
   putBlob: PutBlob
   /** Tokenising threads; default: one less than the processors, at most 4, at least 1. */
   numThreads?: number
-  onProgress?: (numRowsDone: number, numRows: number) => void
+  onProgress?: (numRowsDone: number) => void
   signal?: AbortSignal
 }
 
@@ -96,7 +99,6 @@ export interface GoldenRequest {
   finetuning: 'lora' | 'full'
   /** Model in place of `folder`/model (the smollm2 folder has none). */
   model?: string
-  /** Rows that a smollm2-like folder's examples came from are not needed: ids stand in expected.json. */
   maxSteps?: number
   outputDir?: string
   gradientCodec?: JobSpec['gradient_codec']

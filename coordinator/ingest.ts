@@ -1,0 +1,248 @@
+/**
+ * Ingest: from a validated job file to packed shards in the blob store. Takes no device.
+ *
+ *   model's config and files → rows → tokens and loss mask (tokenizer-thread.ts) → validation split
+ *   → packs (packing.ts) → shards (proto/pack-shard.ts) → preflight report (preflight.ts)
+ */
+import { isAbsolute, resolve } from 'node:path'
+import { DataOrder } from '../proto/data-order.js'
+import { TunemeshError } from '../proto/errors.js'
+import type { RenderedSample__Output } from '../proto/gen/tunemesh/v1/RenderedSample.js'
+import { type JobKey, type JobSpec, linearModules } from '../proto/job-spec.js'
+import type { ModelConfig } from '../proto/model-config.js'
+import { numPacks, type PackShard, packShardBytes } from '../proto/pack-shard.js'
+import { type BaseModel, digestOf, readBaseModel } from './ingest-model.js'
+import { heldOut, type IngestedFile, type IngestedRow, ingestRows } from './ingest-rows.js'
+import { learningRates } from './ingest-schedule.js'
+import { countTargets, lengthBucketTokens, packRows } from './packing.js'
+import { preflightReport, spansOf } from './preflight.js'
+import type {
+  PreparedDataset,
+  PreparedJob,
+  PrepareRequest,
+  PutBlob,
+  RunSchedule,
+  TokenizerInfo,
+} from './prepared-job.js'
+import { TokenizerPool } from './tokenizer-pool.js'
+
+/**
+ * @throws TunemeshError with every problem of its kind: the first as message, others as details
+ */
+export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> {
+  const { spec, baseDir } = request
+  const model = readBaseModel(absolute(baseDir, spec.model), spec.model)
+  const maxLength = maxLengthOf(request, model.config)
+  const pool = new TokenizerPool({ modelPath: model.path }, request.numThreads)
+  try {
+    const tokenizer = await pool.call('describe')
+    checkVocabulary(tokenizer, model, spec)
+    const data = await readDatasets({ request, pool, maxLength })
+    const packing = { packing: spec.packing, maxLength, bucketTokens: lengthBucketTokens }
+    const train = await storeDataset(
+      packRows(data.trainRows, packing),
+      data.trainRows,
+      request.putBlob,
+    )
+    const validation =
+      data.validationRows.length === 0
+        ? null
+        : await storeDataset(
+            packRows(data.validationRows, packing),
+            data.validationRows,
+            request.putBlob,
+          )
+    for (const id of data.trainFile.stopIds) {
+      if (!tokenizer.stopIds.includes(id)) tokenizer.stopIds.push(id)
+    }
+    const samples = await renderSamples(data.trainFile, data.trainRows, pool)
+    return {
+      spec,
+      modelPath: model.path,
+      modelConfig: model.config,
+      modelDigest: await digestOf(model),
+      targetModules: targetModulesOf(spec),
+      tokenizer,
+      train,
+      validation,
+      schedule: scheduleOf(spec, train.numPacks),
+      startAdapter: null,
+      report: preflightReport({ ...data, train, tokenizer, maxLength, samples }),
+    }
+  } finally {
+    await pool.close()
+  }
+}
+
+const absolute = (baseDir: string, path: string): string =>
+  isAbsolute(path) ? path : resolve(baseDir, path)
+
+/** Longest pack where the job file names none; TRL's default. */
+const defaultMaxLength = 1024
+
+function maxLengthOf(request: PrepareRequest, config: ModelConfig): number {
+  const limit = config.maxPositionEmbeddings
+  const { max_length } = request.spec
+  if (max_length === null) return Math.min(defaultMaxLength, limit)
+  if (max_length <= limit) return max_length
+  throw keyProblem(
+    request,
+    'max_length',
+    `${max_length} is beyond the model's max_position_embeddings ${limit}. Use at most ${limit}.`,
+  )
+}
+
+function keyProblem(request: PrepareRequest, key: JobKey, problem: string): TunemeshError {
+  const place = request.keyPlaces?.get(key) ?? request.jobFileName
+  return new TunemeshError('JOB_INVALID', `${place} ${key}: ${problem}`)
+}
+
+function checkVocabulary(tokenizer: TokenizerInfo, model: BaseModel, spec: JobSpec): void {
+  if (tokenizer.vocabSize <= model.config.vocabSize) return
+  throw new TunemeshError(
+    'TOKENIZER_INVALID',
+    `The tokenizer of ${spec.model} has ids up to ${tokenizer.vocabSize - 1}, but the model's vocabulary ` +
+      `has ${model.config.vocabSize} entries. They do not belong together.`,
+  )
+}
+
+interface Datasets {
+  trainFile: IngestedFile
+  trainRows: IngestedRow[]
+  validationRows: IngestedRow[]
+}
+
+interface ReadRequest {
+  request: PrepareRequest
+  pool: TokenizerPool
+  maxLength: number
+}
+
+async function readDatasets({ request, pool, maxLength }: ReadRequest): Promise<Datasets> {
+  const { spec, baseDir, onProgress, signal } = request
+  const read = (shown: string, kind: JobSpec['kind']) =>
+    ingestRows({
+      path: absolute(baseDir, shown),
+      shown,
+      kind,
+      maxLength,
+      onLongRow: spec.on_long_row,
+      pool,
+      onProgress,
+      signal,
+    })
+  const trainFile = await read(spec.data, spec.kind)
+  if (spec.eval_data !== null) {
+    const evalFile = await read(spec.eval_data, trainFile.kind)
+    return { trainFile, trainRows: trainFile.rows, validationRows: evalFile.rows }
+  }
+  if (spec.validation_split === 0) {
+    return { trainFile, trainRows: trainFile.rows, validationRows: [] }
+  }
+  if (trainFile.rows.length < 2) {
+    throw keyProblem(
+      request,
+      'validation_split',
+      `${spec.data} has 1 row, too few to split. Use 0.`,
+    )
+  }
+  const chosen = heldOut(trainFile.rows.length, spec.validation_split, spec.seed)
+  return {
+    trainFile,
+    trainRows: trainFile.rows.filter((_, row) => !chosen.has(row)),
+    validationRows: trainFile.rows.filter((_, row) => chosen.has(row)),
+  }
+}
+
+/** Writes a shard and gives what planning needs of it. */
+export async function storeDataset(
+  shard: PackShard,
+  rows: readonly { ids: Int32Array }[],
+  putBlob: PutBlob,
+): Promise<PreparedDataset> {
+  const targetsPerPack = countTargets(shard)
+  const tokensPerPack = Int32Array.from(
+    targetsPerPack,
+    (_, pack) => (shard.packOffsets[pack + 1] ?? 0) - (shard.packOffsets[pack] ?? 0),
+  )
+  const most = (values: Iterable<number>) => {
+    let largest = 0
+    for (const value of values) largest = Math.max(largest, value)
+    return largest
+  }
+  const blob = await putBlob(packShardBytes(shard))
+  return {
+    shard: { digest: blob.digest, sizeBytes: blob.sizeBytes },
+    numRows: rows.length,
+    numPacks: numPacks(shard),
+    numTokens: rows.reduce((sum, row) => sum + row.ids.length, 0),
+    numTargetTokens: targetsPerPack.reduce((sum, count) => sum + count, 0),
+    targetsPerPack,
+    tokensPerPack,
+    longestPack: most(tokensPerPack),
+    longestDocument: longestDocument(shard),
+  }
+}
+
+function longestDocument({ documentStarts }: PackShard): number {
+  let longest = 0
+  for (let i = 1; i < documentStarts.length; i += 1) {
+    longest = Math.max(longest, (documentStarts[i] ?? 0) - (documentStarts[i - 1] ?? 0))
+  }
+  return longest
+}
+
+export const targetModulesOf = (spec: JobSpec): string[] => {
+  if (spec.finetuning === 'full') return []
+  return spec.target_modules === 'all-linear' ? [...linearModules] : [...spec.target_modules]
+}
+
+function scheduleOf(spec: JobSpec, packs: number): RunSchedule {
+  const packsPerMicroBatch = spec.per_device_train_batch_size
+  const microBatchesPerStep = spec.gradient_accumulation_steps
+  const { numSteps } = new DataOrder({
+    seed: spec.seed,
+    numPacks: packs,
+    packsPerMicroBatch,
+    microBatchesPerStep,
+    numEpochs: spec.num_train_epochs,
+    maxSteps: spec.max_steps === -1 ? null : spec.max_steps,
+    explicitOrder: null,
+  })
+  return {
+    numSteps,
+    microBatchesPerStep,
+    packsPerMicroBatch,
+    learningRates: learningRates(spec, numSteps),
+    explicitOrder: null,
+  }
+}
+
+/** Tokens of a sample that are shown. */
+const maxSampleTokens = 1000
+
+/** The first row and the one in the middle, with what is trained of them. */
+async function renderSamples(
+  file: IngestedFile,
+  rows: readonly IngestedRow[],
+  pool: TokenizerPool,
+): Promise<RenderedSample__Output[]> {
+  const chosen = [...new Set([rows[0], rows[Math.floor(rows.length / 2)]])]
+  const samples: RenderedSample__Output[] = []
+  for (const row of chosen) {
+    if (!row) continue
+    const shown = {
+      ...row,
+      ids: row.ids.subarray(0, maxSampleTokens),
+      labels: row.labels.subarray(0, maxSampleTokens),
+    }
+    const spans = await Promise.all(
+      spansOf(shown).map(async ({ ids, trained }) => ({
+        text: await pool.call('decode', ids),
+        trained,
+      })),
+    )
+    samples.push({ file: file.shown, line: row.line, spans })
+  }
+  return samples
+}
