@@ -192,9 +192,12 @@ function longestDocument({ documentStarts }: PackShard): number {
   return longest
 }
 
+/** In one order whatever the job file's is. */
 export const targetModulesOf = (spec: JobSpec): string[] => {
   if (spec.finetuning === 'full') return []
-  return spec.target_modules === 'all-linear' ? [...linearModules] : [...spec.target_modules]
+  return linearModules.filter(
+    (name) => spec.target_modules === 'all-linear' || spec.target_modules.includes(name),
+  )
 }
 
 function scheduleOf(spec: JobSpec, packs: number): RunSchedule {
