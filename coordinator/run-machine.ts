@@ -1,0 +1,396 @@
+/**
+ * One job's training run, as decisions only: events in, effects out; no clock, no sockets, no chance.
+ * `advance` is the main path. The seeded simulation (test/simulation) runs this very code.
+ * proto/PROTOCOL.md is normative; the other run-*.ts files hold the parts.
+ */
+import type { LoggedRecord } from '../proto/commit-record.js'
+import { errorKinds, isErrorCode } from '../proto/errors.js'
+import type { Applied__Output } from '../proto/gen/tunemesh/v1/Applied.js'
+import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { LeaseDone__Output } from '../proto/gen/tunemesh/v1/LeaseDone.js'
+import type { SliceDone__Output } from '../proto/gen/tunemesh/v1/SliceDone.js'
+import type { WorkerFailure__Output } from '../proto/gen/tunemesh/v1/WorkerFailure.js'
+import {
+  beginCheckpoint,
+  beginWorkAt,
+  checkpointStands,
+  concludeRun,
+  concludeStop,
+  noteCadence,
+  recordDelivered,
+  recordEvaluation,
+  recordStoreFailed,
+  recordStored,
+  recordUploaded,
+} from './run-checkpoint.js'
+import type { RunConfig, RunEffect, RunEvent } from './run-events.js'
+import * as commitLog from './run-log.js'
+import * as membership from './run-membership.js'
+import { failWhereNobodyCan, shiftWaits, watch } from './run-stall.js'
+import { fail, type FleetWorker, finish, members, newRun, type Run } from './run-state.js'
+import { announce, commitWhenComplete, planSteps, repairSteps } from './run-steps.js'
+import * as steps from './step-run.js'
+
+/** Failures that another worker would meet as well: trying elsewhere helps nobody. */
+const maxWorkerFailures = 3
+
+export class RunMachine {
+  readonly run: Run
+
+  constructor(config: RunConfig) {
+    this.run = newRun(config)
+  }
+
+  /** What the shell must do next, in this order. */
+  advance(event: RunEvent, nowMs: number): RunEffect[] {
+    const { run } = this
+    run.nowMs = nowMs
+    run.effects = []
+    if (run.phase === 'ended') return []
+    take(run, event)
+    proceed(run)
+    return run.effects
+  }
+}
+
+function take(run: Run, event: RunEvent): void {
+  switch (event.kind) {
+    case 'started':
+      return open(run, event.log)
+    case 'workerAttached':
+      return membership.attach(run, event.worker)
+    case 'workerLost':
+      return membership.lose(run, event.workerId, event.reason)
+    case 'message':
+      return takeMessage(run, event.workerId, event.message)
+    case 'appendAcknowledged':
+      return stands(run, commitLog.acknowledged(run, event.sequence))
+    case 'appendRefused':
+      return commitLog.refused(run)
+    case 'appendUnknown':
+    case 'lastRecordUnreadable':
+      return commitLog.unknown(run)
+    case 'lastRecordRead':
+      return stands(run, commitLog.settle(run, event.last))
+    case 'checkpointStored':
+      return recordStored(run, event.step, event.manifestDigest)
+    case 'checkpointFailed':
+      return recordStoreFailed(run, event.step, event.failure)
+    case 'busLost':
+      run.busLostAtMs ??= run.nowMs
+      return
+    case 'busBack':
+      run.busLostAtMs = null
+      return shiftWaits(run)
+    case 'stopAsked':
+      return askStop(run, event.now)
+    case 'resumeAsked':
+      if (run.pause) run.pause.retryAtMs = run.nowMs
+      return
+    case 'tick':
+      commitLog.tickAppends(run)
+      return watch(run)
+  }
+}
+
+/** The first act of any coordinator: raise the fleet epoch, which fences the one before. */
+function open(run: Run, log: readonly LoggedRecord[]): void {
+  if (run.phase !== 'opening') return
+  run.log = commitLog.readLog(log)
+  membership.raiseEpoch(run, 'coordinator', [])
+}
+
+/** Everything that may now happen, oldest step first. */
+function proceed(run: Run): void {
+  if (run.phase === 'gathering') {
+    if (run.stopAfterStep !== null) return concludeStop(run)
+    if (!run.appends.inFlight) membership.formFleet(run)
+  }
+  if (run.phase !== 'running') return
+  if (!repairSteps(run)) return loseReplay(run)
+  if (!isStopping(run)) commitWhenComplete(run)
+  membership.admitJoiners(run)
+  membership.releaseDrained(run)
+  if (isStopping(run)) return concludeStop(run)
+  if (run.log.committedStep >= run.order.numSteps) return concludeRun(run)
+  if (isBetweenSteps(run) && actBetweenSteps(run)) return
+  planSteps(run, lastAllowedStep(run))
+}
+
+const isStopping = (run: Run): boolean =>
+  run.stopAfterStep !== null && run.log.committedStep >= run.stopAfterStep
+
+/** Nothing that is planned is uncommitted. */
+const isBetweenSteps = (run: Run): boolean => run.plannedThrough <= run.log.committedStep
+
+/** Changes that take effect between steps. Answers whether the next step must wait. */
+function actBetweenSteps(run: Run): boolean {
+  if (run.plannedThrough < run.log.committedStep) return false
+  if (commitLog.isAppending(run, 'epoch')) return true
+  if (run.pause) {
+    if (run.nowMs >= run.pause.retryAtMs) beginCheckpoint(run, run.log.committedStep)
+    return true
+  }
+  if (!membership.isFleetChangeDue(run)) return false
+  if (members(run).some((worker) => worker.appliedStep < run.log.committedStep)) return true
+  const next = membership.nextMembers(run)
+  if (next) {
+    const isJoin = next.some((worker) => worker.status === 'joining')
+    membership.raiseEpoch(run, isJoin ? 'join' : 'drain', next)
+    return true
+  }
+  return drainLast(run)
+}
+
+/** The last workers drain: their state is kept first, then the run waits for others. */
+function drainLast(run: Run): boolean {
+  if (commitLog.checkpointStep(run.log) < run.log.committedStep) {
+    beginCheckpoint(run, run.log.committedStep)
+    return true
+  }
+  for (const worker of members(run)) worker.status = 'drained'
+  membership.regather(run)
+  membership.releaseDrained(run)
+  return true
+}
+
+/** Beyond it no step is planned: a change is due, a pause, or a stop. */
+function lastAllowedStep(run: Run): number {
+  const next = run.log.committedStep + 1
+  if (run.stopAfterStep !== null) return run.stopAfterStep
+  if (run.pause) return run.log.committedStep
+  return membership.isFleetChangeDue(run) ? next : run.order.numSteps
+}
+
+function loseReplay(run: Run): void {
+  for (const stepRun of run.steps.values()) {
+    const gone = stepRun.leases.find(
+      ({ deviceClass }) =>
+        deviceClass !== '' && !members(run).some((worker) => worker.deviceClass === deviceClass),
+    )
+    if (!gone) continue
+    membership.regather(run)
+    return
+  }
+}
+
+function askStop(run: Run, now: boolean): void {
+  if (now) {
+    return finish(run, {
+      kind: 'stopped',
+      step: run.log.committedStep,
+      checkpointStep: commitLog.checkpointStep(run.log),
+    })
+  }
+  const isUnderWay = run.plannedThrough > run.log.committedStep
+  run.stopAfterStep ??= run.log.committedStep + (isUnderWay ? 1 : 0)
+}
+
+// ---- a record stands in the log ----
+
+function stands(run: Run, logged: LoggedRecord | null): void {
+  if (!logged) return
+  const { record } = logged
+  if (record.kind === 'epoch') {
+    if (record.reason === 'coordinator') beginGathering(run)
+    else membership.enterEpoch(run, record)
+  } else if (record.kind === 'rollback') membership.regather(run)
+  else if (record.kind === 'checkpoint') checkpointStands(run, record)
+  else stepStands(run, logged)
+  commitLog.sendNext(run)
+}
+
+function beginGathering(run: Run): void {
+  membership.regather(run)
+  for (const worker of run.workers.values()) membership.prepare(run, worker)
+}
+
+/** The moment a step becomes true: announced, then followed by what is due at exactly this step. */
+function stepStands(run: Run, { record }: LoggedRecord): void {
+  if (record.kind !== 'commit' && record.kind !== 'skip') return
+  const stepRun = run.steps.get(record.step)
+  if (record.kind === 'commit') {
+    reportStep(run, record)
+    if (stepRun) stepRun.committed = { sequence: run.log.lastSequence, record }
+  } else run.steps.delete(record.step)
+  if (stepRun) {
+    stepRun.isAppending = false
+    stepRun.progressMs = run.nowMs
+  }
+  const next = run.steps.get(record.step + 1)
+  if (next) {
+    next.startedAtMs = run.nowMs
+    next.progressMs = run.nowMs
+  }
+  run.lastCommitMs = run.nowMs
+  run.lastApplyMs = 0
+  noteCadence(run, record.step)
+  if (run.phase !== 'running') return
+  announce(run, record.step)
+  membership.serveJoiners(run, record.step)
+  beginWorkAt(run, record.step)
+}
+
+function reportStep(run: Run, record: Extract<LoggedRecord['record'], { kind: 'commit' }>): void {
+  const { config, order } = run
+  const stepRun = run.steps.get(record.step)
+  const stepMs = run.nowMs - (stepRun?.startedAtMs ?? run.nowMs)
+  const exposedMs = run.nowMs - (stepRun?.lastLeaseDoneMs ?? run.nowMs) + run.lastApplyMs
+  const counts = new Map<string, number>()
+  for (const lease of record.leases) {
+    counts.set(lease.workerId, (counts.get(lease.workerId) ?? 0) + lease.microBatches.length)
+  }
+  run.effects.push({
+    kind: 'event',
+    event: {
+      step: {
+        step: record.step,
+        numSteps: order.numSteps,
+        loss: record.lossSum / record.lossDivisor,
+        gradNorm: record.update.gradNorm,
+        learningRate: config.learningRates[record.step - 1] ?? 0,
+        numTargetTokens: record.numTargetTokens,
+        numTokens: record.numTokens,
+        stepMs,
+        exposedMs,
+        tokensPerSecond: stepMs > 0 ? (record.numTokens * 1000) / stepMs : 0,
+        dataEpoch: order.dataEpochsThrough(record.step),
+        etaMs: Math.round(stepMs * (order.numSteps - record.step)),
+        shares: [...counts].map(([workerId, numMicroBatches]) => ({
+          workerId,
+          numMicroBatches,
+          tokensPerSecond: run.workers.get(workerId)?.tokensPerSecond ?? 0,
+        })),
+        fleetEpoch: record.fleetEpoch,
+      },
+    },
+  })
+}
+
+// ---- a worker's messages ----
+
+function takeMessage(run: Run, workerId: string, message: FromWorker__Output): void {
+  const worker = run.workers.get(workerId)
+  if (!worker) return
+  worker.lastHeardMs = run.nowMs
+  if (message.prepared) membership.recordPrepared(run, worker, message.prepared)
+  else if (message.leaseDone) takeLeaseDone(run, worker, message.leaseDone)
+  else if (message.leaseDelivered) {
+    const { lease, leaseAttempt, slices } = message.leaseDelivered
+    const stepRun = openStep(run, worker, message.leaseDelivered)
+    const attempt = stepRun && steps.attemptOf(stepRun, { lease, leaseAttempt })
+    if (!stepRun || attempt?.workerId !== workerId) return
+    for (const { slice, sliceAttempt } of slices) attempt.delivered.set(slice, sliceAttempt)
+    stepRun.progressMs = run.nowMs
+  } else if (message.sliceDone) takeSliceDone(run, worker, message.sliceDone)
+  else if (message.applied) takeApplied(run, worker, message.applied)
+  else if (message.contributionDropped) {
+    const { step, lease } = message.contributionDropped
+    for (const attempt of run.steps.get(step)?.leases[lease]?.attempts ?? []) {
+      if (attempt.workerId === workerId) attempt.isHeld = false
+    }
+  } else if (message.stateUploaded) {
+    if (message.stateUploaded.purpose === 'checkpoint') {
+      recordUploaded(run, workerId, message.stateUploaded)
+    } else membership.recordSnapshot(run, workerId, message.stateUploaded)
+  } else if (message.stateLoaded) membership.recordLoaded(run, worker, message.stateLoaded)
+  else if (message.probeResult) membership.recordProbe(run, workerId, message.probeResult)
+  else if (message.evaluationResult) recordEvaluation(run, workerId, message.evaluationResult)
+  else if (message.delivered) recordDelivered(run, workerId, message.delivered)
+  else if (message.drain) worker.isDraining = true
+  else if (message.failure) takeFailure(run, worker, message.failure)
+}
+
+/** The step a member's report is about, if it is of this fleet epoch and still open. */
+function openStep(
+  run: Run,
+  worker: FleetWorker,
+  key: { fleetEpoch: number; step: number },
+): steps.StepRun | null {
+  if (worker.status !== 'member' || key.fleetEpoch !== run.log.fleetEpoch) return null
+  return run.steps.get(key.step) ?? null
+}
+
+function takeLeaseDone(run: Run, worker: FleetWorker, message: LeaseDone__Output): void {
+  const stepRun = openStep(run, worker, message)
+  if (!stepRun || !steps.recordLeaseDone(stepRun, worker.workerId, message)) return
+  stepRun.lastLeaseDoneMs = run.nowMs
+  stepRun.progressMs = run.nowMs
+  if (message.computeMs <= 0) return
+  const speed = message.losses.length / message.computeMs
+  const numTokens = message.losses.reduce((sum, loss) => sum + loss.numTokens, 0)
+  worker.speed = worker.speed > 0 ? (worker.speed + speed) / 2 : speed
+  worker.tokensPerSecond = (numTokens * 1000) / message.computeMs
+}
+
+function takeSliceDone(run: Run, worker: FleetWorker, message: SliceDone__Output): void {
+  const stepRun = openStep(run, worker, message)
+  if (!stepRun || !steps.recordSliceDone(stepRun, worker.workerId, message)) return
+  stepRun.progressMs = run.nowMs
+  const divergence = steps.replayDivergence(stepRun, message)
+  if (divergence) {
+    fail(run, {
+      code: 'REPLAY_DIVERGED',
+      message: `${divergence}. The device class is the same, the bits are not: check the machines' memory.`,
+    })
+  }
+}
+
+function takeApplied(run: Run, worker: FleetWorker, message: Applied__Output): void {
+  const committed = run.log.commits.get(message.step)
+  if (!committed || worker.loadingStep !== null || message.step <= worker.appliedStep) return
+  worker.appliedStep = message.step
+  worker.appliedSequence = committed.sequence
+  worker.weightsSha256 = message.weightsSha256
+  worker.stageSinceMs = run.nowMs
+  run.lastApplyMs = Math.max(run.lastApplyMs, message.applyMs)
+  if (committed.weightsSha256 === '') committed.weightsSha256 = message.weightsSha256
+  else if (message.weightsSha256 !== '' && message.weightsSha256 !== committed.weightsSha256) {
+    return fail(run, {
+      code: 'DIGEST_MISMATCH',
+      message: `after step ${message.step} worker ${worker.workerId} has weights ${message.weightsSha256}, the others ${committed.weightsSha256}`,
+    })
+  }
+  const stepRun = run.steps.get(message.step)
+  if (stepRun) stepRun.progressMs = run.nowMs
+  for (const step of run.steps.keys()) {
+    const isOver = step <= run.log.committedStep && members(run).every((w) => w.appliedStep >= step)
+    if (isOver) run.steps.delete(step)
+  }
+}
+
+function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Output): void {
+  const code = isErrorCode(failure.error?.code) ? failure.error.code : 'WORKER_FAILED'
+  const message = failure.error?.message ?? 'no reason given'
+  const where = `worker ${worker.workerId}, step ${failure.step}, micro-batch ${failure.microBatch}`
+  if (code === 'NON_FINITE_GRADIENT' || code === 'GRADIENT_OUT_OF_RANGE') {
+    if (worker.status !== 'member' || failure.step !== run.log.committedStep + 1) return
+    if (run.config.onNonFinite === 'skip' && code === 'NON_FINITE_GRADIENT') {
+      return skipStep(run, failure)
+    }
+    return fail(run, { code, message: `${where}, ${failure.tensor}: ${message}` })
+  }
+  worker.numFailures++
+  if (worker.status === 'preparing') {
+    worker.status = 'refused'
+    return failWhereNobodyCan(run, code, message)
+  }
+  if (errorKinds[code].exit === 2 || worker.numFailures >= maxWorkerFailures) {
+    const isAlone = members(run).length <= 1
+    if (isAlone) return fail(run, { code, message: `${where}: ${message}` })
+  }
+  membership.declareDead(run, worker.workerId, `${code} ${message}`)
+}
+
+function skipStep(run: Run, failure: WorkerFailure__Output): void {
+  const stepRun = run.steps.get(failure.step)
+  if (!stepRun || stepRun.isAppending || stepRun.committed) return
+  stepRun.isAppending = true
+  commitLog.append(run, {
+    kind: 'skip',
+    step: failure.step,
+    microBatch: failure.microBatch,
+    tensor: failure.tensor,
+    reason: failure.error?.message ?? '',
+  })
+}
