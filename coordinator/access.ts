@@ -1,5 +1,5 @@
 /** Who may call: one secret token a state folder, one-time tickets and cookies for the browser. */
-import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
+import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import {
   type ServerInterceptingCallInterface,
   ServerInterceptingCall,
@@ -47,41 +47,47 @@ const notAuthenticated = () =>
 
 const ticketLifeMs = 10 * 60_000
 const maxTickets = 32
-const maxBrowserSessions = 64
+const cookieLifeMs = 30 * 24 * 3_600_000
 
-/** One-time tickets for the dashboard's address, each exchanged for a cookie's secret. */
+/** One-time tickets for the dashboard's address, each exchanged for a cookie. */
 export class BrowserAccess {
   readonly #tickets = new Map<string, number>()
-  readonly #cookies = new Set<string>()
+  readonly #key: Buffer
 
-  constructor(private readonly nowMs: () => number) {}
+  /** @param secret outlives a restart, so that an open page finds the coordinator again */
+  constructor(
+    secret: string,
+    private readonly nowMs: () => number,
+  ) {
+    this.#key = createHmac('sha256', secret).update('dashboard cookie').digest()
+  }
 
   newTicket(): string {
     const ticket = newSecret()
     this.#tickets.set(ticket, this.nowMs() + ticketLifeMs)
-    forgetOldest(this.#tickets, maxTickets)
+    for (const oldest of this.#tickets.keys()) {
+      if (this.#tickets.size <= maxTickets) break
+      this.#tickets.delete(oldest)
+    }
     return ticket
   }
 
-  /** The cookie's secret; null where the ticket is unknown, used or too old. */
+  /** The cookie's value; null where the ticket is unknown, used or too old. */
   redeem(ticket: string): string | null {
     const validUntil = this.#tickets.get(ticket)
     this.#tickets.delete(ticket)
     if (validUntil === undefined || validUntil < this.nowMs()) return null
-    const cookie = newSecret()
-    this.#cookies.add(cookie)
-    forgetOldest(this.#cookies, maxBrowserSessions)
-    return cookie
+    const content = `${this.nowMs()}.${randomBytes(12).toString('base64url')}`
+    return `${content}.${this.#sign(content)}`
   }
 
-  isKnown(cookie: string): boolean {
-    return this.#cookies.has(cookie)
+  isValid(cookie: string): boolean {
+    const [issuedMs = '', nonce = '', signature = ''] = cookie.split('.')
+    if (!isSameSecret(signature, this.#sign(`${issuedMs}.${nonce}`))) return false
+    return this.nowMs() - Number(issuedMs) < cookieLifeMs
   }
-}
 
-function forgetOldest(entries: Map<string, unknown> | Set<string>, limit: number): void {
-  for (const key of entries.keys()) {
-    if (entries.size <= limit) return
-    entries.delete(key)
+  #sign(content: string): string {
+    return createHmac('sha256', this.#key).update(content).digest('base64url')
   }
 }

@@ -93,27 +93,43 @@ export class EventLog {
     afterSequence: number,
     signal: AbortSignal,
   ): AsyncGenerator<StoredEvent[]> {
-    const job = await this.#open(jobId)
     let cursor = afterSequence
-    while (!signal.aborted && !this.#closed) {
-      if (cursor >= job.stored) {
-        await nextWake(job, signal)
-        continue
-      }
-      for await (const batch of this.#readAfter(jobId, job, cursor)) {
-        cursor = batch.at(-1)?.sequence ?? cursor
-        yield batch
-        if (signal.aborted) return
-      }
+    for (;;) {
+      await this.waitFor(jobId, cursor, signal)
+      if (signal.aborted || this.#closed) return
+      const batch = await this.read(jobId, cursor, maxBatch)
+      cursor = batch.at(-1)?.sequence ?? cursor
+      if (batch.length > 0) yield batch
+    }
+  }
+
+  /** Up to about `limit` stored events after a sequence. */
+  async read(jobId: string, afterSequence: number, limit: number): Promise<StoredEvent[]> {
+    const job = await this.#open(jobId)
+    const events: StoredEvent[] = []
+    for await (const batch of this.#readAfter(jobId, job, afterSequence)) {
+      events.push(...batch)
+      if (events.length >= limit) break
+    }
+    return events
+  }
+
+  /** Resolves when something after the sequence is stored, at the signal, or when the log is closed. */
+  async waitFor(jobId: string, afterSequence: number, signal: AbortSignal): Promise<void> {
+    const job = await this.#open(jobId)
+    while (job.stored <= afterSequence && !signal.aborted && !this.#closed) {
+      await nextWake(job, signal)
     }
   }
 
   /** All stored events up to now. */
-  async readAll(jobId: string): Promise<StoredEvent[]> {
-    const job = await this.#open(jobId)
-    const events: StoredEvent[] = []
-    for await (const batch of this.#readAfter(jobId, job, 0)) events.push(...batch)
-    return events
+  readAll(jobId: string): Promise<StoredEvent[]> {
+    return this.read(jobId, 0, Number.POSITIVE_INFINITY)
+  }
+
+  /** Is nothing behind this sequence, stored or on its way? */
+  async isLast(jobId: string, sequence: number): Promise<boolean> {
+    return (await this.#open(jobId)).last <= sequence
   }
 
   async close(): Promise<void> {
@@ -127,7 +143,8 @@ export class EventLog {
   async *#readAfter(jobId: string, job: JobLog, cursor: number): AsyncGenerator<StoredEvent[]> {
     const oldest = job.recent[0]?.sequence
     if (oldest !== undefined && cursor >= oldest - 1) {
-      yield job.recent.filter((event) => event.sequence > cursor)
+      const fresh = job.recent.filter((event) => event.sequence > cursor)
+      if (fresh.length > 0) yield fresh
       return
     }
     const fromSequence = startOf(job.index, cursor + 1)

@@ -40,7 +40,11 @@ export interface StoredMessage {
 }
 
 export class NatsConnection {
-  private constructor(private readonly client: Client) {}
+  private readonly listeners = new Set<(isUp: boolean) => void>()
+
+  private constructor(private readonly client: Client) {
+    void this.followStatus()
+  }
 
   /** @param timeoutMs how long the server may take to come up */
   static async open(address: NatsAddress, timeoutMs: number): Promise<NatsConnection> {
@@ -75,12 +79,10 @@ export class NatsConnection {
     }
   }
 
-  /** Calls back at each loss and return of the connection, until it is closed. */
-  async watchStatus(onChange: (up: boolean) => void): Promise<void> {
-    for await (const status of this.client.status()) {
-      if (status.type === 'disconnect') onChange(false)
-      if (status.type === 'reconnect') onChange(true)
-    }
+  /** Calls back at each loss and return of the connection, until the returned function is called. */
+  onStatus(onChange: (isUp: boolean) => void): () => void {
+    this.listeners.add(onChange)
+    return () => this.listeners.delete(onChange)
   }
 
   async request(subject: string): Promise<Uint8Array> {
@@ -153,6 +155,15 @@ export class NatsConnection {
 
   async close(): Promise<void> {
     await this.client.close()
+  }
+
+  /** Ends with the connection. */
+  private async followStatus(): Promise<void> {
+    for await (const status of this.client.status()) {
+      const isUp = status.type === 'reconnect'
+      if (!isUp && status.type !== 'disconnect') continue
+      for (const listener of this.listeners) listener(isUp)
+    }
   }
 }
 

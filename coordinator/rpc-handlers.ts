@@ -12,16 +12,24 @@ export class RpcHandlers {
 
   unary<Request, Response>(
     handle: (request: Request) => Promise<Response> | Response,
+    longestMs = longestUnaryMs,
   ): grpc.handleUnaryCall<Request, Response> {
     return (call, callback) => {
-      const timer = setTimeout(() => callback(this.#status(tooLong())), longestUnaryMs)
+      let isSettled = false
+      const settle = (error: unknown, response?: Response) => {
+        if (isSettled) return
+        isSettled = true
+        clearTimeout(timer)
+        if (response === undefined) callback(this.#status(error))
+        else callback(null, response)
+      }
+      const timer = setTimeout(() => settle(tooLong()), longestMs)
       Promise.resolve()
         .then(() => handle(call.request))
         .then(
-          (response) => callback(null, response),
-          (error) => callback(this.#status(error)),
+          (response) => settle(null, response),
+          (error) => settle(error),
         )
-        .finally(() => clearTimeout(timer))
     }
   }
 
@@ -91,5 +99,5 @@ export class ResponseWriter<Response> {
 const tooLong = () =>
   new TunemeshError(
     'DEADLINE_EXCEEDED',
-    `The call took longer than ${longestUnaryMs / 1000} s. Its outcome is unknown; ask again.`,
+    'The call took longer than the coordinator allows. Its outcome is unknown; ask again.',
   )

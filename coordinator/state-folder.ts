@@ -38,6 +38,8 @@ export class StateFolder {
   readonly logsDir: string
   readonly tempDir: string
   readonly endpointPath: string
+  /** The token alone, for workers: a file, because argv and environments can be read by others. */
+  readonly tokenPath: string
   readonly #lockPath: string
 
   private constructor(readonly path: string) {
@@ -47,6 +49,7 @@ export class StateFolder {
     this.logsDir = join(path, 'logs')
     this.tempDir = join(path, 'temp')
     this.endpointPath = join(path, 'endpoint.json')
+    this.tokenPath = join(path, 'token')
     this.#lockPath = join(path, 'lock')
   }
 

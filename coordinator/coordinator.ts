@@ -1,0 +1,259 @@
+/**
+ * The coordinator: decides, never touches a tensor. This file is its main path.
+ *
+ *   state folder → nats-server → logs and stores → fleet → job queue → gRPC and page → local workers
+ *
+ * A job goes Submit → ingest (job-queue.ts) → plan and run (job-run.ts, run-machine.ts) → delivery.
+ */
+import type { Logger } from 'pino'
+import type { TunemeshError } from '../proto/errors.js'
+import { version } from '../proto/version.js'
+import { BrowserAccess, newSecret } from './access.js'
+import { blobHandlers } from './blob-service.js'
+import { BlobStore } from './blob-store.js'
+import { CheckpointStore } from './checkpoint-store.js'
+import { CommitLog } from './commit-log.js'
+import { EventLog } from './event-log.js'
+import { Fleet } from './fleet.js'
+import { generateText } from './generate.js'
+import { GrpcServer } from './grpc-server.js'
+import { HttpServer } from './http-server.js'
+import { ingestJob, planRequest } from './job-ingest.js'
+import { JobQueue } from './job-queue.js'
+import { startRun } from './job-run.js'
+import { jobHandlers } from './job-service.js'
+import { JobStore } from './job-store.js'
+import { LocalWorkers } from './local-workers.js'
+import { findNatsServer } from './nats-binary.js'
+import { NatsConnection } from './nats-connection.js'
+import { isFree, NatsServer } from './nats-server.js'
+import { RpcHandlers } from './rpc-handlers.js'
+import { StateFolder, writePrivate } from './state-folder.js'
+import type { Tuning } from './tuning.js'
+import { workerHandlers } from './worker-service.js'
+
+const connectTimeoutMs = 20_000
+const maxWorkers = 256
+const numCheckpointsKept = 2
+
+export interface CoordinatorOptions {
+  stateDir: string
+  /** Path of nats-server; empty: searched in `path`, the sbin folders and `natsCacheDir`. */
+  natsServer: string
+  path: string
+  natsCacheDir: string
+  /** 0: any free port, the last run's where it is free. */
+  grpcPort: number
+  /** null: no dashboard. */
+  dashboardPort: number | null
+  /** Built pages of the dashboard. */
+  dashboardDir: string
+  numWorkers: number
+  threadsPerWorker: number
+  workerEnv: NodeJS.ProcessEnv
+  /** Nothing queued is run: the folder is only looked at. */
+  isHeld: boolean
+  tuning: Tuning
+  log: Logger
+}
+
+/** What everything below the servers shares. */
+export interface Mesh {
+  options: CoordinatorOptions
+  /** Unique to this run of the coordinator. */
+  coordinatorId: string
+  log: Logger
+  folder: StateFolder
+  blobs: BlobStore
+  checkpoints: CheckpointStore
+  commitLog: CommitLog
+  events: EventLog
+  store: JobStore
+  fleet: Fleet
+  /** Wall clock, for people; never for deadlines. */
+  wallMs: () => number
+  /** Monotonic, for deadlines. */
+  nowMs: () => number
+}
+
+export interface Coordinator {
+  grpc: string
+  token: string
+  /** With a one-time ticket; empty: no dashboard. */
+  dashboard: string
+  /** Resolves with the reason when this coordinator can not go on. */
+  lost: Promise<TunemeshError>
+  /** Checkpoints and stops what runs, ends all children, leaves the folder. */
+  stop(): Promise<void>
+}
+
+export async function startCoordinator(options: CoordinatorOptions): Promise<Coordinator> {
+  // What was opened is closed in reverse order, at the end or when a later part fails to start.
+  const closers: (() => unknown)[] = []
+  const stop = async () => {
+    for (const close of closers.splice(0).reverse()) await close()
+  }
+  try {
+    return await assemble(options, closers, stop)
+  } catch (error) {
+    await stop()
+    throw error
+  }
+}
+
+async function assemble(
+  options: CoordinatorOptions,
+  closers: (() => unknown)[],
+  stop: () => Promise<void>,
+): Promise<Coordinator> {
+  const { log, tuning } = options
+  let lose: (error: TunemeshError) => void = () => {}
+  const lost = new Promise<TunemeshError>((resolve) => {
+    lose = resolve
+  })
+
+  const folder = StateFolder.open(options.stateDir)
+  closers.push(() => folder.close())
+
+  const nats = await startNats(options, folder)
+  closers.push(() => nats.stop())
+  nats.on('lost', lose)
+
+  const connection = await NatsConnection.open(nats.coordinatorAddress, connectTimeoutMs)
+  closers.push(() => connection.close())
+
+  const mesh = await openMesh({ options, folder, connection, lose })
+  const fleetTimer = setInterval(() => mesh.fleet.tick(), tuning.heartbeatMs)
+  closers.push(() => clearInterval(fleetTimer))
+
+  const queue: JobQueue = new JobQueue({
+    store: mesh.store,
+    events: mesh.events,
+    blobs: mesh.blobs,
+    ingest: (job, signal) => ingestJob(mesh, job, signal),
+    run: (job) => startRun({ mesh, connection, job, lose, queue }),
+    isHeld: options.isHeld,
+    nowMs: mesh.wallMs,
+    log,
+  })
+
+  const token = folder.readRemembered<string>('token.json') ?? newSecret()
+  folder.remember('token.json', token)
+  writePrivate(folder.tokenPath, `${token}\n`)
+  const grpc = await listenGrpc({ mesh, nats, queue, token })
+  closers.push(() => grpc.server.close(1_000))
+  closers.push(() => mesh.events.flush().then(() => mesh.events.close()))
+
+  const http = await listenHttp(mesh, token)
+  closers.push(() => http?.close())
+
+  const workers = localWorkers(mesh, grpc.address)
+  closers.push(() => workers.close())
+  closers.push(() => queue.close(tuning.endGraceMs))
+
+  const dashboard = http?.url ?? ''
+  const endpoint = { grpc: grpc.address, token, dashboard, pid: process.pid, version }
+  folder.publishEndpoint(endpoint)
+  workers.start()
+  await queue.recover()
+  return { grpc: grpc.address, token, dashboard: http?.newTicketUrl() ?? '', lost, stop }
+}
+
+async function startNats(options: CoordinatorOptions, folder: StateFolder): Promise<NatsServer> {
+  const { natsServer, path, natsCacheDir, log } = options
+  const found = await findNatsServer({ explicit: natsServer, path, cacheDir: natsCacheDir })
+  const server = await NatsServer.start({ binary: found.path, folder, log })
+  log.info({ version: found.version, path: found.path, url: server.url }, 'nats-server is up')
+  return server
+}
+
+async function openMesh(parts: {
+  options: CoordinatorOptions
+  folder: StateFolder
+  connection: NatsConnection
+  lose: (error: TunemeshError) => void
+}): Promise<Mesh> {
+  const { options, folder, connection, lose } = parts
+  const { log, tuning } = options
+  const wallMs = () => Date.now()
+  const nowMs = () => performance.now()
+  const blobs = await BlobStore.open(folder.blobsDir)
+  return {
+    options,
+    coordinatorId: newSecret().slice(0, 16),
+    log,
+    folder,
+    blobs,
+    checkpoints: new CheckpointStore(blobs, numCheckpointsKept),
+    commitLog: await CommitLog.open(connection),
+    events: await EventLog.open(connection, { log, nowMs: wallMs, onFenced: lose }),
+    store: await JobStore.open(connection),
+    fleet: new Fleet({ deadAfterMs: tuning.deadAfterMs, nowMs, maxWorkers }),
+    wallMs,
+    nowMs,
+  }
+}
+
+async function listenGrpc(parts: {
+  mesh: Mesh
+  nats: NatsServer
+  queue: JobQueue
+  token: string
+}): Promise<{ server: GrpcServer; address: string }> {
+  const { mesh, nats, queue, token } = parts
+  const { options, folder, log, fleet, blobs, store, events } = mesh
+  const { heartbeatMs, helloTimeoutMs } = options.tuning
+  const rpc = new RpcHandlers(log)
+  const server = new GrpcServer(token, {
+    jobs: jobHandlers({
+      store,
+      queue,
+      events,
+      fleet,
+      rpc,
+      plan: (request) => planRequest(mesh, request),
+      generate: (request, signal) => generateText(mesh, request, signal),
+    }),
+    workers: workerHandlers({ fleet, nats: nats.workerAddress, heartbeatMs, helloTimeoutMs, log }),
+    blobs: blobHandlers(blobs, rpc),
+  })
+  const port = await server.listen(await portFor(folder, 'grpc-port.json', options.grpcPort))
+  folder.remember('grpc-port.json', port)
+  return { server, address: `127.0.0.1:${port}` }
+}
+
+async function listenHttp(mesh: Mesh, token: string): Promise<HttpServer | null> {
+  const { options, folder, store, events, fleet, log, wallMs } = mesh
+  if (options.dashboardPort === null) return null
+  const port = await portFor(folder, 'http-port.json', options.dashboardPort)
+  const http = await HttpServer.listen({
+    port,
+    pagesDir: options.dashboardDir,
+    access: new BrowserAccess(token, wallMs),
+    feed: { store, events, fleet, nowMs: wallMs },
+    log,
+  })
+  folder.remember('http-port.json', http.port)
+  return http
+}
+
+/** The port asked for; else the last run's, so that workers and pages find this one again. */
+async function portFor(folder: StateFolder, name: string, asked: number): Promise<number> {
+  if (asked !== 0) return asked
+  const last = folder.readRemembered<number>(name)
+  return last !== null && (await isFree(last)) ? last : 0
+}
+
+function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
+  const { options, folder, log } = mesh
+  return new LocalWorkers({
+    count: options.numWorkers,
+    threadsPerWorker: options.threadsPerWorker,
+    coordinator,
+    tokenPath: folder.tokenPath,
+    workDir: folder.tempDir,
+    env: options.workerEnv,
+    tuning: options.tuning.workers,
+    log,
+  })
+}

@@ -1,0 +1,143 @@
+/** Text from a model on one of the workers: template and tokenizer here, tokens from there. */
+import { mkdir, rename, rm, symlink } from 'node:fs/promises'
+import { dirname, isAbsolute, join } from 'node:path'
+import { TunemeshError } from '../proto/errors.js'
+import type { GenerateRequest__Output } from '../proto/gen/tunemesh/v1/GenerateRequest.js'
+import type { GenerateResponse } from '../proto/gen/tunemesh/v1/GenerateResponse.js'
+import { ChatTemplate } from './chat-template.js'
+import type { Mesh } from './coordinator.js'
+import { readBaseModel } from './ingest-model.js'
+import type { JobRecord } from './job-store.js'
+import { loadPrepared } from './prepared-blob.js'
+import { loadTokenizer, type Tokenizer } from './tokenizer.js'
+import { anyWorker, askGenerate } from './worker-calls.js'
+
+const workerWaitMs = 60_000
+const maxNewTokens = 4_096
+const defaultNewTokens = 256
+
+interface ModelChoice {
+  modelPath: string
+  /** PEFT folder; empty: the base model alone. */
+  adapterPath: string
+  /** Beyond those that the model itself names. */
+  stopIds: number[]
+}
+
+export async function* generateText(
+  mesh: Mesh,
+  request: GenerateRequest__Output,
+  signal: AbortSignal,
+): AsyncGenerator<GenerateResponse> {
+  const choice = await chooseModel(mesh, request)
+  const { config } = readBaseModel(choice.modelPath, choice.modelPath)
+  const tokenizer = await tokenizerOf(choice.modelPath)
+  const promptIds = await promptIdsOf(request, tokenizer)
+  const limit = request.maxNewTokens || defaultNewTokens
+  const worker = await anyWorker(mesh.fleet, workerWaitMs, signal)
+  const results = askGenerate(mesh.fleet, worker, {
+    request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
+    adapterPath: choice.adapterPath,
+    modelPath: choice.modelPath,
+    modelConfigJson: JSON.stringify(config),
+    promptIds,
+    stopIds: [...new Set([...choice.stopIds, ...stopIdsOf(tokenizer)])],
+  })
+  yield* asText(results, tokenizer, signal)
+}
+
+/** Text in whole characters: a token may end in the middle of one. */
+async function* asText(
+  results: ReturnType<typeof askGenerate>,
+  tokenizer: Tokenizer,
+  signal: AbortSignal,
+): AsyncGenerator<GenerateResponse> {
+  const ids: number[] = []
+  let told = ''
+  for await (const result of results) {
+    if (signal.aborted) return
+    ids.push(...result.tokenIds)
+    const text = await tokenizer.decode(ids.filter((id) => !tokenizer.specialIds.has(id)))
+    const isWhole = result.done || !text.endsWith('\uFFFD')
+    const piece = isWhole ? text.slice(told.length) : ''
+    if (isWhole) told = text
+    const { tokenIds, done, finishReason } = result
+    yield { text: piece, tokenIds, done, finishReason }
+  }
+}
+
+async function chooseModel(mesh: Mesh, request: GenerateRequest__Output): Promise<ModelChoice> {
+  if (request.jobId === '') {
+    if (request.model === '') throw invalid('Name a model or a job.')
+    if (!isAbsolute(request.model)) throw invalid(`Model path ${request.model} is not absolute.`)
+    return { modelPath: request.model, adapterPath: request.adapterDir, stopIds: [] }
+  }
+  const job = mesh.store.get(request.jobId)
+  if (job.state !== 'SUCCEEDED') {
+    throw new TunemeshError(
+      'STATE_CONFLICT',
+      `Job ${job.jobId} is ${job.state}; it has a result only once it has succeeded.`,
+    )
+  }
+  const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
+  const { stopIds } = prepared.tokenizer
+  const result = await resultFolder(mesh, job)
+  if (prepared.spec.finetuning === 'full') return { modelPath: result, adapterPath: '', stopIds }
+  return { modelPath: request.model || prepared.modelPath, adapterPath: result, stopIds }
+}
+
+/** The job's files by their names again, from the blob store: the output folder may have been moved. */
+async function resultFolder(mesh: Mesh, job: JobRecord): Promise<string> {
+  const folder = join(mesh.folder.tempDir, `result-${job.jobId}`)
+  const part = `${folder}.${crypto.randomUUID()}`
+  for (const artifact of job.artifacts) {
+    const path = join(part, artifact.path ?? '')
+    await mkdir(dirname(path), { recursive: true })
+    await symlink(mesh.blobs.pathOf(artifact.digest ?? ''), path)
+  }
+  await rm(folder, { recursive: true, force: true })
+  await rename(part, folder)
+  return folder
+}
+
+async function promptIdsOf(
+  request: GenerateRequest__Output,
+  tokenizer: Tokenizer,
+): Promise<number[]> {
+  if (request.promptIds.length > 0) return request.promptIds
+  if (request.messages.length === 0) return tokenizer.encode(request.prompt, true)
+  const template = ChatTemplate.of(tokenizer.files)
+  if (template === null) {
+    throw new TunemeshError(
+      'CHAT_TEMPLATE_INVALID',
+      'The model has no chat template, so it cannot take messages. Give a prompt instead.',
+    )
+  }
+  return tokenizer.encode(template.render(request.messages, true), false)
+}
+
+function stopIdsOf(tokenizer: Tokenizer): number[] {
+  const { files } = tokenizer
+  const eosToken = files.specialTokens.eos_token
+  const eosId = eosToken === undefined ? null : tokenizer.tokenToId(eosToken)
+  return eosId === null ? files.configuredStopIds : [...files.configuredStopIds, eosId]
+}
+
+/** A chat asks again and again; reading a vocabulary takes longer than an answer's first token. */
+const cache: { modelPath: string; tokenizer: Promise<Tokenizer> | null } = {
+  modelPath: '',
+  tokenizer: null,
+}
+
+function tokenizerOf(modelPath: string): Promise<Tokenizer> {
+  if (cache.tokenizer !== null && cache.modelPath === modelPath) return cache.tokenizer
+  const tokenizer = loadTokenizer(modelPath)
+  cache.modelPath = modelPath
+  cache.tokenizer = tokenizer
+  tokenizer.catch(() => {
+    cache.tokenizer = null
+  })
+  return tokenizer
+}
+
+const invalid = (message: string) => new TunemeshError('JOB_INVALID', message)

@@ -1,0 +1,91 @@
+/** Preflight of a job: ingest, and the plan that a worker's engine makes of it. */
+import { readJobFile } from './job-file.js'
+import type { PlanRequest__Output } from '../proto/gen/tunemesh/v1/PlanRequest.js'
+import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
+import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
+import type { Mesh } from './coordinator.js'
+import type { FleetWorker } from './fleet.js'
+import { prepareGoldenJob } from './golden-job.js'
+import { prepareJob } from './ingest.js'
+import { assertFits, planResponseOf, trainRequestJson } from './job-plan.js'
+import type { JobRecord } from './job-store.js'
+import type { PreparedJob } from './prepared-job.js'
+import { anyWorker, askPlan } from './worker-calls.js'
+
+/** Where workers are expected, how long a plan waits for the first of them. */
+const workerWaitMs = 60_000
+
+export async function ingestJob(
+  mesh: Mesh,
+  job: JobRecord,
+  signal: AbortSignal,
+): Promise<PreparedJob> {
+  const putBlob = (pieces: Iterable<Uint8Array>) => mesh.blobs.write(pieces)
+  if (job.goldenJson !== '') return prepareGoldenJob(job.goldenJson, putBlob)
+  const spec = JSON.parse(job.specJson) as PreparedJob['spec']
+  const { baseDir, jobFileName, jobId } = job
+  return prepareJob({
+    spec,
+    baseDir,
+    jobFileName,
+    putBlob,
+    signal,
+    onProgress: (numRows) => mesh.log.debug({ jobId, numRows }, 'tokenising'),
+  })
+}
+
+/** JobService.Plan: everything that Submit would find out; stores no job. */
+export async function planRequest(
+  mesh: Mesh,
+  request: PlanRequest__Output,
+): Promise<PlanResponse> {
+  const fileName = request.jobFileName || 'job.yaml'
+  const spec = readJobFile({ text: request.jobFile, fileName, overrides: request.overrides })
+  const prepared = await prepareJob({
+    spec,
+    baseDir: request.baseDir,
+    jobFileName: fileName,
+    putBlob: (pieces) => mesh.blobs.write(pieces),
+  })
+  const hasWorkers = mesh.options.numWorkers > 0 || mesh.fleet.workers.length > 0
+  if (!hasWorkers) return planResponseOf(prepared, null)
+  const worker = await anyWorker(mesh.fleet, workerWaitMs)
+  return planResponseOf(prepared, await planOn(mesh, worker, prepared))
+}
+
+/** @throws TunemeshError DEVICE_MEMORY_SHORT with the nearest settings that fit */
+export async function planOn(
+  mesh: Mesh,
+  worker: FleetWorker,
+  prepared: PreparedJob,
+): Promise<PlanResult__Output> {
+  const ask = (job: PreparedJob) =>
+    askPlan(mesh.fleet, worker, {
+      trainSpecJson: trainRequestJson(job, null),
+      modelPath: job.modelPath,
+    })
+  const answer = await ask(prepared)
+  const memoryBytes = worker.hello.memoryBytes
+  const needed = answer.memory?.totalBytes ?? 0
+  const isShort = memoryBytes > 0 && needed > memoryBytes
+  const fitting = isShort ? await fittingBatch(prepared, memoryBytes, ask) : null
+  assertFits(answer, { id: worker.id, memoryBytes }, fitting)
+  return answer
+}
+
+/** The largest batch that fits, by asking the engine for smaller ones: the nearest setting, never guessed. */
+async function fittingBatch(
+  prepared: PreparedJob,
+  memoryBytes: number,
+  ask: (job: PreparedJob) => Promise<PlanResult__Output>,
+): Promise<string | null> {
+  const { packsPerMicroBatch } = prepared.schedule
+  for (let packs = Math.floor(packsPerMicroBatch / 2); packs >= 1; packs = Math.floor(packs / 2)) {
+    const schedule = { ...prepared.schedule, packsPerMicroBatch: packs }
+    const answer = await ask({ ...prepared, schedule })
+    if ((answer.memory?.totalBytes ?? 0) <= memoryBytes) {
+      return `Lower per_device_train_batch_size from ${packsPerMicroBatch} to ${packs}.`
+    }
+  }
+  return null
+}

@@ -1,0 +1,123 @@
+/** From a prepared job to what its workers are told: train spec, slices, the machine's configuration. */
+import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
+import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
+import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
+import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
+import { planSlices, type SliceLayout } from '../proto/slices.js'
+import { TunemeshError } from '../proto/errors.js'
+import type { PreparedJob } from './prepared-job.js'
+import type { Tuning } from './tuning.js'
+
+/** Rows of logits computed at a time: bounds the loss's memory whatever the vocabulary is. */
+const lossChunkRows = 128
+/**
+ * Contributions a worker may hold: the step under way, the one before it until every worker has
+ * applied it, and one re-leased set of each.
+ */
+const numContributionSlots = 4
+
+/** A first spec, good enough to ask how many blocks there are; slices follow from the answer. */
+export function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSpec {
+  const { spec, train, validation, schedule } = prepared
+  const longestPack = Math.max(train.longestPack, validation?.longestPack ?? 0)
+  return {
+    finetuning: spec.finetuning,
+    lora:
+      spec.finetuning === 'lora'
+        ? {
+            loraRank: spec.r,
+            alpha: spec.lora_alpha,
+            targetModules: prepared.targetModules,
+            useRslora: spec.use_rslora,
+          }
+        : null,
+    seed: spec.seed,
+    tokensPerMicroBatch: longestPack * schedule.packsPerMicroBatch,
+    longestDocument: Math.max(train.longestDocument, validation?.longestDocument ?? 0),
+    lossChunkRows,
+    codec: spec.gradient_codec,
+    beta1: spec.adam_beta1,
+    beta2: spec.adam_beta2,
+    epsilon: spec.adam_epsilon,
+    weightDecay: spec.weight_decay,
+    numContributionSlots,
+    sliceBlocks: layout?.sliceBlocks ?? 0,
+    chunkBlocks: layout?.chunkBlocks ?? 0,
+  }
+}
+
+/** `train_spec_json` of Prepare and PlanCall: proto/train-spec.ts TrainRequest. */
+export const trainRequestJson = (prepared: PreparedJob, layout: SliceLayout | null): string => {
+  const request: TrainRequest = {
+    config: prepared.modelConfig,
+    spec: trainSpecOf(prepared, layout),
+  }
+  return JSON.stringify(request)
+}
+
+/** Never a function of the fleet: a resumed job has the same slices. */
+export function layoutFor(numBlocks: number, tuning: Tuning): SliceLayout {
+  const planned = planSlices(numBlocks)
+  const sliceBlocks = tuning.sliceBlocks ?? planned.sliceBlocks
+  const chunkBlocks = Math.min(sliceBlocks, tuning.chunkBlocks ?? planned.chunkBlocks)
+  return { numBlocks, sliceBlocks, chunkBlocks }
+}
+
+export interface PlannedJob {
+  jobId: string
+  prepared: PreparedJob
+  layout: SliceLayout
+}
+
+export const prepareMessage = ({ jobId, prepared, layout }: PlannedJob): Prepare => ({
+  jobId,
+  trainSpecJson: trainRequestJson(prepared, layout),
+  modelPath: prepared.modelPath,
+  modelDigest: prepared.modelDigest,
+  datasetDigest: prepared.train.shard.digest,
+  splits: prepared.validation
+    ? [{ name: 'validation', digest: prepared.validation.shard.digest }]
+    : [],
+  adapterPath: prepared.startAdapter ?? '',
+  seed: prepared.spec.seed,
+  sliceBlocks: layout.sliceBlocks,
+  chunkBlocks: layout.chunkBlocks,
+  microBatchSequences: prepared.schedule.packsPerMicroBatch,
+})
+
+export function planResponseOf(
+  prepared: PreparedJob,
+  answer: PlanResult__Output | null,
+): PlanResponse {
+  const { numSteps, microBatchesPerStep } = prepared.schedule
+  const warnings: string[] = []
+  if (numSteps < 50) {
+    warnings.push(`The job has only ${numSteps} optimizer steps; below 50 a model learns little.`)
+  }
+  if (answer === null) warnings.push('No worker is attached, so the memory is not known.')
+  return {
+    preflight: prepared.report,
+    memory: answer?.memory ?? null,
+    numSteps,
+    microBatchesPerStep,
+    warnings,
+    numTrainedParameters: answer?.numTrainedParameters ?? 0,
+    estimatedSeconds: 0,
+  }
+}
+
+/** @throws TunemeshError DEVICE_MEMORY_SHORT with the settings that fit */
+export function assertFits(
+  answer: PlanResult__Output,
+  worker: { id: string; memoryBytes: number },
+  fitting: string | null,
+): void {
+  const needed = answer.memory?.totalBytes ?? 0
+  if (worker.memoryBytes === 0 || needed <= worker.memoryBytes) return
+  const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`
+  throw new TunemeshError(
+    'DEVICE_MEMORY_SHORT',
+    `Worker ${worker.id} needs ${gib(needed)} and has ${gib(worker.memoryBytes)}. ` +
+      (fitting ?? 'Lower max_length or r, or take a smaller model.'),
+  )
+}

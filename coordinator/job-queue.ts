@@ -1,0 +1,271 @@
+/**
+ * The life of every job: validated, queued, run one at a time, delivered. Each change of state is
+ * stored first, then told.
+ */
+import { resolve } from 'node:path'
+import type { Logger } from 'pino'
+import { isErrorCode, TunemeshError } from '../proto/errors.js'
+import type { SubmitRequest__Output } from '../proto/gen/tunemesh/v1/SubmitRequest.js'
+import type { JobId } from '../proto/ids.js'
+import type { BlobStore } from './blob-store.js'
+import type { EventLog } from './event-log.js'
+import { readJobFile } from './job-file.js'
+import { hasEnded, type JobRecord, type JobState, type JobStore, newJobId } from './job-store.js'
+import { assertOutputFree } from './output-folder.js'
+import { storePrepared } from './prepared-blob.js'
+import type { PreparedJob } from './prepared-job.js'
+
+export interface Ingest {
+  /** Reads rows and model, tokenises and packs; everything before a device is taken. */
+  (job: JobRecord, signal: AbortSignal): Promise<PreparedJob>
+}
+
+/** One run under way. `stop` and `resume` are asked, not done, when they return. */
+export interface RunningJob {
+  outcome: Promise<Partial<JobRecord> & { state: JobState }>
+  stop(now: boolean): void
+  resume(): void
+}
+
+export interface JobQueueOptions {
+  store: JobStore
+  events: EventLog
+  blobs: BlobStore
+  ingest: Ingest
+  run: (job: JobRecord) => RunningJob
+  /** Queued jobs wait until the coordinator is started without this. */
+  isHeld: boolean
+  nowMs: () => number
+  log: Logger
+}
+
+export class JobQueue {
+  readonly #submits = new Map<string, Promise<JobRecord>>()
+  readonly #ingests = new Map<JobId, AbortController>()
+  #running: { id: JobId; job: RunningJob; ended: Promise<void> } | null = null
+  #isClosing = false
+
+  constructor(private readonly options: JobQueueOptions) {}
+
+  /** Goes on with what an earlier coordinator left: a run under way first, then ingests, then the queue. */
+  async recover(): Promise<void> {
+    if (this.options.isHeld) return
+    const { store } = this.options
+    for (const job of store.list().filter((job) => !hasEnded(job))) {
+      if (job.state === 'VALIDATING') this.#startIngest(job)
+      else if (job.state !== 'QUEUED' && job.state !== 'STOPPING') {
+        await store.update(job.jobId, () => ({ state: 'QUEUED', queuedAtMs: 0 }))
+      } else if (job.state === 'STOPPING') {
+        await this.#enter(job.jobId, { state: 'STOPPED', endedAtMs: this.options.nowMs() })
+      }
+    }
+    this.#pump()
+  }
+
+  /** @throws TunemeshError JOB_INVALID with every problem of the job file; OUTPUT_IN_USE */
+  async submit(request: SubmitRequest__Output): Promise<JobRecord> {
+    const key = request.idempotencyKey
+    const known = this.options.store.findByKey(key)
+    if (known !== null) return known
+    const underWay = key === '' ? undefined : this.#submits.get(key)
+    if (underWay !== undefined) return underWay
+    const submitted = this.#create(request)
+    if (key !== '') this.#submits.set(key, submitted)
+    try {
+      return await submitted
+    } finally {
+      this.#submits.delete(key)
+    }
+  }
+
+  /** Checkpoints and stops; idempotent. */
+  async stop(id: string, now: boolean): Promise<JobRecord> {
+    const job = this.options.store.get(id)
+    if (hasEnded(job)) return job
+    this.#ingests.get(job.jobId)?.abort()
+    if (this.#running?.id === job.jobId) {
+      const stopping = await this.#enter(job.jobId, { state: 'STOPPING' })
+      this.#running?.job.stop(now)
+      return stopping
+    }
+    return this.#enter(job.jobId, { state: 'STOPPED', endedAtMs: this.options.nowMs() })
+  }
+
+  /** Queues a stopped or failed job again; a paused one goes on at once; others are left alone. */
+  async resume(id: string): Promise<JobRecord> {
+    const job = this.options.store.get(id)
+    if (this.#running?.id === job.jobId) this.#running.job.resume()
+    if (job.state === 'SUCCEEDED') {
+      throw new TunemeshError(
+        'STATE_CONFLICT',
+        `Job ${id} has succeeded; there is nothing to resume. Its result is in ${job.outputDir}.`,
+      )
+    }
+    if (job.state !== 'STOPPED' && job.state !== 'FAILED') return job
+    const cleared = { error: null, endedAtMs: 0, queuedAtMs: this.options.nowMs() }
+    if (job.preparedDigest === '') {
+      const validating = await this.#enter(job.jobId, { ...cleared, state: 'VALIDATING' })
+      this.#startIngest(validating)
+      return validating
+    }
+    const queued = await this.#enter(job.jobId, { ...cleared, state: 'QUEUED' })
+    this.#pump()
+    return queued
+  }
+
+  /** A change of state that a run itself tells: paused, and going on again. */
+  async noteRunState(id: JobId, change: Partial<JobRecord> & { state: JobState }): Promise<void> {
+    await this.options.store.update(id, (now) =>
+      now.state === 'STOPPING' || hasEnded(now) ? null : change,
+    )
+  }
+
+  /** Stops what runs with a checkpoint; resolves when it has ended or after `graceMs`. */
+  async close(graceMs: number): Promise<void> {
+    this.#isClosing = true
+    for (const ingest of this.#ingests.values()) ingest.abort()
+    const running = this.#running
+    if (running === null) return
+    running.job.stop(false)
+    let timer: NodeJS.Timeout | undefined
+    const tooLate = new Promise<void>((done) => {
+      timer = setTimeout(done, graceMs)
+    })
+    await Promise.race([running.ended, tooLate])
+    clearTimeout(timer)
+  }
+
+  async #create(request: SubmitRequest__Output): Promise<JobRecord> {
+    const { store, nowMs } = this.options
+    const golden = request.goldenJson === '' ? null : goldenOf(request.goldenJson)
+    const spec = golden === null ? readJobFile(fileOf(request)) : null
+    const outputDir = resolve(request.baseDir || '/', spec?.output_dir ?? golden?.outputDir ?? '')
+    assertOutputFree(outputDir, store.list())
+    const createdAtMs = nowMs()
+    const job: JobRecord = {
+      jobId: newJobId(),
+      name: spec?.name ?? 'golden',
+      state: 'VALIDATING',
+      createdAtMs,
+      startedAtMs: 0,
+      endedAtMs: 0,
+      error: null,
+      jobFile: request.jobFile,
+      jobFileName: request.jobFileName || 'job.yaml',
+      baseDir: request.baseDir,
+      overrides: request.overrides,
+      goldenJson: request.goldenJson,
+      specJson: spec === null ? '' : JSON.stringify(spec),
+      outputDir,
+      step: 0,
+      numSteps: 0,
+      lastLoss: 0,
+      adapterDigest: '',
+      artifacts: [],
+      weightsSha256: '',
+      idempotencyKey: request.idempotencyKey,
+      preparedDigest: '',
+      queuedAtMs: createdAtMs,
+    }
+    const created = await store.create(job)
+    this.#tell(created)
+    this.#startIngest(created)
+    return created
+  }
+
+  #startIngest(job: JobRecord): void {
+    const stop = new AbortController()
+    this.#ingests.set(job.jobId, stop)
+    this.#prepare(job, stop.signal)
+      .catch((error) => this.#failIngest(job, stop.signal, error))
+      .catch((error) => this.options.log.error({ err: error }, 'a job could not be stored'))
+      .finally(() => this.#ingests.delete(job.jobId))
+  }
+
+  async #prepare(job: JobRecord, signal: AbortSignal): Promise<void> {
+    const { ingest, blobs, events } = this.options
+    const prepared = await ingest(job, signal)
+    events.append(job.jobId, { preflight: prepared.report })
+    const preparedDigest = await storePrepared(blobs, prepared)
+    if (signal.aborted) return
+    await this.#enter(job.jobId, {
+      state: 'QUEUED',
+      preparedDigest,
+      specJson: JSON.stringify(prepared.spec),
+      numSteps: prepared.schedule.numSteps,
+    })
+    this.#pump()
+  }
+
+  async #failIngest(job: JobRecord, signal: AbortSignal, error: unknown): Promise<void> {
+    // Stopped, or the coordinator ends: the next one ingests it anew.
+    if (signal.aborted) return
+    await this.#enter(job.jobId, this.#failure(error))
+  }
+
+  #pump(): void {
+    const { store, isHeld } = this.options
+    if (this.#running !== null || this.#isClosing || isHeld) return
+    const next = store
+      .list()
+      .filter((job) => job.state === 'QUEUED')
+      .sort((a, b) => a.queuedAtMs - b.queuedAtMs)[0]
+    if (next !== undefined) this.#start(next)
+  }
+
+  #start(queued: JobRecord): void {
+    const startedAtMs = this.options.nowMs()
+    const told = this.#enter(queued.jobId, { state: 'RUNNING', startedAtMs })
+    const job = this.options.run({ ...queued, startedAtMs })
+    const ended = Promise.all([job.outcome, told])
+      .then(([outcome]) => outcome)
+      .catch((error) => this.#failure(error))
+      .then((outcome) => this.#enter(queued.jobId, { endedAtMs: this.options.nowMs(), ...outcome }))
+      .then(() => {}, (error) => this.options.log.error({ err: error }, 'an outcome was lost'))
+      .finally(() => {
+        this.#running = null
+        this.#pump()
+      })
+    this.#running = { id: queued.jobId, job, ended }
+  }
+
+  async #enter(id: JobId, change: Partial<JobRecord> & { state: JobState }): Promise<JobRecord> {
+    const job = await this.options.store.update(id, () => change)
+    this.#tell(job)
+    return job
+  }
+
+  #tell(job: JobRecord): void {
+    this.options.events.append(job.jobId, {
+      stateChanged: { state: job.state, error: job.error },
+    })
+  }
+
+  #failure(error: unknown): Partial<JobRecord> & { state: JobState } {
+    if (!(error instanceof TunemeshError)) this.options.log.error({ err: error }, 'a job failed')
+    const { code, message, details } = storedErrorOf(error)
+    return { state: 'FAILED', error: { code, message, details }, endedAtMs: this.options.nowMs() }
+  }
+}
+
+export function storedErrorOf(error: unknown) {
+  const { code, message, details } = error as Partial<TunemeshError>
+  if (isErrorCode(code)) return { code, message: message ?? '', details: details ?? [] }
+  const text = 'The coordinator failed unexpectedly; its log has the cause.'
+  return { code: 'INTERNAL' as const, message: text, details: [] }
+}
+
+const fileOf = (request: SubmitRequest__Output) => ({
+  text: request.jobFile,
+  fileName: request.jobFileName || 'job.yaml',
+  overrides: request.overrides,
+})
+
+function goldenOf(text: string): { outputDir?: string } {
+  try {
+    return JSON.parse(text) as { outputDir?: string }
+  } catch (cause) {
+    throw new TunemeshError('JOB_INVALID', 'golden_json is not JSON.', { cause })
+  }
+}
+

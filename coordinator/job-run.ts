@@ -1,0 +1,205 @@
+/** One run of a job, from its place in the queue to its result on disk. */
+import { TunemeshError } from '../proto/errors.js'
+import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
+import type { Mesh } from './coordinator.js'
+import { planOn } from './job-ingest.js'
+import { layoutFor, planResponseOf, prepareMessage } from './job-plan.js'
+import type { JobQueue, RunningJob } from './job-queue.js'
+import { JobRunner } from './job-runner.js'
+import type { JobRecord, JobState } from './job-store.js'
+import type { NatsConnection } from './nats-connection.js'
+import { deliver, runRecordName } from './output-folder.js'
+import { loadPrepared } from './prepared-blob.js'
+import type { PreparedJob } from './prepared-job.js'
+import { defaultRunLimits, type RunConfig, type RunLimits, type RunOutcome } from './run-events.js'
+import { runRecord } from './run-record.js'
+import { anyWorker } from './worker-calls.js'
+import type { SliceLayout } from '../proto/slices.js'
+
+export interface RunParts {
+  mesh: Mesh
+  connection: NatsConnection
+  job: JobRecord
+  queue: JobQueue
+  /** Another coordinator owns the job: this one must end. */
+  lose: (error: TunemeshError) => void
+}
+
+export function startRun(parts: RunParts): RunningJob {
+  const abort = new AbortController()
+  let runner: JobRunner | null = null
+  const asked: { stop: { now: boolean } | null } = { stop: null }
+  const outcome = (async () => {
+    const planned = await plan(parts, abort.signal)
+    runner = runnerFor(parts, planned)
+    if (asked.stop !== null) runner.stop(asked.stop.now)
+    const unwatch = parts.connection.onStatus((isUp) => runner?.busChanged(isUp))
+    try {
+      return await settle(parts, planned.prepared, await runner.run())
+    } finally {
+      unwatch()
+    }
+  })().catch((error) => {
+    if (!abort.signal.aborted) throw error
+    return { state: 'STOPPED' as const }
+  })
+  return {
+    outcome,
+    stop: (now) => {
+      asked.stop = { now }
+      if (runner === null) abort.abort()
+      else runner.stop(now)
+    },
+    resume: () => runner?.resume(),
+  }
+}
+
+interface Planned {
+  prepared: PreparedJob
+  layout: SliceLayout
+}
+
+/** Waits for a first worker and asks its engine what the job takes; refuses a job that does not fit. */
+async function plan({ mesh, job }: RunParts, signal: AbortSignal): Promise<Planned> {
+  const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
+  const limits = limitsOf(mesh)
+  const worker = await anyWorker(mesh.fleet, limits.noWorkersMs, signal)
+  const answer = await planOn(mesh, worker, prepared)
+  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer) })
+  signal.throwIfAborted()
+  return { prepared, layout: layoutFor(answer.numBlocks, mesh.options.tuning) }
+}
+
+function runnerFor(parts: RunParts, planned: Planned): JobRunner {
+  const { mesh, job } = parts
+  const { fleet, commitLog, checkpoints, nowMs } = mesh
+  return new JobRunner({
+    config: runConfig(mesh, job, planned),
+    fleet,
+    commitLog,
+    checkpoints,
+    nowMs,
+    log: mesh.log.child({ jobId: job.jobId }),
+    onEvent: (event) => onRunEvent(parts, event),
+  })
+}
+
+function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): RunConfig {
+  const { spec, train, validation, schedule } = prepared
+  return {
+    jobId: job.jobId,
+    coordinatorId: mesh.coordinatorId,
+    dataOrder: {
+      seed: spec.seed,
+      numPacks: train.numPacks,
+      packsPerMicroBatch: schedule.packsPerMicroBatch,
+      microBatchesPerStep: schedule.microBatchesPerStep,
+      numEpochs: spec.num_train_epochs,
+      // The schedule is what preflight promised, so its length rules.
+      maxSteps: schedule.numSteps,
+      explicitOrder: schedule.explicitOrder,
+    },
+    targetsPerPack: train.targetsPerPack,
+    tokensPerPack: train.tokensPerPack,
+    learningRates: schedule.learningRates,
+    beta1: spec.adam_beta1,
+    beta2: spec.adam_beta2,
+    maxGradNorm: spec.max_grad_norm,
+    onNonFinite: 'stop',
+    checkpointEverySteps: spec.save_steps,
+    evaluateEverySteps: spec.eval_steps,
+    hasValidation: validation !== null,
+    prepare: prepareMessage({ jobId: job.jobId, prepared, layout }),
+    outputDir: job.outputDir,
+    baseModelName: spec.model,
+    wantedWorkers: Math.max(1, mesh.options.numWorkers, mesh.fleet.workers.length),
+    limits: limitsOf(mesh),
+  }
+}
+
+const limitsOf = ({ options }: Mesh): RunLimits => ({
+  ...defaultRunLimits,
+  deadAfterMs: options.tuning.deadAfterMs,
+  ...definedOnly(options.tuning.limits),
+})
+
+const definedOnly = (limits: object) =>
+  Object.fromEntries(
+    Object.entries(limits).filter(([, value]) => value !== undefined),
+  ) as Partial<RunLimits>
+
+/** Steps and shares are shown at once, pauses are stored; everything goes into the event log. */
+function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
+  mesh.events.append(job.jobId, event)
+  if (event.step) {
+    const { step = 0, loss = 0, shares = [] } = event.step
+    mesh.store.note(job.jobId, { step, lastLoss: Number(loss) })
+    const total = shares.reduce((sum, share) => sum + (share.numMicroBatches ?? 0), 0)
+    for (const share of shares) {
+      const worker = mesh.fleet.get(share.workerId ?? '')
+      if (worker === undefined) continue
+      worker.tokensPerSecond = Number(share.tokensPerSecond ?? 0)
+      worker.share = total === 0 ? 0 : (share.numMicroBatches ?? 0) / total
+    }
+  }
+  if (event.stateChanged) {
+    const { state, error } = event.stateChanged
+    const change = {
+      state: state as JobState,
+      error: error ? { code: error.code ?? 'INTERNAL', message: error.message ?? '', details: [] } : null,
+    }
+    queue.noteRunState(job.jobId, change).catch((failure) => {
+      mesh.log.warn({ err: failure }, 'a change of state could not be stored')
+    })
+  }
+}
+
+async function settle(
+  parts: RunParts,
+  prepared: PreparedJob,
+  outcome: RunOutcome,
+): Promise<Partial<JobRecord> & { state: JobState }> {
+  switch (outcome.kind) {
+    case 'succeeded':
+      return settleSuccess(parts, prepared, outcome)
+    case 'stopped':
+      return { state: 'STOPPED', step: outcome.step }
+    case 'failed':
+      return {
+        state: 'FAILED',
+        step: outcome.step,
+        error: { code: outcome.failure.code, message: outcome.failure.message, details: [] },
+      }
+    case 'fenced': {
+      const message = `Coordinator ${outcome.byCoordinatorId} has taken over job ${parts.job.jobId}.`
+      const error = new TunemeshError('STATE_CONFLICT', message)
+      parts.lose(error)
+      throw error
+    }
+  }
+}
+
+async function settleSuccess(
+  { mesh, job }: RunParts,
+  prepared: PreparedJob,
+  outcome: RunOutcome & { kind: 'succeeded' },
+): Promise<Partial<JobRecord> & { state: JobState }> {
+  const { artifacts, weightsSha256, step } = outcome
+  await mesh.events.flush()
+  const events = await mesh.events.readAll(job.jobId)
+  const commits = await mesh.commitLog.readAll(job.jobId)
+  const record = runRecord({ job, prepared, outcome, events, commits })
+  const texts = { [runRecordName]: `${JSON.stringify(record, null, 2)}\n` }
+  await deliver(mesh.blobs, { jobId: job.jobId, outputDir: job.outputDir, artifacts, texts })
+  mesh.events.append(job.jobId, {
+    artifacts: { artifacts, outputDir: job.outputDir, weightsSha256 },
+  })
+  const adapter = artifacts.find((artifact) => artifact.path === 'adapter_model.safetensors')
+  return {
+    state: 'SUCCEEDED',
+    step,
+    artifacts,
+    weightsSha256,
+    adapterDigest: adapter?.digest ?? '',
+  }
+}

@@ -1,0 +1,103 @@
+/** Where a job's results go: checked before it starts, filled at its end, all or nothing. */
+import { constants, existsSync, readdirSync, readFileSync } from 'node:fs'
+import { copyFile, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
+import { dirname, isAbsolute, join, normalize } from 'node:path'
+import { TunemeshError } from '../proto/errors.js'
+import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
+import { type BlobStore, diskError, syncFolder } from './blob-store.js'
+import { hasEnded, type JobRecord } from './job-store.js'
+
+/** The run record: job file, digests, versions, every step's figures. */
+export const runRecordName = 'run.json'
+
+/** @throws TunemeshError OUTPUT_IN_USE: another job writes there, or it holds something already */
+export function assertOutputFree(outputDir: string, jobs: JobRecord[]): void {
+  const other = jobs.find((job) => job.outputDir === outputDir && !hasEnded(job))
+  if (other !== undefined) {
+    throw new TunemeshError(
+      'OUTPUT_IN_USE',
+      `output_dir ${outputDir} belongs to job ${other.jobId}, which is ${other.state}. ` +
+        'Choose another output_dir, or wait for that job.',
+    )
+  }
+  if (existsSync(outputDir) && readdirSync(outputDir).length > 0) {
+    throw new TunemeshError(
+      'OUTPUT_IN_USE',
+      `output_dir ${outputDir} is not empty. Choose another one, or move its files away.`,
+    )
+  }
+}
+
+export interface Delivery {
+  jobId: string
+  outputDir: string
+  artifacts: Artifact__Output[]
+  /** Small files beside the artifacts: name → text. */
+  texts: Record<string, string>
+}
+
+/** Builds the whole folder beside its place and renames it there. */
+export async function deliver(store: BlobStore, delivery: Delivery): Promise<void> {
+  const { outputDir } = delivery
+  const temp = join(dirname(outputDir), `.${outputDir.split('/').at(-1)}.tunemesh-part`)
+  try {
+    await rm(temp, { recursive: true, force: true })
+    await mkdir(temp, { recursive: true })
+    for (const artifact of delivery.artifacts) {
+      const path = join(temp, safeRelative(artifact.path))
+      await mkdir(dirname(path), { recursive: true })
+      await copyFile(store.pathOf(artifact.digest), path, constants.COPYFILE_FICLONE)
+      await sync(path)
+    }
+    for (const [name, text] of Object.entries(delivery.texts)) {
+      await writeFile(join(temp, name), text)
+      await sync(join(temp, name))
+    }
+    await syncFolder(temp)
+    await removeEarlierDelivery(delivery)
+    await rename(temp, outputDir)
+    await syncFolder(dirname(outputDir))
+  } catch (error) {
+    await rm(temp, { recursive: true, force: true })
+    throw diskError(error, `The result in ${outputDir}`)
+  }
+}
+
+/** A coordinator may have died between the rename and saying so; anything else there is not ours. */
+async function removeEarlierDelivery({ jobId, outputDir }: Delivery): Promise<void> {
+  if (!existsSync(outputDir)) return
+  const isOurs = jobIdIn(join(outputDir, runRecordName)) === jobId
+  if (!isOurs && readdirSync(outputDir).length > 0) {
+    throw new TunemeshError(
+      'OUTPUT_IN_USE',
+      `output_dir ${outputDir} was empty when job ${jobId} began and no longer is. ` +
+        `Move its files away, then \`tunemesh resume ${jobId}\`.`,
+    )
+  }
+  await rm(outputDir, { recursive: true })
+}
+
+function jobIdIn(path: string): string | null {
+  try {
+    return (JSON.parse(readFileSync(path, 'utf8')) as { jobId?: string }).jobId ?? null
+  } catch {
+    return null // none there, or not one of ours
+  }
+}
+
+/** A worker names the files; it must not choose a place outside the folder. */
+function safeRelative(path: string): string {
+  const clean = normalize(path)
+  const isInside = clean !== '' && !isAbsolute(clean) && !clean.split('/').includes('..')
+  if (isInside && !clean.includes('\0')) return clean
+  throw new TunemeshError('WORKER_FAILED', `A worker delivered a file named ${JSON.stringify(path)}.`)
+}
+
+async function sync(path: string): Promise<void> {
+  const file = await open(path, 'r')
+  try {
+    await file.sync()
+  } finally {
+    await file.close()
+  }
+}

@@ -1,0 +1,66 @@
+/** run.json beside the result: all that is needed to judge a run, or to repeat it. */
+import type { LoggedRecord } from '../proto/commit-record.js'
+import { version } from '../proto/version.js'
+import type { StoredEvent } from './event-log.js'
+import type { JobRecord } from './job-store.js'
+import type { PreparedJob } from './prepared-job.js'
+import type { RunOutcome } from './run-events.js'
+
+export interface RunRecordParts {
+  job: JobRecord
+  prepared: PreparedJob
+  outcome: RunOutcome & { kind: 'succeeded' }
+  events: StoredEvent[]
+  commits: LoggedRecord[]
+}
+
+export function runRecord({ job, prepared, outcome, events, commits }: RunRecordParts) {
+  const records = commits.map(({ record }) => record)
+  const leases = records.flatMap((record) => (record.kind === 'commit' ? record.leases : []))
+  return {
+    jobId: job.jobId,
+    tunemeshVersion: version,
+    jobFile: job.jobFile,
+    overrides: job.overrides,
+    spec: prepared.spec,
+    model: { path: prepared.modelPath, digest: prepared.modelDigest },
+    data: {
+      train: prepared.train.shard.digest,
+      validation: prepared.validation?.shard.digest ?? null,
+    },
+    deviceClasses: [...new Set(leases.map((lease) => lease.deviceClass))].sort(),
+    weightsSha256: outcome.weightsSha256,
+    artifacts: outcome.artifacts,
+    weightChange: parsed(outcome.weightChangeJson),
+    preflight: events.find((event) => event.preflight)?.preflight ?? null,
+    memoryPredicted: events.find((event) => event.plan)?.plan?.memory ?? null,
+    memoryActual: lastFleet(events),
+    startedAtMs: job.startedAtMs,
+    steps: lastOfEachStep(events),
+    evaluations: events.flatMap((event) => (event.evaluation ? [event.evaluation] : [])),
+    checkpoints: records.filter((record) => record.kind === 'checkpoint').map((r) => r.step),
+    skippedSteps: records.filter((record) => record.kind === 'skip').map((r) => r.step),
+    rollbacks: records.filter((record) => record.kind === 'rollback'),
+  }
+}
+
+/** A rolled-back step was told twice; the later telling is the true one. */
+function lastOfEachStep(events: StoredEvent[]) {
+  const steps = new Map<number, object>()
+  for (const { step, timeMs } of events) if (step?.step) steps.set(step.step, { ...step, timeMs })
+  return [...steps.entries()].sort(([a], [b]) => a - b).map(([, step]) => step)
+}
+
+/** Resident bytes of each worker as of the last change of the fleet that was told. */
+function lastFleet(events: StoredEvent[]) {
+  const workers = events.filter((event) => event.fleet).at(-1)?.fleet?.workers ?? []
+  return workers.map(({ workerId, memoryBytes }) => ({ workerId, memoryBytes }))
+}
+
+function parsed(json: string): unknown {
+  try {
+    return JSON.parse(json)
+  } catch {
+    return null // an older worker had none
+  }
+}
