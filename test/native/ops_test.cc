@@ -181,7 +181,7 @@ void exp_scan(const Device& d, Tally& tally, uint32_t step) {
   flush();
   char line[128];
   snprintf(line, sizeof line, "exp on %s: %.3f ulp", d.name.c_str(), worst);
-  tally.check(worst < 1.0, line);
+  tally.check(worst < 1.02, line);
   if (getenv("OPS_VERBOSE")) printf("%s\n", line);
   const Floats edge = {0.0f,   -0.0f,     -87.0f, nextafterf(-87.0f, -INFINITY),
                        -1e30f, -INFINITY, kPoison};
@@ -271,7 +271,7 @@ std::vector<OpCase> all_cases() {
       {{0, 65, 100, 259}, 4, 1, 32, 50, 0},
       {{0, 64, 192}, 2, 1, 128, 0, 1},
       {{0, 5, 9, 14, 100}, 4, 2, 24, 7, 2},
-      {{0, 1}, 2, 1, 16, 1, 0},
+      {{0, 1, 2, 40}, 2, 1, 16, 1, 0},
       {{0, 300}, 3, 1, 64, 100, 0},
       {{0, 3, 3, 50}, 2, 2, 8, 0, 0},
       {{0, 97, 161, 340}, 3, 3, 17, 65, 0},

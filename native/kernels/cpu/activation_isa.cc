@@ -1,10 +1,10 @@
-// SwiGLU: out = silu(gate) * up, silu(g) = g sigmoid(g).
-//   backward  dup = dout silu(gate),  dgate = (dout up) sigmoid (1 + gate (1 - sigmoid))
+// SwiGLU: out = silu(gate) up, silu(g) = g sigmoid(g).
+//   backward  dup = dout silu(gate),  dgate = (dout up) (sigmoid (1 + gate (1 - sigmoid)))
 //
-//   shapes  [n, d]: gate and up (and dgate, dup) in rows of in_stride, out and dout in rows of
-//   out_stride alias   elementwise: dgate may be gate, dup may be up order   sigmoid and 1 -
-//   sigmoid both from e = exp(-|gate|), so that neither cancels: the one on gate's side is
-//           1 / (1 + e), the other e / (1 + e). One fma in dgate: fma(gate, 1 - sigmoid, 1)
+//   shapes  [n, d]: gate, up, dgate, dup in rows of in_stride, out and dout in rows of out_stride
+//   alias   elementwise: dgate may be gate, dup may be up
+//   order   sigmoid and 1 - sigmoid both come from e = exp(-|gate|), so that neither cancels: the
+//           larger is 1 / (1 + e), the other e times that. One fma: fma(gate, 1 - sigmoid, 1)
 //   floor   forward 12, backward 20 (24 with out) bytes an element
 //   source  Shazeer 2020
 #include "kernels/cpu/ops_table.h"

@@ -1,23 +1,19 @@
-// Causal attention within documents, one query head of one document a task.
+// Causal attention within documents; a task is one query head of one document.
 //   forward   s = scale q k^T, p = softmax(s), out = p v, lse = log sum exp(s)
-//   backward  p = exp(s - lse), dp = dout v^T, ds = p (dp - delta) scale, delta[i] = dout[i] .
-//   out[i]
+//   backward  p = exp(s - lse), dp = dout v^T, ds = p (dp - delta) scale, delta[i] = dout[i] out[i]
 //             dq = ds k, dk = ds^T q, dv = p^T dout
 //
 //   shapes  q, out, dout, dq [n, H*F], k, v, dk, dv [n, G*F], lse [n, H]; query head h reads
-//   key/value head h / (H/G) blocks  48 queries by 64 keys; keys and values are transposed once a
-//   task, so that a vector is 16 keys. What lies
-//           above the diagonal is skipped in steps of 6 queries by 16 keys
-//   scratch one thread: all scores of a query block (forward), transposed keys, blocks of p and ds
-//   (backward); linear in
-//           the longest document
-//   order   every sum is an fma chain: scores over f, out over keys, dq over keys, dk and dv over
-//   queries, ascending
-//           (a masked p is exactly 0 and changes nothing); the row's sum of p in 16 lanes, vectors
-//           of the document's keys ascending, then the tree; delta is dot(). out is multiplied by 1
-//           / sum at the end. dk and dv of a group are added over its query heads ascending
-//           (attention_group_sum)
-//   floor   2 F n^2 multiply-adds a head forward (halved by the mask), 5 F n^2 backward
+//           key/value head h / (H/G)
+//   blocks  48 queries by 64 keys; keys and values are transposed, so that a vector is 16 keys.
+//           What lies above the diagonal is skipped in steps of 6 queries by 16 keys
+//   scratch of a thread: transposed keys and all scores of a query block (forward), blocks of
+//           transposed keys and values, of p and of ds (backward); linear in the document's length
+//   order   every sum is one fma chain, ascending: scores over f, out and dq over keys, dk and dv
+//           over queries (a masked p is exactly 0 and changes nothing). A row's sum of p: 16
+//           lanes, vectors of keys ascending, then the tree. delta: dot(). out is multiplied by
+//           1 / sum at the end. dk and dv of a group: its query heads ascending, no fma
+//   floor   2 F n^2 fma a head forward, 5 F n^2 backward, both halved by the mask
 //   source  Vaswani et al. 2017; recomputation from lse as in Dao et al. 2022
 #include "kernels/cpu/ops_table.h"
 #include "kernels/cpu/tile_product.h"

@@ -1,8 +1,8 @@
-// Rows and columns: embedding gradient, scatter, bias, elementwise addition. (Gathering rows only
-// copies: ops_table.cc.)
+// Rows and columns: embedding gradient, scatter, bias, elementwise addition. (What only copies rows
+// is in ops_table.cc.)
 //   scatter_rows_add  out[rows[i], c] += x[i, c]     bias_grad_add  dbias[c] += sum_n dy[n, c]
 //
-//   order   one chain per column over ascending n, starting from the old value; no fma
+//   order   one chain per column over ascending n from the old value; no fma
 //   tasks   columns, so that a row that occurs twice is added to by one thread
 //   floor   12 bytes an element: bound by memory
 #include "kernels/cpu/ops_table.h"

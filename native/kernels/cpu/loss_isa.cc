@@ -1,15 +1,16 @@
 // Cross entropy of rows of logits, and their gradient in place.
 //   row_loss = max + log(sum_v exp(x_v - max)) - x_target
-//   dlogits  = exp(x_v - max) (grad_scale / sum), and (exp(x_target - max) / sum - 1) grad_scale at
-//   the target
+//   dlogits  = exp(x_v - max) (grad_scale / sum); (exp(x_target - max) / sum - 1) grad_scale at the
+//              target
 //
 //   shapes  logits [rows, v] in rows of `stride`; targets [rows]
 //   order   sum: 16 lanes within spans of 1,024 columns, each span's tree sum added in double,
-//   spans ascending numbers exp is vector_math.h's; log, the row's loss and the target's gradient
-//   are double, rounded once. A row with a
-//           NaN has the loss NaN
-//   floor   4 bytes a logit read, 8 more for the gradient; a row stays in the second-level cache
-//   between its passes also exp and log themselves, for the tests
+//           spans ascending; the last v mod 16 columns one by one in double
+//   numbers exp is vector_math.h's; log, the row's loss and the target's gradient are double,
+//           rounded once. A NaN in a row makes its loss NaN
+//   floor   4 bytes a logit, 12 with the gradient; a row stays in the second-level cache between
+//           its passes
+//   also    exp and log themselves, for the tests
 #include "kernels/cpu/ops_table.h"
 #include "kernels/cpu/vector_math.h"
 

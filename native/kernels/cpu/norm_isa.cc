@@ -1,18 +1,16 @@
 // RMS normalisation.
-//   forward   y[n,c] = (x[n,c] * rstd[n]) * gain[c],  rstd[n] = 1 / sqrt(mean_c(x[n,c]^2) +
-//   epsilon) backward  dx = rstd (dy gain - x k),  k[n] = rstd[n]^2 mean_c(dy gain x);  dgain[c] +=
-//   sum_n dy x rstd
+//   forward   y[n,c] = (x[n,c] rstd[n]) gain[c],  rstd[n] = 1 / sqrt(mean_c(x[n,c]^2) + epsilon)
+//   backward  dx = rstd (dy gain - x k),  k[n] = rstd[n]^2 mean_c(dy gain x)
+//             dgain[c] += sum_n dy x rstd
 //
-//   shapes  x, y, dy, dx [n, c] in rows of their strides; gain, dgain [c]; rstd [n]. For q/k norm a
-//   row is one head:
-//           q and k must be dense [tokens, heads * F], then n = tokens * heads, c = stride = F
+//   shapes  x, y, dy, dx [n, c] in rows of their strides; gain, dgain [c]; rstd [n]. For q/k norm
+//           a row is one head: q and k are dense [tokens, heads * F], so n = tokens * heads and
+//           c = stride = F
 //   alias   y may be x; dx may be dy (not where dx_add)
-//   order   sums over c: dot() of vector_math.h, fma, then rstd and k in double, rounded once;
-//   dgain: one fma chain over
-//           ascending n, starting from the old value
-//   floor   forward 8 N C bytes, backward 16 N C (dx_add), plus 8 N C where the gain is trained:
-//   bound by memory source  Zhang & Sennrich 2019, with epsilon inside the root as in the Llama
-//   checkpoints
+//   order   sums over c: dot() of vector_math.h, fma; then rstd and k in double, rounded once.
+//           dgain: one fma chain over ascending n from the old value
+//   floor   forward 8 N C bytes, backward 16 N C, plus 8 N C where the gain is trained
+//   source  Zhang & Sennrich 2019, with epsilon inside the root as in the Llama checkpoints
 #include "kernels/cpu/ops_table.h"
 #include "kernels/cpu/vector_math.h"
 

@@ -1,5 +1,5 @@
-// The C entries of backend.h for all operations but the matrix products and the exchange: check,
-// cut into tasks, run.
+// The C entries of backend.h for all operations but the matrix products and the exchange: check the
+// arguments, cut into tasks, run.
 #include "kernels/cpu/ops_table.h"
 
 #include <string.h>

@@ -1,7 +1,7 @@
 // The kernels of every operation of backend.h but the matrix products and the exchange, as one
-// table per instruction path. A kernel does one task on one thread: a range of rows, of columns or
-// of elements. ops_table.cc checks the arguments, cuts the work into tasks whose bounds depend on
-// the shapes alone, and gives them to the context's pool.
+// table for each instruction path. A kernel does one task on one thread: a range of rows, of
+// columns or of elements. ops_table.cc checks the arguments, cuts the work into tasks whose bounds
+// depend on the shapes alone, and gives them to the context's pool.
 //
 // Contracts (shapes, order of sums, source) stand on top of each family's *_isa.cc.
 #pragma once

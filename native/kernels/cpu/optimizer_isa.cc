@@ -1,12 +1,10 @@
 // AdamW, to the bit as backend.h writes it; test/native/adamw_vectors.json has its test vectors.
 //
 //   order   every operation is one IEEE 754 float32 operation, rounded to nearest even: + - * and
-//   also / and sqrt are
-//           the correctly rounded ones (divps and sqrtps; on a GPU __fdiv_rn and __fsqrt_rn).
-//           Nothing is fused. Subnormal numbers are kept.
-//   scalars decay = learning_rate * weight_decay, 1 - beta1, 1 - beta2 and learning_rate /
-//   bias_correction1 are float32
-//           operations done once
+//           also / and sqrt are the correctly rounded ones (divps and sqrtps; __fdiv_rn and
+//           __fsqrt_rn on a GPU). Nothing is fused, subnormal numbers are kept
+//   scalars learning_rate * weight_decay, 1 - beta1, 1 - beta2 and learning_rate /
+//           bias_correction1 are float32 operations done once
 //   floor   28 bytes an element: bound by memory
 //   source  Loshchilov & Hutter 2019, in the order of PyTorch's single-tensor AdamW
 #include "kernels/cpu/ops_table.h"

@@ -1,10 +1,11 @@
 // Rotary positions in place: (a, b) -> (a cos - b sin, b cos + a sin) for the pairs (i, i + F/2) of
 // each head.
 //
-//   shapes  x [n, heads * F] in rows of x_stride; cos, sin [max_position, F/2]; F even. `inverse`
-//   negates sin order   a' = fnma(b, sin, a cos), b' = fma(a, sin, b cos) floor   8 bytes an
-//   element: bound by memory source  Su et al. 2021, in the split-half form of the Hugging Face
-//   Llama code
+//   shapes  x [n, heads * F] in rows of x_stride; cos, sin [max_position, F/2]; F even.
+//           `inverse` negates sin
+//   order   a' = fnma(b, sin, a cos), b' = fma(a, sin, b cos)
+//   floor   8 bytes an element: bound by memory
+//   source  Su et al. 2021, in the split-half form of the Hugging Face Llama code
 #include "kernels/cpu/ops_table.h"
 #include "kernels/cpu/simd.h"
 

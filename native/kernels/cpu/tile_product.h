@@ -1,7 +1,7 @@
 // Small matrix products for attention: C[m, n] (+)= A[m, k] B[k, n]. For *_isa.cc only.
 //
 // A is read one element at a time, so that it may lie transposed; B and C are read in vectors along
-// n. Each element of C is one fma chain over ascending k, from 0 or from C. The same bits for every
+// n. Each element of C is one fma chain over ascending k, from 0 or from C: the same bits for every
 // tile size, hence on every path.
 #pragma once
 #include "kernels/cpu/simd.h"
