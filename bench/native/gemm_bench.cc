@@ -41,56 +41,31 @@ constexpr Product kB = Product::kBackwardInput, kBR = Product::kBackwardInputRow
 constexpr Product kW = Product::kWeightGrad;
 
 constexpr Shape kShapes[] = {
-    {"square", kF, 1024, 1024, 1024, 1, false},
-    {"square", kFR, 1024, 1024, 1024, 1, false},
-    {"square", kB, 1024, 1024, 1024, 1, false},
-    {"square", kBR, 1024, 1024, 1024, 1, false},
-    {"square", kW, 1024, 1024, 1024, 1, false},
-    {"large", kF, 512, 2048, 8192, 1, false},
-    {"large", kF, 512, 8192, 2048, 1, false},
-    {"large", kF, 64, 2048, 2048, 1, false},
-    {"large", kB, 64, 2048, 2048, 1, false},
-    {"lora", kFR, 512, 2048, 16, 1, false},
-    {"lora", kFR, 512, 16, 2048, 2, true},
-    {"lora", kBR, 512, 16, 2048, 1, false},
-    {"lora", kBR, 512, 2048, 16, 2, true},
-    {"lora", kW, 512, 2048, 16, 2, true},
-    {"lora", kW, 512, 16, 2048, 2, true},
-    {"lora", kFR, 512, 576, 16, 1, false},
-    {"lora", kFR, 512, 16, 576, 2, true},
-    {"lora", kBR, 512, 16, 576, 1, false},
-    {"lora", kBR, 512, 576, 16, 2, true},
-    {"lora", kW, 512, 576, 16, 2, true},
-    {"lora", kW, 512, 16, 576, 2, true},
-    {"smollm2", kF, 512, 576, 576, 1, false},
-    {"smollm2", kF, 512, 576, 1536, 1, false},
-    {"smollm2", kF, 512, 1536, 576, 1, false},
-    {"smollm2", kF, 512, 576, 192, 1, false},
-    {"smollm2", kF, 128, 576, 49152, 1, false},
-    {"smollm2", kB, 512, 576, 576, 1, false},
-    {"smollm2", kB, 512, 576, 1536, 1, false},
-    {"smollm2", kB, 512, 1536, 576, 1, false},
-    {"smollm2", kB, 128, 576, 49152, 1, false},
-    {"smollm2", kW, 512, 576, 1536, 1, false},
-    {"smollm2", kW, 512, 1536, 576, 1, false},
-    {"5M", kFR, 2048, 256, 256, 1, false},
-    {"5M", kFR, 2048, 256, 704, 1, false},
-    {"5M", kFR, 2048, 704, 256, 1, false},
-    {"5M", kFR, 512, 256, 4096, 1, false},
-    {"5M", kBR, 2048, 256, 256, 1, false},
-    {"5M", kBR, 2048, 256, 704, 1, false},
-    {"5M", kBR, 2048, 704, 256, 1, false},
-    {"5M", kBR, 512, 256, 4096, 1, false},
-    {"5M", kW, 2048, 256, 256, 1, true},
-    {"5M", kW, 2048, 256, 704, 1, true},
-    {"5M", kW, 2048, 704, 256, 1, true},
-    {"5M", kW, 512, 256, 4096, 1, true},
-    {"one token", kF, 1, 576, 576, 1, false},
-    {"one token", kF, 1, 576, 1536, 1, false},
-    {"one token", kF, 1, 1536, 576, 1, false},
-    {"one token", kF, 1, 576, 49152, 1, false},
-    {"one token", kF, 1, 2048, 8192, 1, false},
-    {"one token", kFR, 1, 576, 16, 1, false},
+    {"square", kF, 1024, 1024, 1024, 1, false}, {"square", kFR, 1024, 1024, 1024, 1, false},
+    {"square", kB, 1024, 1024, 1024, 1, false}, {"square", kBR, 1024, 1024, 1024, 1, false},
+    {"square", kW, 1024, 1024, 1024, 1, false}, {"large", kF, 512, 2048, 8192, 1, false},
+    {"large", kF, 512, 8192, 2048, 1, false},   {"large", kF, 64, 2048, 2048, 1, false},
+    {"large", kB, 64, 2048, 2048, 1, false},    {"lora", kFR, 512, 2048, 16, 1, false},
+    {"lora", kFR, 512, 16, 2048, 2, true},      {"lora", kBR, 512, 16, 2048, 1, false},
+    {"lora", kBR, 512, 2048, 16, 2, true},      {"lora", kW, 512, 2048, 16, 2, true},
+    {"lora", kW, 512, 16, 2048, 2, true},       {"lora", kFR, 512, 576, 16, 1, false},
+    {"lora", kFR, 512, 16, 576, 2, true},       {"lora", kBR, 512, 16, 576, 1, false},
+    {"lora", kBR, 512, 576, 16, 2, true},       {"lora", kW, 512, 576, 16, 2, true},
+    {"lora", kW, 512, 16, 576, 2, true},        {"smollm2", kF, 512, 576, 576, 1, false},
+    {"smollm2", kF, 512, 576, 1536, 1, false},  {"smollm2", kF, 512, 1536, 576, 1, false},
+    {"smollm2", kF, 512, 576, 192, 1, false},   {"smollm2", kF, 128, 576, 49152, 1, false},
+    {"smollm2", kB, 512, 576, 576, 1, false},   {"smollm2", kB, 512, 576, 1536, 1, false},
+    {"smollm2", kB, 512, 1536, 576, 1, false},  {"smollm2", kB, 128, 576, 49152, 1, false},
+    {"smollm2", kW, 512, 576, 1536, 1, false},  {"smollm2", kW, 512, 1536, 576, 1, false},
+    {"5M", kFR, 2048, 256, 256, 1, false},      {"5M", kFR, 2048, 256, 704, 1, false},
+    {"5M", kFR, 2048, 704, 256, 1, false},      {"5M", kFR, 512, 256, 4096, 1, false},
+    {"5M", kBR, 2048, 256, 256, 1, false},      {"5M", kBR, 2048, 256, 704, 1, false},
+    {"5M", kBR, 2048, 704, 256, 1, false},      {"5M", kBR, 512, 256, 4096, 1, false},
+    {"5M", kW, 2048, 256, 256, 1, true},        {"5M", kW, 2048, 256, 704, 1, true},
+    {"5M", kW, 2048, 704, 256, 1, true},        {"5M", kW, 512, 256, 4096, 1, true},
+    {"one token", kF, 1, 576, 576, 1, false},   {"one token", kF, 1, 576, 1536, 1, false},
+    {"one token", kF, 1, 1536, 576, 1, false},  {"one token", kF, 1, 576, 49152, 1, false},
+    {"one token", kF, 1, 2048, 8192, 1, false}, {"one token", kFR, 1, 576, 16, 1, false},
     {"one token", kFR, 1, 16, 576, 1, true},
 };
 
@@ -180,7 +155,8 @@ struct Bench {
     const size_t tasks = 8 * static_cast<size_t>(pool.num_threads());
     std::vector<double> flops(tasks);
     const Time time = time_of([&] {
-      pool.parallel_for(tasks, [&](size_t task, int) { flops[task] = spin(is_avx512, kSpinSteps); });
+      pool.parallel_for(tasks,
+                        [&](size_t task, int) { flops[task] = spin(is_avx512, kSpinSteps); });
     });
     const double total = flops[0] * static_cast<double>(tasks);
     return {total / time.wall, total / time.cpu};
@@ -190,7 +166,8 @@ struct Bench {
     void* memory = nullptr;
     if (cpu.allocate(context, floats * sizeof(float), &memory) != TM_OK) exit(3);
     float* data = static_cast<float*>(memory);
-    for (size_t i = 0; i < floats; i++) data[i] = static_cast<float>(i * 7919 % 1000) * 1e-3f - 0.5f;
+    for (size_t i = 0; i < floats; i++)
+      data[i] = static_cast<float>(i * 7919 % 1000) * 1e-3f - 0.5f;
     return data;
   }
 
@@ -213,13 +190,14 @@ void Bench::report(const Shape& shape, const std::vector<Time>& times,
   const double bytes = 4.0 * static_cast<double>(shape.n * shape.in + shape.in * shape.out +
                                                  shape.n * shape.out * (shape.accumulate ? 2 : 1));
   const double wall = median(walls);
-  printf("{\"group\":\"%s\",\"product\":\"%s\",\"n\":%zu,\"in\":%zu,\"out\":%zu,\"path\":\"%s\","
-         "\"threads\":%d,\"ms\":%.4f,\"min_ms\":%.4f,\"gflops\":%.1f,\"peak_gflops\":%.1f,"
-         "\"share\":%.3f,\"cpu_share\":%.3f,\"gb_per_second\":%.1f}\n",
-         shape.group, kProductNames[static_cast<int>(shape.product)], shape.n, shape.in, shape.out,
-         cpu.instruction_path(context), pool.num_threads(), wall * 1e3,
-         *std::min_element(walls.begin(), walls.end()) * 1e3, flops / wall * 1e-9,
-         median(rates) * 1e-9, median(shares), median(cpu_shares), bytes / wall * 1e-9);
+  printf(
+      "{\"group\":\"%s\",\"product\":\"%s\",\"n\":%zu,\"in\":%zu,\"out\":%zu,\"path\":\"%s\","
+      "\"threads\":%d,\"ms\":%.4f,\"min_ms\":%.4f,\"gflops\":%.1f,\"peak_gflops\":%.1f,"
+      "\"share\":%.3f,\"cpu_share\":%.3f,\"gb_per_second\":%.1f}\n",
+      shape.group, kProductNames[static_cast<int>(shape.product)], shape.n, shape.in, shape.out,
+      cpu.instruction_path(context), pool.num_threads(), wall * 1e3,
+      *std::min_element(walls.begin(), walls.end()) * 1e3, flops / wall * 1e-9,
+      median(rates) * 1e-9, median(shares), median(cpu_shares), bytes / wall * 1e-9);
   fflush(stdout);
 }
 
@@ -230,8 +208,14 @@ void Bench::run(const Shape& s) {
   float* packed = buffer(cpu.packed_weight_floats(s.out, s.in));
   cpu.pack_weight(context, w, s.out, s.in, packed);
   const bool is_rows = s.product == kFR || s.product == kBR;
-  TmLinear linear{x, s.in, {is_rows ? w : nullptr, is_rows ? nullptr : packed, s.out, s.in},
-                  y, s.out, s.n, s.accumulate, s.alpha};
+  TmLinear linear{x,
+                  s.in,
+                  {is_rows ? w : nullptr, is_rows ? nullptr : packed, s.out, s.in},
+                  y,
+                  s.out,
+                  s.n,
+                  s.accumulate,
+                  s.alpha};
   TmLinearWeightGrad grad{y, s.out, x, s.in, w, s.n, s.out, s.in, s.accumulate, s.alpha};
   const auto product = [&] {
     if (s.product == kW) return cpu.linear_weight_grad(context, &grad);
@@ -242,7 +226,8 @@ void Bench::run(const Shape& s) {
   // A sample is at least about 3 ms long.
   product();
   const double once = std::max(time_of(product).wall, 1e-7);
-  const size_t repeats = std::max<size_t>(1, std::min<size_t>(1000, static_cast<size_t>(3e-3 / once)));
+  const size_t repeats =
+      std::max<size_t>(1, std::min<size_t>(1000, static_cast<size_t>(3e-3 / once)));
   std::vector<Time> times;
   std::vector<Rate> peaks{peak()};
   for (int round = 0; round < options.rounds; round++) {

@@ -86,16 +86,19 @@ struct Factors {
   const Case& c;
   const Operands& o;
   size_t depth() const {
-    return c.product == Product::kForward ? c.in
-           : c.product == Product::kBackwardInput ? c.out : c.n;
+    return c.product == Product::kForward         ? c.in
+           : c.product == Product::kBackwardInput ? c.out
+                                                  : c.n;
   }
   float a(size_t i, size_t k) const {
-    return c.product == Product::kForward ? o.x.at(i, k)
-           : c.product == Product::kBackwardInput ? o.y.at(i, k) : o.y.at(k, i);
+    return c.product == Product::kForward         ? o.x.at(i, k)
+           : c.product == Product::kBackwardInput ? o.y.at(i, k)
+                                                  : o.y.at(k, i);
   }
   float b(size_t k, size_t j) const {
-    return c.product == Product::kForward ? o.w.at(j, k)
-           : c.product == Product::kBackwardInput ? o.w.at(k, j) : o.x.at(k, j);
+    return c.product == Product::kForward         ? o.w.at(j, k)
+           : c.product == Product::kBackwardInput ? o.w.at(k, j)
+                                                  : o.x.at(k, j);
   }
 };
 
@@ -112,8 +115,8 @@ Matrix expected_of(const Case& c, const Operands& o) {
       for (size_t k = 0; k < f.depth(); k++) {
         const float a = f.a(i, k) * c.alpha, b = f.b(k, j);
         chain = fmaf(a, b, chain);
-        const double term = static_cast<double>(f.a(i, k)) * static_cast<double>(c.alpha) *
-                            static_cast<double>(b);
+        const double term =
+            static_cast<double>(f.a(i, k)) * static_cast<double>(c.alpha) * static_cast<double>(b);
         exact += term;
         size += fabs(term);
       }
@@ -213,17 +216,22 @@ void check_case(const std::vector<Context>& contexts, const Case& c, uint64_t se
 
 void check_shapes(const std::vector<Context>& contexts) {
   constexpr size_t kSizes[][3] = {
-      {1, 1, 1},     {1, 64, 96},   {1, 385, 33},  {2, 31, 65},    {3, 17, 16},   {5, 16, 130},
-      {7, 100, 4},   {11, 8, 48},   {12, 32, 32},  {13, 384, 64},  {25, 385, 31}, {64, 20, 100},
-      {97, 770, 16}, {33, 16, 770}, {200, 40, 61}, {130, 33, 257}, {400, 36, 40}, {9, 40, 1100},
-      {9, 1100, 40},
+      {1, 1, 1},      {1, 64, 96},   {1, 385, 33},  {2, 31, 65},   {3, 17, 16},
+      {5, 16, 130},   {7, 100, 4},   {11, 8, 48},   {12, 32, 32},  {13, 384, 64},
+      {25, 385, 31},  {64, 20, 100}, {97, 770, 16}, {33, 16, 770}, {200, 40, 61},
+      {130, 33, 257}, {400, 36, 40}, {9, 40, 1100}, {9, 1100, 40},
   };
   uint64_t seed = 1;
   for (const auto& size : kSizes) {
     for (int product = 0; product < 3; product++) {
       for (int variant = 0; variant < 3; variant++) {
-        const Case c{static_cast<Product>(product), size[0], size[1], size[2],
-                     variant == 1 ? 0.37f : 1.0f,   variant == 2, static_cast<size_t>(variant)};
+        const Case c{static_cast<Product>(product),
+                     size[0],
+                     size[1],
+                     size[2],
+                     variant == 1 ? 0.37f : 1.0f,
+                     variant == 2,
+                     static_cast<size_t>(variant)};
         check_case(contexts, c, seed++);
       }
     }

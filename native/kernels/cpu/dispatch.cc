@@ -82,7 +82,8 @@ TmStatus choose_path(const char* name, InstructionPath* path) {
     }
     if (!is_auto) {
       return fail(TM_BAD_ARGUMENT,
-                  "instruction path \"%s\" was asked for, but this CPU lacks it; use \"auto\"", name);
+                  "instruction path \"%s\" was asked for, but this CPU lacks it; use \"auto\"",
+                  name);
     }
   }
   return fail(TM_BAD_ARGUMENT,

@@ -9,8 +9,8 @@ namespace {
 
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 
-// What bringing one element to the micro-kernel costs, in multiply-adds of the same core: A once for
-// each tile of columns, B once for each tile of rows. Rough, from the benchmark of gemm.h.
+// What bringing one element to the micro-kernel costs, in multiply-adds of the same core: A once
+// for each tile of columns, B once for each tile of rows. Rough, from the benchmark of gemm.h.
 double reading_cost(GemmA layout) { return layout == GemmA::kRows ? 16.0 : 10.0; }
 double reading_cost(GemmB layout) {
   switch (layout) {
@@ -33,7 +33,8 @@ struct TileSize {
 };
 
 // Cuts C into the tiles that the estimate likes best: full threads, little repeated packing, and a
-// few tiles for each thread where that is cheap, so that a thread that lost its core is made up for.
+// few tiles for each thread where that is cheap, so that a thread that lost its core is made up
+// for.
 TileSize choose_tiles(const GemmTask& task, size_t num_threads, size_t row_group) {
   if (num_threads == 1 || task.m * task.n * task.k < 64 * 1024) return {task.m, task.n};
   const size_t max_tiles = 8 * num_threads;

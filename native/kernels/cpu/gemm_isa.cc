@@ -10,10 +10,10 @@ namespace {
 // Rows of a micro-kernel: what the accumulators leave of the register file. A kernel of few rows
 // takes the whole panel at once, a taller one on AVX2 one half after the other.
 #if defined(TM_ISA_avx512)
-constexpr int kRowGroup = 12;      // 12 x 2 accumulators of 32 registers
+constexpr int kRowGroup = 12;  // 12 x 2 accumulators of 32 registers
 constexpr int kWholePanelRows = 12;
 #elif defined(TM_ISA_avx2)
-constexpr int kRowGroup = 6;       // 6 x 2 accumulators of 16 registers
+constexpr int kRowGroup = 6;  // 6 x 2 accumulators of 16 registers
 constexpr int kWholePanelRows = 3;
 #else
 constexpr int kRowGroup = 4;
@@ -45,9 +45,9 @@ struct MicroTile {
   const float* b;
   float* c;
   size_t c_stride;
-  bool from_zero;        // the chain starts here, not from C
-  const float* next_b;   // brought to the cache meanwhile, 16 floats for each k
-  const float* next_c;   // likewise, the rows of the next tile
+  bool from_zero;       // the chain starts here, not from C
+  const float* next_b;  // brought to the cache meanwhile, 16 floats for each k
+  const float* next_c;  // likewise, the rows of the next tile
 };
 
 template <int kRows, int kVectors, bool kIsPacked>
@@ -138,56 +138,58 @@ void run_on_edge(MicroKernel kernel, MicroTile tile, size_t rows, size_t columns
   }
 }
 
-// One row group against the `columns` <= 32 columns of one panel.
-void multiply_panel(const MicroTile& tile, size_t rows, size_t columns, bool is_packed) {
+// One row group against the `columns` <= 32 columns of one panel. Moves the tile's pointers along:
+// a copy of a tile just written would wait for its stores.
+inline void multiply_panel(MicroTile& tile, size_t rows, size_t columns, bool is_packed) {
   const size_t step = rows <= size_t{kWholePanelRows} && columns > 16 ? kPanelColumns : 16;
   const MicroKernel kernel = choose_kernel(rows, step == kPanelColumns, is_packed);
-  for (size_t j = 0; j < columns; j += step) {
-    MicroTile part = tile;
-    part.b += j;
-    part.c += j;
-    part.next_c += j;
-    if (columns - j >= step) {
-      kernel(part);
-    } else {
-      run_on_edge(kernel, part, rows, columns - j);
-    }
+  for (;;) {
+    if (columns < step) return run_on_edge(kernel, tile, rows, columns);
+    kernel(tile);
+    columns -= step;
+    if (columns == 0) return;
+    tile.b += step;
+    tile.c += step;
+    tile.next_c += step;
   }
 }
 
-// Rows are dealt evenly to the groups: 13 rows are 7 + 6, not 12 + 1.
-size_t group_end(size_t rows, size_t group, size_t num_groups) {
-  return rows * (group + 1) / num_groups;
-}
+// Rows dealt evenly to groups: 13 rows are 7 + 6, not 12 + 1.
+struct Groups {
+  size_t count;
+  size_t begin[kBlockRows / kRowGroup + 1];  // and the end of the last one
 
-// Packs alpha * A[row .. row + rows, k .. k + depth] as one [k][rows of the group] after another.
-void pack_rows(const GemmTask& task, size_t row, size_t rows, size_t k, size_t depth,
+  explicit Groups(size_t rows) : count((rows + kRowGroup - 1) / kRowGroup) {
+    for (size_t g = 0; g <= count; g++) begin[g] = rows * g / count;
+  }
+  size_t height(size_t g) const { return begin[g + 1] - begin[g]; }
+};
+
+// Packs alpha * A[row .., k .. k + depth] as one [k][rows of the group] after another.
+void pack_rows(const GemmTask& task, size_t row, const Groups& groups, size_t k, size_t depth,
                float* packed) {
-  const size_t num_groups = (rows + kRowGroup - 1) / kRowGroup;
   if (task.a_layout == GemmA::kRows) {
-    for (size_t g = 0, begin = 0; g < num_groups; g++) {
-      const size_t end = group_end(rows, g, num_groups), height = end - begin;
+    for (size_t g = 0; g < groups.count; g++) {
+      const size_t begin = groups.begin[g], height = groups.height(g);
       const float* from = task.a + (row + begin) * task.a_stride + k;
       for (size_t i = 0; i < depth; i += 16) {
         transpose_block(from + i, task.a_stride, height, smaller(16, depth - i), task.alpha,
                         packed + begin * depth + i * height, height);
       }
-      begin = end;
     }
     return;
   }
   const Vec16 alpha = set1(task.alpha);
   for (size_t i = 0; i < depth; i += kPackedTogether) {
     const size_t i_end = smaller(i + kPackedTogether, depth);
-    for (size_t g = 0, begin = 0; g < num_groups; g++) {
-      const size_t end = group_end(rows, g, num_groups), height = end - begin;
+    for (size_t g = 0; g < groups.count; g++) {
+      const size_t begin = groups.begin[g], height = groups.height(g);
       const float* from = task.a + (k + i) * task.a_stride + row + begin;
       float* to = packed + begin * depth + i * height;
       for (size_t j = i; j < i_end; j++, from += task.a_stride, to += height) {
         __builtin_prefetch(from + kPackedTogether * task.a_stride, 0, 2);
         store_tail(to, load_tail(from, height) * alpha, height);
       }
-      begin = end;
     }
   }
 }
@@ -258,17 +260,17 @@ Panels panels_of(const GemmTask& task, size_t k, size_t depth, size_t column, si
 // A block of C for one block of k, with A packed or read in place.
 struct Block {
   const GemmTask& task;
-  size_t row, rows, num_groups;
+  const Groups& groups;
+  size_t row;
   size_t column, columns;
   size_t k, depth;
   const float* packed_a;  // null where A is read in place
   Panels panels;
 };
 
-void multiply_group(const Block& block, size_t group, size_t column) {
+inline void multiply_group(const Block& block, size_t group, size_t column) {
   const GemmTask& task = block.task;
-  const size_t begin = group == 0 ? 0 : group_end(block.rows, group - 1, block.num_groups);
-  const size_t end = group_end(block.rows, group, block.num_groups);
+  const size_t begin = block.groups.begin[group], height = block.groups.height(group);
   const size_t width = smaller(kPanelColumns, block.columns - column);
   MicroTile tile;
   tile.depth = block.depth;
@@ -284,37 +286,41 @@ void multiply_group(const Block& block, size_t group, size_t column) {
   if (group < 2 && column + kPanelColumns < block.columns) {
     tile.next_b += block.panels.stride + group * block.depth * 16;
   }
-  tile.next_c = group + 1 < block.num_groups ? tile.c + (end - begin) * task.c_stride : tile.c;
-  multiply_panel(tile, end - begin, width, block.packed_a != nullptr);
+  if (block.depth <= kShallow) {
+    tile.next_c = column + kPanelColumns < block.columns ? tile.c + kPanelColumns : tile.c;
+  } else {
+    tile.next_c = group + 1 < block.groups.count ? tile.c + height * task.c_stride : tile.c;
+  }
+  multiply_panel(tile, height, width, block.packed_a != nullptr);
 }
 
 void multiply_block(const Block& block) {
   if (block.depth <= kShallow) {
     // C is most of the traffic: in the order in which it lies in memory.
-    for (size_t group = 0; group < block.num_groups; group++) {
+    for (size_t group = 0; group < block.groups.count; group++) {
       for (size_t j = 0; j < block.columns; j += kPanelColumns) multiply_group(block, group, j);
     }
     return;
   }
   for (size_t j = 0; j < block.columns; j += kPanelColumns) {
-    for (size_t group = 0; group < block.num_groups; group++) multiply_group(block, group, j);
+    for (size_t group = 0; group < block.groups.count; group++) multiply_group(block, group, j);
   }
 }
 
 void gemm_tile(const GemmTask& task, const GemmTile& tile) {
   for (size_t column = tile.column_begin; column < tile.column_end; column += kBlockColumns) {
     const size_t columns = smaller(kBlockColumns, tile.column_end - column);
-    const bool is_packed = task.a_layout == GemmA::kDepth || task.alpha != 1.0f ||
-                           columns > kUnpackedColumns;
+    const bool is_packed =
+        task.a_layout == GemmA::kDepth || task.alpha != 1.0f || columns > kUnpackedColumns;
     for (size_t k = 0; k < task.k; k += kBlockDepth) {
       const size_t depth = smaller(kBlockDepth, task.k - k);
       const Panels panels =
           panels_of(task, k, depth, column, columns, tile.scratch + kGemmScratchA);
       for (size_t row = tile.row_begin; row < tile.row_end; row += kBlockRows) {
-        const size_t rows = smaller(kBlockRows, tile.row_end - row);
-        if (is_packed) pack_rows(task, row, rows, k, depth, tile.scratch);
-        multiply_block({task, row, rows, (rows + kRowGroup - 1) / kRowGroup, column, columns, k,
-                        depth, is_packed ? tile.scratch : nullptr, panels});
+        const Groups groups(smaller(kBlockRows, tile.row_end - row));
+        if (is_packed) pack_rows(task, row, groups, k, depth, tile.scratch);
+        const float* packed_a = is_packed ? tile.scratch : nullptr;
+        multiply_block({task, groups, row, column, columns, k, depth, packed_a, panels});
       }
     }
   }

@@ -44,9 +44,9 @@ inline void transpose_registers(__m512 (&r)[16]) {
   for (int i = 0; i < 16; i++) r[i] = t[i];
 }
 
-// Writes dst[j * dst_stride + i] = scale * src[i * src_stride + j] for i < num_rows, j < num_columns
-// (both at most 16). Each j writes 16 lanes, in ascending order: what lies beyond num_rows is
-// overwritten by the next j, and up to 16 floats after the last one are spoilt.
+// Writes dst[j * dst_stride + i] = scale * src[i * src_stride + j] for i < num_rows, j <
+// num_columns (both at most 16). Each j writes 16 lanes, in ascending order: what lies beyond
+// num_rows is overwritten by the next j, and up to 16 floats after the last one are spoilt.
 inline void transpose_block(const float* src, size_t src_stride, size_t num_rows,
                             size_t num_columns, float scale, float* dst, size_t dst_stride) {
   __m512 r[16];

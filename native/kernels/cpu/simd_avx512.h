@@ -41,9 +41,7 @@ inline Vec16 sqrt(Vec16 a) { return {_mm512_sqrt_ps(a.v)}; }
 inline Vec16 max(Vec16 a, Vec16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline Vec16 min(Vec16 a, Vec16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline Vec16 abs(Vec16 a) { return {_mm512_abs_ps(a.v)}; }
-inline Vec16 neg(Vec16 a) {
-  return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))};
-}
+inline Vec16 neg(Vec16 a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 
 inline Mask16 less(Vec16 a, Vec16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline Mask16 less_equal(Vec16 a, Vec16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }

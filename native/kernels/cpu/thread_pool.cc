@@ -98,7 +98,8 @@ void ThreadPool::run(size_t num_tasks, Body body, const void* fn) {
     for (size_t i = 1; i < num_tasks; i++) wake_.notify_one();
   }
   take_tasks(0);
-  // A thread that has not woken yet finds the job closed and goes back to sleep: nobody waits for it.
+  // A thread that has not woken yet finds the job closed and goes back to sleep: nobody waits for
+  // it.
   std::unique_lock<std::mutex> lock(mutex_);
   is_open_ = false;
   idle_.wait(lock, [this] { return num_busy_ == 0; });

@@ -25,15 +25,16 @@ class ThreadPool {
   int num_threads() const { return num_threads_; }
 
   // Calls fn(task, thread) for every task in [0, num_tasks), thread in [0, num_threads()), and
-  // returns when all are done. Each thread has an equal, contiguous share of the tasks (so that rows
-  // stay in the cache of the core that computed them last) and, when done with it, takes tasks of
-  // the others. So a task's result must not depend on `thread`, which is only an index for scratch
-  // memory. fn must not throw and must not call parallel_for. Allocates nothing.
+  // returns when all are done. Each thread has an equal, contiguous share of the tasks (so that
+  // rows stay in the cache of the core that computed them last) and, when done with it, takes tasks
+  // of the others. So a task's result must not depend on `thread`, which is only an index for
+  // scratch memory. fn must not throw and must not call parallel_for. Allocates nothing.
   template <typename F>
   void parallel_for(size_t num_tasks, const F& fn) {
-    run(num_tasks, [](const void* f, size_t task, int thread) {
-      (*static_cast<const F*>(f))(task, thread);
-    }, &fn);
+    run(
+        num_tasks,
+        [](const void* f, size_t task, int thread) { (*static_cast<const F*>(f))(task, thread); },
+        &fn);
   }
 
  private:
