@@ -1,6 +1,7 @@
 /** `tunemesh chat [JOB]`: talk to a tuned model, or to any base model or adapter. */
-import { createInterface, type Interface } from 'node:readline/promises'
+
 import { resolve } from 'node:path'
+import { createInterface, type Interface } from 'node:readline/promises'
 import type { TunemeshClient } from '../client/client.js'
 import type { ChatMessage } from '../proto/gen/tunemesh/v1/ChatMessage.js'
 import type { GenerateRequest } from '../proto/gen/tunemesh/v1/GenerateRequest.js'
@@ -28,7 +29,7 @@ export async function chat(
   jobId: string | undefined,
   options: ChatOptions,
 ): Promise<void> {
-  const needs = { numWorkers: 1, threadsPerWorker: options.threads ?? 0 }
+  const needs = { numWorkers: 1, threadsPerWorker: options.threads ?? 0, isHeld: true }
   await withMesh(context, needs, async (mesh) => {
     const settings = await settingsFor(mesh.client, jobId, options)
     const messages = options.system ? [{ role: 'system', content: options.system }] : []

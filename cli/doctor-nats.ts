@@ -20,7 +20,8 @@ export async function checkNats(
   for (const path of explicit ? [explicit] : candidates(env)) {
     const version = await versionOf(path)
     if (version === null) continue
-    if (isNewEnough(version)) return { name, verdict: 'good', seen: `${version} at ${path}`, advice: '' }
+    if (isNewEnough(version))
+      return { name, verdict: 'good', seen: `${version} at ${path}`, advice: '' }
     tooOld.push(`${version} at ${path}`)
   }
   const floor = minVersion.join('.')

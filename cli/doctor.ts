@@ -1,16 +1,12 @@
 /** `tunemesh doctor`: what this machine has, what it lacks, and the command that mends it. */
+
+import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
-import { checkEngine, checkCompiler, checkInstructions } from './doctor-engine.js'
+import { checkCompiler, checkEngine, checkInstructions } from './doctor-engine.js'
+import { checkCoordinator, checkNode, checkPorts, checkStateDirAndDisk } from './doctor-machine.js'
 import { checkNats } from './doctor-nats.js'
-import {
-  checkCoordinator,
-  checkNode,
-  checkPorts,
-  checkStateDirAndDisk,
-} from './doctor-machine.js'
 import { escapeLine } from './escape.js'
 import type { Style } from './style.js'
-import { TunemeshError } from '../proto/errors.js'
 
 export interface Finding {
   name: string
@@ -41,7 +37,9 @@ export async function doctor(context: Context): Promise<void> {
   if (bad.length === 0) return
   const names = bad.map((finding) => finding.name).join(', ')
   throw new TunemeshError(
-    bad.some((finding) => finding.name === 'nats-server') ? 'NATS_SERVER_MISSING' : 'ENGINE_MISSING',
+    bad.some((finding) => finding.name === 'nats-server')
+      ? 'NATS_SERVER_MISSING'
+      : 'ENGINE_MISSING',
     `Not ready to train: ${names}. Each line above says what to do.`,
   )
 }

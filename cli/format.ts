@@ -6,7 +6,11 @@ export function formatCount(value: number): string {
 
 /** 4,917,248 → "4.92 M" */
 export function formatLarge(value: number): string {
-  for (const [unit, size] of [['B', 1e9], ['M', 1e6], ['k', 1e3]] as const) {
+  for (const [unit, size] of [
+    ['B', 1e9],
+    ['M', 1e6],
+    ['k', 1e3],
+  ] as const) {
     if (value >= size) return `${(value / size).toPrecision(3)} ${unit}`
   }
   return formatCount(value)

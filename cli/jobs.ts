@@ -14,7 +14,7 @@ export async function jobs(
   options: JobsOptions,
 ): Promise<void> {
   const { output } = context
-  await withMesh(context, { numWorkers: 0 }, async ({ client }) => {
+  await withMesh(context, { numWorkers: 0, isHeld: true }, async ({ client }) => {
     if (jobId !== undefined) {
       const job = await client.get(jobId)
       output.record('job', { job })

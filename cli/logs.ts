@@ -18,7 +18,7 @@ export async function logs(
   asked: string | undefined,
   options: LogsOptions,
 ): Promise<void> {
-  await withMesh(context, { numWorkers: 0 }, async (mesh) => {
+  await withMesh(context, { numWorkers: 0, isHeld: true }, async (mesh) => {
     const jobId = asked ?? (await newestJob(mesh.client)).jobId
     const detach = new AbortController()
     const restore = context.interrupts.handle(() => detach.abort())

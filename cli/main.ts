@@ -96,6 +96,7 @@ function report(error: unknown): number {
   const { code, message, details } = known
   output.record('error', { error: { code, message, details } })
   if (!output.isJson) output.error(renderError(known, output.style))
-  if (options.verbose) output.error(String((known.cause as Error | undefined)?.stack ?? known.stack))
+  if (options.verbose)
+    output.error(String((known.cause as Error | undefined)?.stack ?? known.stack))
   return errorKinds[code].exit
 }

@@ -12,6 +12,8 @@ export interface MeshNeeds {
   /** 0: the processors divided among the workers. */
   threadsPerWorker?: number
   hasDashboard?: boolean
+  /** The verb only looks or asks: jobs that wait on the state folder go on waiting. */
+  isHeld?: boolean
 }
 
 export interface Mesh {
@@ -86,6 +88,7 @@ async function startInterruptibly(
       numWorkers: needs.numWorkers,
       threadsPerWorker: needs.threadsPerWorker || threadsFor(needs.numWorkers),
       dashboardPort: needs.hasDashboard ? 0 : null,
+      isHeld: needs.isHeld ?? false,
       natsServerPath: context.natsServerPath,
       signal: cancel.signal,
     })

@@ -12,7 +12,9 @@ export async function plan(
   const request = readJobFile(jobPath, options)
   const { output } = context
   // One worker: the memory plan is the engine's own answer.
-  const planned = await withMesh(context, { numWorkers: 1 }, (mesh) => mesh.client.plan(request))
+  const planned = await withMesh(context, { numWorkers: 1, isHeld: true }, (mesh) =>
+    mesh.client.plan(request),
+  )
   output.record('plan', { plan: planned })
   if (planned.preflight) {
     for (const line of renderPreflight(planned.preflight, output.style)) output.line(line)

@@ -29,7 +29,11 @@ export function renderJobs(jobs: Job[]): string[] {
 
 export function renderJob(job: Job, style: Style, nowMs: number): string[] {
   const lines = [
-    labelled(style, 'Job', `${escapeLine(job.jobId)}${job.name ? ` (${escapeLine(job.name)})` : ''}`),
+    labelled(
+      style,
+      'Job',
+      `${escapeLine(job.jobId)}${job.name ? ` (${escapeLine(job.name)})` : ''}`,
+    ),
     labelled(style, 'State', `${job.state.toLowerCase()}, step ${job.step} of ${job.numSteps}`),
     labelled(style, 'Created', formatTime(job.createdAtMs)),
   ]
@@ -51,7 +55,8 @@ export function renderJob(job: Job, style: Style, nowMs: number): string[] {
 /** The end of a job that went well: where the result is, and the next thing to do with it. */
 export function renderSuccess(job: Job, firstLoss: number | null, style: Style): string[] {
   const took = formatDuration(job.endedAtMs - job.startedAtMs)
-  const loss = firstLoss === null ? '' : `  loss ${formatLoss(firstLoss)} → ${formatLoss(job.lastLoss)}`
+  const loss =
+    firstLoss === null ? '' : `  loss ${formatLoss(firstLoss)} → ${formatLoss(job.lastLoss)}`
   const adapter = job.artifacts.find((artifact) => artifact.path.endsWith('.safetensors'))
   const main = adapter ? join(job.outputDir, adapter.path) : job.outputDir
   const isAdapter = adapter?.path.includes('adapter') ?? false

@@ -8,7 +8,7 @@ export async function stop(
   options: { now: boolean },
 ): Promise<void> {
   const { output } = context
-  await withMesh(context, { numWorkers: 0 }, async ({ client }) => {
+  await withMesh(context, { numWorkers: 0, isHeld: true }, async ({ client }) => {
     const job = await client.stop(jobId, options)
     output.record('job', { job })
     output.line(`${job.jobId} ${job.state.toLowerCase()} at step ${job.step} of ${job.numSteps}`)

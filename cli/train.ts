@@ -1,6 +1,7 @@
 /** `tunemesh train`: submits a job, shows its preflight and progress, and says where the result lies. */
-import { escapeLine } from './escape.js'
+
 import type { Context } from './context.js'
+import { escapeLine } from './escape.js'
 import { followJob } from './follow.js'
 import { type JobFileOptions, readJobFile } from './job-file.js'
 import { type Mesh, withMesh } from './mesh.js'

@@ -94,9 +94,7 @@ export class Blobs {
   stat(digest: string): Promise<StatResponse__Output> {
     const start: StartUnary<StatResponse__Output> = (m, o, done) =>
       this.service.stat({ digest }, m, o, done)
-    return withRetries(() =>
-      callOnce(start, { token: this.token, deadlineMs: statDeadlineMs }),
-    )
+    return withRetries(() => callOnce(start, { token: this.token, deadlineMs: statDeadlineMs }))
   }
 
   #send(upload: Upload, onProgress?: OnProgress): Promise<void> {

@@ -22,7 +22,7 @@ import { BlobService, channelOptions, JobService } from '../proto/services.js'
 import { Blobs } from './blobs.js'
 import { realSurroundings, type Surroundings, withRetries } from './retry.js'
 import { callOnce, readStream, type StartUnary } from './rpc.js'
-import { watchEvents, type WatchOptions } from './watch.js'
+import { type WatchOptions, watchEvents } from './watch.js'
 
 export type Job = Job__Output
 export type JobEvent = JobEvent__Output

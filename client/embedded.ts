@@ -22,6 +22,8 @@ export interface EmbeddedOptions {
   dashboardPort?: number | null
   grpcPort?: number
   natsServerPath?: string | undefined
+  /** Only looks at the state folder: what is queued there stays queued. */
+  isHeld?: boolean
   signal?: AbortSignal | undefined
 }
 
@@ -79,6 +81,7 @@ function argsOf(options: EmbeddedOptions): string[] {
   else args.push('--dashboard-port', String(options.dashboardPort ?? 0))
   args.push('--grpc-port', String(options.grpcPort ?? 0))
   if (options.natsServerPath) args.push('--nats-server', options.natsServerPath)
+  if (options.isHeld) args.push('--hold')
   args.push('--end-with-parent')
   return args
 }
@@ -152,7 +155,11 @@ function startFailure(line: Record<string, unknown> | null, log: Log): TunemeshE
   const written = readFileSync(log.path).subarray(log.startBytes).toString()
   return (
     errorIn(line) ??
-    written.split('\n').map(jsonObject).map(errorIn).find((error) => error !== null) ??
+    written
+      .split('\n')
+      .map(jsonObject)
+      .map(errorIn)
+      .find((error) => error !== null) ??
     errorInText(written) ??
     new TunemeshError('INTERNAL', `The embedded coordinator ended at once. See ${log.path}`, {
       details: written.trim().split('\n').slice(-5),
@@ -177,11 +184,7 @@ function errorInText(text: string): TunemeshError | null {
   return null
 }
 
-async function endChild(
-  child: ChildProcess,
-  ended: Promise<void>,
-  graceMs: number,
-): Promise<void> {
+async function endChild(child: ChildProcess, ended: Promise<void>, graceMs: number): Promise<void> {
   child.stdin?.end()
   const timer = setTimeout(() => killGroup(child), graceMs)
   await ended

@@ -11,8 +11,8 @@ import {
   backoffMs,
   defaultRetryPolicy,
   isPassing,
-  realSurroundings,
   type RetryPolicy,
+  realSurroundings,
   type Surroundings,
 } from './retry.js'
 

@@ -33,6 +33,7 @@ export interface ChartProps {
 export function Chart(props: ChartProps) {
   const place = useRef<HTMLDivElement>(null)
   const plot = useRef<uPlot | null>(null)
+  const isZoomed = useRef(false)
   const latest = useRef(props)
   latest.current = props
   const theme = useThemeNow()
@@ -42,8 +43,16 @@ export function Chart(props: ChartProps) {
   useEffect(() => {
     const element = place.current
     if (!element) return
-    const made = new uPlot(optionsFor(latest, element.clientWidth), dataOf(props), element)
+    isZoomed.current = false
+    const options = optionsFor(latest, element.clientWidth)
+    const made = new uPlot(options, dataOf(props), element)
     plot.current = made
+    made.over.addEventListener('mouseup', () => {
+      isZoomed.current ||= made.select.width > 0
+    })
+    made.over.addEventListener('dblclick', () => {
+      isZoomed.current = false
+    })
     const resized = new ResizeObserver(() => {
       made.setSize({ width: element.clientWidth, height: latest.current.height })
     })
@@ -57,7 +66,10 @@ export function Chart(props: ChartProps) {
 
   useEffect(() => {
     const made = plot.current
-    if (made) setData(made, props)
+    if (!made) return
+    // Who looks at a part of the curve must not be thrown back to the whole by new points.
+    made.setData(dataOf(props), !isZoomed.current)
+    if (isZoomed.current) made.redraw()
   })
 
   return (
@@ -77,15 +89,6 @@ export function Chart(props: ChartProps) {
   )
 }
 
-/** Data that comes while somebody looks at a part must not throw the view back to the whole. */
-function setData(plot: uPlot, props: ChartProps): void {
-  const { min, max } = plot.scales.x ?? {}
-  const old = plot.data[0]
-  const isWhole = old.length < 2 || (min === old[0] && max === old.at(-1))
-  plot.setData(dataOf(props), isWhole)
-  if (!isWhole) plot.redraw()
-}
-
 const dataOf = ({ x, lines }: ChartProps) =>
   [x, ...lines.map((line) => line.values)] as unknown as uPlot.AlignedData
 
@@ -100,6 +103,8 @@ function optionsFor(latest: { current: ChartProps }, width: number): uPlot.Optio
   return {
     width,
     height,
+    // Charts above each other share their left and right edges, with or without a right axis.
+    padding: [10, hasRight ? 0 : rightAxisPx, 0, 0],
     legend: { show: false },
     cursor: { sync: { key: 'run' }, points: { size: 7 }, y: false, drag: { x: true, y: false } },
     scales: {
@@ -107,7 +112,11 @@ function optionsFor(latest: { current: ChartProps }, width: number): uPlot.Optio
       y: { distr: isLog ? 3 : 1 },
       ...(hasRight ? { right: {} } : {}),
     },
-    axes: [axis({ grid: false }), axis({ format: props.format }), ...rightAxis(props, hasRight)],
+    axes: [
+      { ...axis({ grid: false }), size: 30 },
+      axis({ format: props.format }),
+      ...rightAxis(props, hasRight),
+    ],
     series: [{}, ...lines.map(seriesOf)],
     hooks: {
       draw: [(plot) => drawMarks(plot, latest.current.marks ?? [])],
@@ -116,9 +125,18 @@ function optionsFor(latest: { current: ChartProps }, width: number): uPlot.Optio
   }
 }
 
+const rightAxisPx = 46
+
 const rightAxis = (props: ChartProps, hasRight: boolean): uPlot.Axis[] =>
   hasRight
-    ? [{ ...axis({ format: props.formatRight ?? props.format, grid: false }), scale: 'right', side: 1 }]
+    ? [
+        {
+          ...axis({ format: props.formatRight ?? props.format, grid: false }),
+          scale: 'right',
+          side: 1,
+          size: rightAxisPx,
+        },
+      ]
     : []
 
 function axis(how: { format?: (value: number) => string; grid?: boolean }): uPlot.Axis {
@@ -141,7 +159,7 @@ function seriesOf(line: Line): uPlot.Series {
   const stroke = color(line.color)
   const series: uPlot.Series = {
     label: line.label,
-    stroke: line.isFaint ? `${stroke}55` : stroke,
+    stroke: line.isFaint ? `${stroke}80` : stroke,
     width: line.width ?? 2,
     scale: line.axis === 'right' ? 'right' : 'y',
     points: { show: line.isDots ?? false, size: 8, fill: stroke },

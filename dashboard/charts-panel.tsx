@@ -87,7 +87,13 @@ function RateChart(props: {
   )
 }
 
-function Readout({ point, smooth }: { point?: StepPoint | undefined; smooth?: number | null | undefined }) {
+function Readout({
+  point,
+  smooth,
+}: {
+  point?: StepPoint | undefined
+  smooth?: number | null | undefined
+}) {
   if (!point) return <span class="readout" />
   return (
     <span class="readout" aria-live="off" data-testid="readout">
@@ -154,7 +160,7 @@ function Controls(props: ControlsProps) {
         By tokens
       </label>
       {props.hasEvaluations && <span class="key evaluation">validation</span>}
-      <span class="hint">drag to zoom, double-click for all</span>
+      <span class="hint">drag zooms, double-click resets</span>
     </div>
   )
 }

@@ -16,8 +16,15 @@ export function linesOfEvent(event: FeedEvent): EventLine[] {
   const told = toldBy(event)
   if (told === null) return []
   const [level, text] = told
-  return [{ sequence: event.sequence, timeMs: event.timeMs, level, text }]
+  return [{ sequence: event.sequence, timeMs: event.timeMs, level, text: visible(text) }]
 }
+
+/** Control bytes of models and logs as visible text. */
+const visible = (text: string) =>
+  text.replace(/[\x00-\x1f\x7f]/g, (char) => {
+    const code = char.charCodeAt(0).toString(16).padStart(2, '0')
+    return char === '\n' ? ' ' : `\\x${code}`
+  })
 
 function toldBy(event: FeedEvent): [Level, string] | null {
   if (event.stateChanged) return stateLine(event.stateChanged)

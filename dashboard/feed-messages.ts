@@ -1,9 +1,12 @@
-/** What the page and the coordinator say to each other on /live. */
+/** The messages of proto/live-feed.ts as they arrive: JSON, so every number is a plain number. */
 import type { Job__Output } from '../proto/gen/tunemesh/v1/Job.js'
 import type { JobEvent__Output } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { WorkerInfo__Output } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
+import type * as sent from '../proto/live-feed.js'
 
-/** As values come in JSON: what is zero, empty or absent may be left out. */
+export type { Subscribe } from '../proto/live-feed.js'
+
+/** What is zero, empty or absent may be left out. */
 export type Sparse<T> = T extends (infer Item)[]
   ? Sparse<Item>[]
   : T extends object
@@ -18,14 +21,12 @@ export type FeedEvent = Sparse<JobEvent__Output> & {
 export type FeedJob = Sparse<Job__Output> & { jobId: string }
 export type FeedWorker = Sparse<WorkerInfo__Output>
 
-export type FromCoordinator =
-  | { type: 'hello'; jobs: FeedJob[]; serverTimeMs: number }
-  | { type: 'events'; jobId: string; events: FeedEvent[] }
-  | { type: 'fleet'; workers: FeedWorker[] }
-  | { type: 'ping'; serverTimeMs: number }
+type Arrived<Message> = Message extends { type: 'hello' }
+  ? Omit<Message, 'jobs'> & { jobs: FeedJob[] }
+  : Message extends { type: 'events' }
+    ? Omit<Message, 'events'> & { events: FeedEvent[] }
+    : Message extends { type: 'fleet' }
+      ? Omit<Message, 'workers'> & { workers: FeedWorker[] }
+      : Message
 
-export interface Subscribe {
-  type: 'subscribe'
-  jobId: string
-  afterSequence: number
-}
+export type FromCoordinator = Arrived<sent.FromCoordinator>

@@ -1,6 +1,6 @@
 import { useState } from 'preact/hooks'
-import { freshnessOf, freshnessText } from './freshness.js'
 import type { FeedJob } from './feed-messages.js'
+import { freshnessOf, freshnessText } from './freshness.js'
 import type { LiveFeed } from './live-feed.js'
 import { applyTheme, nextTheme, rememberedTheme } from './theme.js'
 
