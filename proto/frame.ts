@@ -155,15 +155,20 @@ interface SumAddress {
  *   any → any             wantSum    "I lack this sum of a committed step"
  *                         noSum      "I do not hold it (any more)"
  */
-export type CreditMessage = { from: WorkerId | string } & (
-  | ({ kind: 'offer'; numChunks: number; bytes: number } & ContributionAddress)
-  | ({ kind: 'grant' | 'delivered' } & ContributionAddress)
-  | ({ kind: 'need'; chunks: number[] } & ContributionAddress)
-  | ({ kind: 'stored' | 'needSum'; chunks: number[] } & SumAddress)
-  | { kind: 'wantSum'; step: number; slice: number; digest: string }
-  | { kind: 'noSum'; step: number; slice: number }
-)
-export type CreditOf<Kind extends CreditMessage['kind']> = Extract<CreditMessage, { kind: Kind }>
+export type CreditMessage = CreditOf<keyof CreditFields>
+export type CreditOf<Kind extends keyof CreditFields> = {
+  [K in Kind]: { kind: K; from: WorkerId | string } & CreditFields[K]
+}[Kind]
+interface CreditFields {
+  offer: { numChunks: number; bytes: number } & ContributionAddress
+  grant: ContributionAddress
+  need: { chunks: number[] } & ContributionAddress
+  delivered: ContributionAddress
+  stored: { chunks: number[] } & SumAddress
+  needSum: { chunks: number[] } & SumAddress
+  wantSum: { step: number; slice: number; digest: string }
+  noSum: { step: number; slice: number }
+}
 
 const contributionFields = ['step', 'slice', 'sliceAttempt', 'lease', 'leaseAttempt']
 const sumFields = ['step', 'slice', 'sliceAttempt']
