@@ -1,0 +1,270 @@
+/** Leases of a worker: computed micro-batch by micro-batch, kept in slots, sent to the slices' owners. */
+import type { Lease__Output } from '../proto/gen/tunemesh/v1/Lease.js'
+import type { StepPlan__Output } from '../proto/gen/tunemesh/v1/StepPlan.js'
+import type { LeaseKey, SliceKey, WorkerEvent } from './run-events.js'
+import {
+  type Contribution,
+  isSettled,
+  leaseKey,
+  leaseName,
+  send,
+  type WorkerRun,
+} from './run-state.js'
+
+type Event<Kind extends WorkerEvent['kind']> = Extract<WorkerEvent, { kind: Kind }>
+
+/** Takes up new leases of a plan. What the worker was leased before stands: a lease is never taken back alone. */
+export function takeLeases(run: WorkerRun, plan: StepPlan__Output): void {
+  for (const lease of plan.leases) {
+    if (lease.workerId !== run.workerId) continue
+    const key = keyOf(plan, lease)
+    if (run.contributions.has(leaseName(key))) continue
+    run.contributions.set(leaseName(key), {
+      ...key,
+      microBatches: lease.microBatches,
+      onlySlices: lease.onlySlices.length > 0 ? lease.onlySlices : null,
+      state: 'waiting',
+      slot: -1,
+      losses: [],
+      computeMs: 0,
+      digests: [],
+      sent: new Map(),
+      delivered: new Map(),
+      reported: '',
+    })
+  }
+}
+
+const keyOf = (plan: StepPlan__Output, lease: Lease__Output): LeaseKey => ({
+  fleetEpoch: plan.fleetEpoch,
+  step: plan.step,
+  lease: lease.lease,
+  leaseAttempt: lease.leaseAttempt,
+})
+
+/** Starts the next micro-batch, if the weights stand where a lease needs them and a slot is free. */
+export function computeNext(run: WorkerRun): void {
+  if (run.computing || !isSettled(run)) return
+  const next = [...run.contributions.values()]
+    .filter((c) => c.state === 'waiting' && c.step === run.appliedStep + 1)
+    .sort((a, b) => a.lease - b.lease || a.leaseAttempt - b.leaseAttempt)[0]
+  if (!next) return
+  const slot = takeSlot(run, leaseName(next))
+  if (slot === null) return
+  next.slot = slot
+  next.state = 'computing'
+  run.computing = next
+  run.effects.push({ kind: 'clearContribution', slot })
+  computeMicroBatch(run, next)
+}
+
+function computeMicroBatch(run: WorkerRun, contribution: Contribution): void {
+  const plan = run.plans.get(contribution.step)
+  const microBatch = contribution.microBatches[contribution.losses.length]
+  const packs = plan?.microBatches.find((entry) => entry.microBatch === microBatch)?.packs
+  if (!plan || microBatch === undefined || !packs) {
+    throw new Error(`lease ${leaseName(contribution)} lists a micro-batch without its packs`)
+  }
+  run.effects.push({
+    kind: 'computeMicroBatch',
+    ...leaseKey(contribution),
+    slot: contribution.slot,
+    microBatch,
+    packs,
+    lossDivisor: plan.lossDivisor,
+  })
+}
+
+export function recordMicroBatch(run: WorkerRun, event: Event<'microBatchDone'>): void {
+  const contribution = current(run, event)
+  if (!contribution) return
+  const { microBatch, lossSum, numTargetTokens, numTokens } = event
+  contribution.losses.push({ microBatch, lossSum, numTargetTokens, numTokens })
+  contribution.computeMs += event.computeMs
+  if (contribution.losses.length < contribution.microBatches.length) {
+    // Between micro-batches a commit may be waiting; the lease is then over.
+    if (run.applying === null) computeMicroBatch(run, contribution)
+    return
+  }
+  contribution.state = 'digesting'
+  run.effects.push({
+    kind: 'digestContribution',
+    ...leaseKey(contribution),
+    slot: contribution.slot,
+  })
+}
+
+export function recordFailure(run: WorkerRun, event: Event<'microBatchFailed'>): void {
+  const contribution = current(run, event)
+  if (!contribution) return
+  contribution.state = 'failed'
+  freeSlot(run, contribution)
+  run.computing = null
+  send(run, {
+    failure: {
+      jobId: run.jobId,
+      step: event.step,
+      microBatch: event.microBatch,
+      error: event.error,
+      tensor: event.tensor,
+    },
+  })
+}
+
+export function recordDigests(run: WorkerRun, event: Event<'contributionDigested'>): void {
+  const contribution = current(run, event)
+  if (!contribution) return
+  contribution.state = 'done'
+  contribution.digests = event.digests
+  run.computing = null
+  send(run, {
+    leaseDone: {
+      jobId: run.jobId,
+      ...leaseKey(contribution),
+      losses: contribution.losses,
+      digests: event.digests.map((digest, slice) => ({ slice, digest })),
+      computeMs: contribution.computeMs,
+    },
+  })
+}
+
+/** The lease being computed, unless the event belongs to one that is void. */
+function current(run: WorkerRun, event: LeaseKey): Contribution | null {
+  const { computing } = run
+  if (!computing || computing.fleetEpoch !== event.fleetEpoch) return null
+  return leaseName(computing) === leaseName(event) ? computing : null
+}
+
+/** Sends every finished contribution to where the plan now says its slices belong. */
+export function sendContributions(run: WorkerRun): void {
+  for (const contribution of run.contributions.values()) {
+    const plan = run.plans.get(contribution.step)
+    if (contribution.state !== 'done' || !plan) continue
+    for (const { slice, sliceAttempt, workerId } of plan.owners) {
+      if (workerId === run.workerId) continue
+      if (contribution.onlySlices && !contribution.onlySlices.includes(slice)) continue
+      if (contribution.sent.get(slice) === sliceAttempt) continue
+      contribution.sent.set(slice, sliceAttempt)
+      run.effects.push({
+        kind: 'sendContribution',
+        ...leaseKey(contribution),
+        slot: contribution.slot,
+        slice,
+        sliceAttempt,
+        ownerWorkerId: workerId,
+        digest: contribution.digests[slice] ?? '',
+      })
+    }
+    reportDelivered(run, contribution, plan)
+  }
+}
+
+export function recordDelivered(run: WorkerRun, event: Event<'contributionDelivered'>): void {
+  const contribution = run.contributions.get(leaseName(event))
+  if (!contribution || contribution.fleetEpoch !== event.fleetEpoch) return
+  markDelivered(contribution, event)
+}
+
+export const markDelivered = (
+  contribution: Contribution,
+  { slice, sliceAttempt }: Pick<SliceKey, 'slice' | 'sliceAttempt'>,
+): void => {
+  contribution.delivered.set(slice, sliceAttempt)
+}
+
+/** Once all that the plan asks for is at its owners: from then on the worker may die without loss. */
+function reportDelivered(run: WorkerRun, contribution: Contribution, plan: StepPlan__Output): void {
+  const wanted = plan.owners.filter(
+    ({ slice }) => contribution.onlySlices === null || contribution.onlySlices.includes(slice),
+  )
+  const isAll = wanted.every(
+    ({ slice, sliceAttempt }) => contribution.delivered.get(slice) === sliceAttempt,
+  )
+  const signature = wanted.map(({ sliceAttempt }) => sliceAttempt).join()
+  if (!isAll || contribution.reported === signature) return
+  contribution.reported = signature
+  send(run, {
+    leaseDelivered: {
+      jobId: run.jobId,
+      ...leaseKey(contribution),
+      slices: wanted.map(({ slice, sliceAttempt }) => ({ slice, sliceAttempt })),
+    },
+  })
+}
+
+// ---- slots ----
+
+/** A free slot; where there is none, one whose contribution is least needed. Null: all are needed. */
+export function takeSlot(run: WorkerRun, user: string): number | null {
+  let slot = run.slots.indexOf(null)
+  if (slot < 0) {
+    if (!dropOne(run)) return null
+    slot = run.slots.indexOf(null)
+  }
+  run.slots[slot] = user
+  return slot
+}
+
+/** Contributions of applied steps first: every sum of theirs is here. Then one that all owners have. */
+function dropOne(run: WorkerRun): boolean {
+  const kept = [...run.contributions.values()].filter((c) => c.state === 'done')
+  const applied = kept.find((c) => c.step <= run.appliedStep)
+  const victim = applied ?? kept.find((c) => c.reported !== '')
+  if (!victim) return false
+  drop(run, victim)
+  if (victim !== applied) {
+    send(run, {
+      contributionDropped: {
+        jobId: run.jobId,
+        step: victim.step,
+        lease: victim.lease,
+        reason: `all ${run.slots.length} contribution slots are taken`,
+      },
+    })
+  }
+  return true
+}
+
+function drop(run: WorkerRun, contribution: Contribution): void {
+  if (contribution.slot >= 0) {
+    run.effects.push({
+      kind: 'cancelContribution',
+      ...leaseKey(contribution),
+      slot: contribution.slot,
+    })
+  }
+  contribution.state = 'dropped'
+  freeSlot(run, contribution)
+}
+
+function freeSlot(run: WorkerRun, contribution: Contribution): void {
+  if (contribution.slot >= 0) run.slots[contribution.slot] = null
+  contribution.slot = -1
+}
+
+/** Every live worker has applied these steps: nobody can ask for their contributions any more. */
+export function freeThrough(run: WorkerRun, step: number): void {
+  for (const [name, contribution] of run.contributions) {
+    if (contribution.step > step) continue
+    drop(run, contribution)
+    run.contributions.delete(name)
+  }
+}
+
+/** The step is applied: what was not finished of it is over; what was is kept until all have applied. */
+export function endLeasesOf(run: WorkerRun, step: number): void {
+  for (const [name, contribution] of run.contributions) {
+    if (contribution.step > step) continue
+    if (contribution.state === 'done') continue
+    drop(run, contribution)
+    run.contributions.delete(name)
+  }
+  if (run.computing && run.computing.step <= step) run.computing = null
+}
+
+/** A raise of the fleet epoch: leases are issued anew, gradients computed again. */
+export function voidLeases(run: WorkerRun): void {
+  for (const contribution of run.contributions.values()) drop(run, contribution)
+  run.contributions.clear()
+  run.computing = null
+}
