@@ -47,10 +47,12 @@ function stopTokenLine(report: Preflight, style: Style): string {
 
 function lossOfRows(report: Preflight, style: Style): string[] {
   const parts: string[] = []
-  if (report.numTruncatedRows) parts.push(`${formatCount(report.numTruncatedRows)} rows truncated`)
-  if (report.numDroppedRows) parts.push(`${formatCount(report.numDroppedRows)} rows dropped`)
+  if (report.numTruncatedRows) parts.push(`${rowsOf(report.numTruncatedRows)} truncated`)
+  if (report.numDroppedRows) parts.push(`${rowsOf(report.numDroppedRows)} dropped`)
   return parts.length === 0 ? [] : [style.warn(parts.join(', '))]
 }
+
+const rowsOf = (count: number) => `${formatCount(count)} ${count === 1 ? 'row' : 'rows'}`
 
 function histogramLine(report: Preflight, style: Style): string[] {
   if (report.histogram.length === 0) return []

@@ -38,8 +38,6 @@ export function Chart(props: ChartProps) {
   latest.current = props
   const theme = useThemeNow()
   const shape = shapeOf(props)
-
-  // biome-ignore lint/correctness/useExhaustiveDependencies: what `shape` and `theme` stand for
   useEffect(() => {
     const element = place.current
     if (!element) return

@@ -219,7 +219,6 @@ function lossLines(
 
 /** A column of the view's points, made anew only when events have come. */
 function useColumn<T>(view: JobView, pick: (point: StepPoint) => T, variant?: unknown): T[] {
-  // biome-ignore lint/correctness/useExhaustiveDependencies: the sequence stands for the points
   return useMemo(() => view.points.map(pick), [view, view.lastSequence, variant])
 }
 

@@ -68,7 +68,6 @@ function SampleView({ sample, isOpen }: { sample: Sample; isOpen: boolean }) {
       <pre>
         {(sample.spans ?? []).map((span, i) =>
           // Spans have no name but their place, and never move.
-          // biome-ignore lint/suspicious/noArrayIndexKey: see above
           span.trained ? <mark key={i}>{span.text}</mark> : <span key={i}>{span.text}</span>,
         )}
       </pre>
