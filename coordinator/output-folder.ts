@@ -1,5 +1,5 @@
 /** Where a job's results go: checked before it starts, filled at its end, all or nothing. */
-import { constants, existsSync, readdirSync, readFileSync } from 'node:fs'
+import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { copyFile, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname, isAbsolute, join, normalize } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
@@ -20,11 +20,32 @@ export function assertOutputFree(outputDir: string, jobs: JobRecord[]): void {
         'Choose another output_dir, or wait for that job.',
     )
   }
-  if (existsSync(outputDir) && readdirSync(outputDir).length > 0) {
+  const found = statSync(outputDir, { throwIfNoEntry: false })
+  if (found !== undefined && (!found.isDirectory() || readdirSync(outputDir).length > 0)) {
     throw new TunemeshError(
       'OUTPUT_IN_USE',
-      `output_dir ${outputDir} is not empty. Choose another one, or move its files away.`,
+      `output_dir ${outputDir} is ${found.isDirectory() ? 'not empty' : 'a file'}. ` +
+        'Choose another one, or move it away.',
     )
+  }
+  const parent = nearestFolder(dirname(outputDir))
+  if (isWritable(parent)) return
+  throw new TunemeshError(
+    'OUTPUT_IN_USE',
+    `output_dir ${outputDir} cannot be made: ${parent} is not writable. Choose another one.`,
+  )
+}
+
+function nearestFolder(path: string): string {
+  return existsSync(path) || dirname(path) === path ? path : nearestFolder(dirname(path))
+}
+
+function isWritable(path: string): boolean {
+  try {
+    accessSync(path, constants.W_OK)
+    return statSync(path).isDirectory()
+  } catch {
+    return false
   }
 }
 
