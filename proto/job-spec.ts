@@ -90,7 +90,7 @@ const lora = {
   use_rslora: z.boolean().default(false).describe('Scale by lora_alpha / sqrt(r) instead.'),
   lora_dropout: z
     .literal(0, {
-      error: 'only 0 is supported: adapters are trained without dropout',
+      error: 'adapters are trained without dropout',
     })
     .default(0)
     .describe('Only 0: adapters are trained without dropout.'),

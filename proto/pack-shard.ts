@@ -140,7 +140,7 @@ function int32Tensor({ bytes, entries, dataStart }: ShardFile, name: string): In
   // An Int32Array must start at a multiple of four; a shard inside a larger buffer may not.
   return from % 4 === 0
     ? new Int32Array(bytes.buffer, from, (end - start) / 4)
-    : new Int32Array(bytes.slice(dataStart + start, dataStart + end).buffer)
+    : new Int32Array(Uint8Array.from(bytes.subarray(dataStart + start, dataStart + end)).buffer)
 }
 
 const isIntegers = (value: unknown, length: number): value is number[] =>
