@@ -5,10 +5,47 @@
  * without the event loop having waited. Big numbers never become JavaScript arrays: gradients and
  * frames live in native slabs that are exposed once as external ArrayBuffers.
  */
+import { existsSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import { totalmem } from 'node:os'
+import { fileURLToPath } from 'node:url'
+import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { ModelConfig } from '../proto/model-config.js'
-import type { TrainSpec } from '../proto/train-spec.js'
 
-export type { FinetuningMethod, GradientCodec, LoraSpec, TrainSpec } from '../proto/train-spec.js'
+export type FinetuningMethod = 'lora' | 'full'
+export type GradientCodec = 'q24' | 'q12' | 'q8'
+export type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
+
+export interface LoraSpec {
+  loraRank: number
+  alpha: number
+  /** Module names such as "q_proj"; already resolved against the model by the coordinator. */
+  targetModules: string[]
+  useRslora: boolean
+}
+
+/** Everything that fixes the arithmetic and the memory of a job on one device. */
+export interface TrainSpec {
+  finetuning: FinetuningMethod
+  lora: LoraSpec | null
+  seed: number
+  /** Most tokens of one micro-batch (all its sequences together). */
+  tokensPerMicroBatch: number
+  /** Longest document, which bounds positions and attention scratch. */
+  longestDocument: number
+  /** Rows of logits computed at a time. */
+  lossChunkRows: number
+  codec: GradientCodec
+  beta1: number
+  beta2: number
+  epsilon: number
+  weightDecay: number
+  /** int64 accumulators of contributions that this worker may hold at once (kept until applied). */
+  numContributionSlots: number
+  /** Blocks of 256 elements in a slice, and in one frame. */
+  sliceBlocks: number
+  chunkBlocks: number
+}
 
 export interface EngineOptions {
   /** Hugging Face folder or .gguf file. */
@@ -16,7 +53,7 @@ export interface EngineOptions {
   config: ModelConfig
   /** 0: all that the process may use. */
   numThreads: number
-  instructionPath: 'auto' | 'generic' | 'avx2' | 'avx512'
+  instructionPath: InstructionPath
   /** Folder for packed weights shared by the workers of a machine; null: keep them private. */
   packedCacheDir: string | null
 }
@@ -30,12 +67,18 @@ export interface TrainedTensor {
   firstBlock: number
 }
 
-export interface MemoryUse { purpose: string; sizeBytes: number }
+export interface MemoryUse {
+  purpose: string
+  sizeBytes: number
+}
+
 export interface MemoryPlan {
   totalBytes: number
   uses: MemoryUse[]
   numTrainedParameters: number
   numBlocks: number
+  /** The model's packed file, mapped and shared by a machine's workers: not in `totalBytes`. */
+  mappedBytes: number
 }
 
 /** A stream of tokens with its documents: attention and positions start anew at each document. */
@@ -43,11 +86,16 @@ export interface TokenBatch {
   tokens: Int32Array
   /** targets[i] is the token that position i must predict, -100 where nothing is trained. */
   targets: Int32Array
-  /** Ascending starts, last = tokens.length. */
+  /** Ascending starts, last = tokens.length. A batch without tokens has [0]. */
   documentStarts: Int32Array
 }
 
-export interface MicroBatchResult { lossSum: number; numTargetTokens: number; computeMs: number }
+export interface MicroBatchResult {
+  lossSum: number
+  numTargetTokens: number
+  computeMs: number
+}
+
 export interface UpdateNumbers {
   learningRate: number
   clipFactor: number
@@ -58,10 +106,22 @@ export interface UpdateNumbers {
 export interface GenerateOptions {
   promptIds: Int32Array
   maxNewTokens: number
+  /** 0: greedy. */
   temperature: number
   topP: number
   seed: bigint
+  /** Ids that end the answer; they are neither reported nor returned. */
   stopIds: number[]
+}
+
+export interface GenerateResult {
+  ids: number[]
+  finishReason: 'stop' | 'length' | 'aborted'
+}
+
+export interface NamedValues {
+  name: string
+  values: Float32Array
 }
 
 export interface Engine {
@@ -69,17 +129,21 @@ export interface Engine {
   readonly device: string
   /** Hash of engine build, instruction path and numeric plan. */
   readonly deviceClass: string
-  /** Static: computes every buffer, takes no device memory. */
+  /** Computes every buffer, takes no device memory, needs no load(). */
   plan(spec: TrainSpec): MemoryPlan
-  /** Loads the weights (mapped where packed ones are cached). Call once, before anything below. */
+  /** Opens the model's files and checks every tensor against the configuration. Once, before anything below. */
   load(): Promise<void>
-  /** Reserves the arena exactly as planned and seals it; initialises adapter or trained weights and optimizer. */
+  /**
+   * Reserves the arena exactly as planned and seals it; initialises adapter or trained weights and optimizer.
+   * Once in an engine's life. LoRA packs or maps the frozen model here, unless generation did before.
+   */
   prepare(spec: TrainSpec): Promise<{ memory: MemoryPlan; tensors: TrainedTensor[] }>
-  /** Start adapter in PEFT layout. */
+  /** Adapter in PEFT layout: the job's start where a job is prepared, else for generation and evaluation only. */
   loadAdapter(folder: string): Promise<void>
   /**
    * Gradient of one micro-batch, its loss divided by `lossDivisor`, rounded by the codec and added to a
-   * contribution slot. Throws NON_FINITE_GRADIENT (with `tensor`) and leaves the slot unusable until cleared.
+   * contribution slot. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE (the tensor's name in `details[0]`)
+   * and leaves the slot unusable until cleared.
    */
   microBatch(batch: TokenBatch, lossDivisor: number, slot: number): Promise<MicroBatchResult>
   /** Loss only. */
@@ -88,20 +152,209 @@ export interface Engine {
   applyUpdate(step: number, update: UpdateNumbers): Promise<void>
   /** SHA-256 (hex) of the trained tensors' float32 bytes in canonical order, without fill. */
   weightsDigest(): Promise<string>
-  /** Trained weights and both moments into a file (safetensors, names weight.<n>, m.<n>, v.<n>, metadata step). */
+  /** Trained weights and both moments into a file (safetensors, weight.<name>, m.<name>, v.<name>, metadata step). */
   writeState(path: string, step: number): Promise<void>
   readState(path: string): Promise<{ step: number }>
-  /** PEFT adapter folder, or for `full` the model folder's model.safetensors. */
+  /** PEFT adapter folder, or for `full` the model folder's model.safetensors. The folder must exist. */
   writeAdapter(folder: string, baseModelName: string): Promise<void>
   /** Mean absolute change of each trained tensor's effective weight since the start, by tensor or LoRA module. */
   weightChange(): Promise<{ name: string; meanAbsChange: number }[]>
   /** Logits of every position, row-major [N, V]; for tests and the golden runs. */
   logits(batch: TokenBatch): Promise<Float32Array>
   /** Unrounded float32 gradient of the mean loss of one batch; for tests and the golden runs. */
-  gradients(batch: TokenBatch, lossDivisor: number): Promise<{ name: string; values: Float32Array }[]>
-  /** One call a token; null: aborted. */
-  generate(options: GenerateOptions, onToken: (id: number) => void, signal?: AbortSignal): Promise<{ ids: number[]; finishReason: 'stop' | 'length' | 'aborted' }>
-  /** The exchange side of the same memory (worker/exchange-buffers.ts). */
+  gradients(batch: TokenBatch, lossDivisor: number): Promise<NamedValues[]>
+  /** Copies of the trained tensors; for tests and the golden runs. */
+  weights(): Promise<NamedValues[]>
+  /** One call a token. */
+  generate(
+    options: GenerateOptions,
+    onToken: (id: number) => void,
+    signal?: AbortSignal,
+  ): Promise<GenerateResult>
+  /** The exchange side of the same memory (worker/exchange-buffers.ts); throws before prepare(). */
   readonly exchangeHandle: object
+  /** Ends a running generation, waits for a running step, then frees the memory. */
   close(): Promise<void>
+}
+
+export interface DeviceDescription {
+  device: string
+  deviceClass: string
+  numThreads: number
+  memoryBytes: number
+}
+
+/** The engine of one model on this machine's device; load() it next. */
+export function openEngine(options: EngineOptions): Engine {
+  return new NativeEngine(calling(() => loadAddon().createEngine(options)))
+}
+
+/** What a worker says of its device before it has any job. */
+export function describeDevice(
+  options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>,
+): DeviceDescription {
+  const { numThreads, instructionPath } = options
+  const described = calling(() => loadAddon().describeDevice({ numThreads, instructionPath }))
+  return { ...described, memoryBytes: totalmem() }
+}
+
+/** The addon's functions beyond the engine's, for the modules that type them. */
+export function loadAddon(): NativeAddon {
+  addon ??= requireAddon()
+  return addon
+}
+
+type NativeCall = (...values: unknown[]) => Promise<unknown>
+
+interface NativeEngineObject {
+  device: string
+  deviceClass: string
+  plan(spec: TrainSpec): MemoryPlan
+  prepare(
+    spec: TrainSpec,
+  ): Promise<{ memory: MemoryPlan; tensors: TrainedTensor[]; exchange: object }>
+  generate(
+    options: GenerateOptions,
+    onToken: (id: number) => void,
+  ): { promise: Promise<Partial<GenerateResult> & { error?: unknown }>; abort(): void }
+  load: NativeCall
+  loadAdapter: NativeCall
+  microBatch: NativeCall
+  evaluate: NativeCall
+  applyUpdate: NativeCall
+  weightsDigest: NativeCall
+  writeState: NativeCall
+  readState: NativeCall
+  writeAdapter: NativeCall
+  weightChange: NativeCall
+  logits: NativeCall
+  gradients: NativeCall
+  weights: NativeCall
+  close: NativeCall
+}
+
+export interface NativeAddon {
+  createEngine(options: EngineOptions): NativeEngineObject
+  describeDevice(
+    options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>,
+  ): Omit<DeviceDescription, 'memoryBytes'>
+  /** Fused multiply-adds at full rate on all threads: GFLOP/s, for benchmarks. */
+  measurePeak(options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>): number
+  [name: string]: unknown
+}
+
+class NativeEngine implements Engine {
+  readonly device: string
+  readonly deviceClass: string
+  #exchange: object | null = null
+
+  constructor(private readonly native: NativeEngineObject) {
+    this.device = native.device
+    this.deviceClass = native.deviceClass
+  }
+
+  get exchangeHandle(): object {
+    if (!this.#exchange) {
+      throw new TunemeshError('STATE_CONFLICT', 'the engine has no job yet: prepare() it first')
+    }
+    return this.#exchange
+  }
+
+  plan(spec: TrainSpec): MemoryPlan {
+    return calling(() => this.native.plan(spec))
+  }
+
+  async prepare(spec: TrainSpec): Promise<{ memory: MemoryPlan; tensors: TrainedTensor[] }> {
+    const { exchange, ...prepared } = await settling(() => this.native.prepare(spec))
+    this.#exchange = exchange
+    return prepared
+  }
+
+  async generate(
+    options: GenerateOptions,
+    onToken: (id: number) => void,
+    signal?: AbortSignal,
+  ): Promise<GenerateResult> {
+    if (signal?.aborted) return { ids: [], finishReason: 'aborted' }
+    const running = calling(() => this.native.generate(options, onToken))
+    const abort = () => running.abort()
+    signal?.addEventListener('abort', abort, { once: true })
+    try {
+      const { error, ...result } = await running.promise
+      if (error) throw asTunemeshError(error)
+      return result as GenerateResult
+    } finally {
+      signal?.removeEventListener('abort', abort)
+    }
+  }
+
+  load = () => this.#call<void>('load')
+  loadAdapter = (folder: string) => this.#call<void>('loadAdapter', folder)
+  microBatch = (batch: TokenBatch, lossDivisor: number, slot: number) =>
+    this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot)
+  evaluate = (batch: TokenBatch) => this.#call<MicroBatchResult>('evaluate', batch)
+  applyUpdate = (step: number, update: UpdateNumbers) =>
+    this.#call<void>('applyUpdate', step, update)
+  weightsDigest = () => this.#call<string>('weightsDigest')
+  writeState = (path: string, step: number) => this.#call<void>('writeState', path, step)
+  readState = (path: string) => this.#call<{ step: number }>('readState', path)
+  writeAdapter = (folder: string, baseModelName: string) =>
+    this.#call<void>('writeAdapter', folder, baseModelName)
+  weightChange = () => this.#call<{ name: string; meanAbsChange: number }[]>('weightChange')
+  logits = (batch: TokenBatch) => this.#call<Float32Array>('logits', batch)
+  gradients = (batch: TokenBatch, lossDivisor: number) =>
+    this.#call<NamedValues[]>('gradients', batch, lossDivisor)
+  weights = () => this.#call<NamedValues[]>('weights')
+
+  #closed: Promise<void> | null = null
+  close = (): Promise<void> => {
+    this.#exchange = null
+    this.#closed ??= this.#call<void>('close')
+    return this.#closed
+  }
+
+  #call<T>(name: keyof NativeEngineObject, ...values: unknown[]): Promise<T> {
+    return settling(() => (this.native[name] as NativeCall)(...values) as Promise<T>)
+  }
+}
+
+/** Errors of the addon carry a code of proto/errors.ts; the caller's stack is attached here. */
+function asTunemeshError(error: unknown): unknown {
+  if (!(error instanceof Error) || !('code' in error) || !isErrorCode(error.code)) return error
+  const subject = 'subject' in error && typeof error.subject === 'string' ? error.subject : ''
+  const details = subject ? [subject] : []
+  return new TunemeshError(error.code, error.message, { details, cause: error })
+}
+
+function calling<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (error) {
+    throw asTunemeshError(error)
+  }
+}
+
+async function settling<T>(call: () => Promise<T>): Promise<T> {
+  try {
+    return await call()
+  } catch (error) {
+    throw asTunemeshError(error)
+  }
+}
+
+let addon: NativeAddon | null = null
+
+/** From build/worker/ the addon lies in build/native/, from the sources in ../build/native/. */
+function requireAddon(): NativeAddon {
+  const places = ['../native/tunemesh.node', '../build/native/tunemesh.node'].map((place) =>
+    fileURLToPath(new URL(place, import.meta.url)),
+  )
+  const found = places.find((place) => existsSync(place))
+  if (!found) {
+    throw new TunemeshError(
+      'ENGINE_MISSING',
+      `the native engine is not built: neither ${places.join(' nor ')} exists. Run: npm run build`,
+    )
+  }
+  return createRequire(import.meta.url)(found) as NativeAddon
 }

@@ -9,7 +9,7 @@ Arena::~Arena() {
   if (base_ != nullptr) device_.ops().release(device_.context(), base_);
 }
 
-void *Arena::take_bytes(const std::string &purpose, size_t bytes) {
+void* Arena::take_bytes(const std::string& purpose, size_t bytes) {
   const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   if (is_sealed_) {
     throw EngineError("INTERNAL", "a reservation of " + std::to_string(bytes) + " bytes for " +
@@ -19,7 +19,7 @@ void *Arena::take_bytes(const std::string &purpose, size_t bytes) {
   if (base_ == nullptr) {
     if (rounded == 0) return nullptr;
     total_bytes_ += rounded;
-    for (MemoryUse &use : uses_) {
+    for (MemoryUse& use : uses_) {
       if (use.purpose != purpose) continue;
       use.size_bytes += rounded;
       return nullptr;
@@ -32,15 +32,15 @@ void *Arena::take_bytes(const std::string &purpose, size_t bytes) {
                                       " bytes has no room for " + std::to_string(bytes) +
                                       " bytes of " + purpose + ".");
   }
-  char *found = base_ + handed_out_;
+  char* found = base_ + handed_out_;
   handed_out_ += rounded;
   return rounded == 0 ? nullptr : found;
 }
 
 void Arena::allocate() {
-  void *memory = nullptr;
+  void* memory = nullptr;
   TM_RUN(device_, allocate, total_bytes_, &memory);
-  base_ = static_cast<char *>(memory);
+  base_ = static_cast<char*>(memory);
   TM_RUN(device_, fill_zero, base_, total_bytes_);
 }
 

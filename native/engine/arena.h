@@ -21,17 +21,17 @@ struct MemoryUse {
 
 class Arena {
  public:
-  explicit Arena(const Device &device) : device_(device) {}
+  explicit Arena(const Device& device) : device_(device) {}
   ~Arena();
-  Arena(const Arena &) = delete;
-  Arena &operator=(const Arena &) = delete;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
 
   template <class T>
-  T *take(const char *purpose, size_t count) {
-    return static_cast<T *>(take_bytes(purpose, count * sizeof(T)));
+  T* take(const char* purpose, size_t count) {
+    return static_cast<T*>(take_bytes(purpose, count * sizeof(T)));
   }
   // 64-byte aligned; null while counting.
-  void *take_bytes(const std::string &purpose, size_t bytes);
+  void* take_bytes(const std::string& purpose, size_t bytes);
 
   // Ends counting: reserves what was counted and starts handing it out from the
   // beginning. Zero-filled.
@@ -39,14 +39,14 @@ class Arena {
   void seal();
 
   size_t total_bytes() const { return total_bytes_; }
-  const std::vector<MemoryUse> &uses() const { return uses_; }
+  const std::vector<MemoryUse>& uses() const { return uses_; }
 
  private:
-  const Device &device_;
+  const Device& device_;
   std::vector<MemoryUse> uses_;
   size_t total_bytes_ = 0;
   size_t handed_out_ = 0;
-  char *base_ = nullptr;
+  char* base_ = nullptr;
   bool is_sealed_ = false;
 };
 

@@ -57,7 +57,9 @@ void check_weights(const ModelConfig& config, const WeightSource& source) {
 
 BaseWeights::BaseWeights(const Device& device, const Options& options)
     : device_(device), config_(options.config), source_(options.source) {
-  lay_out();
+  Layout layout = lay_out(device, config_);
+  parts_ = std::move(layout.parts);
+  num_floats_ = layout.num_floats;
   if (!options.cache_folder.empty()) {
     open_cache(options.cache_folder);
     return;
@@ -71,22 +73,29 @@ BaseWeights::BaseWeights(const Device& device, const Options& options)
   base_ = memory;
 }
 
-void BaseWeights::lay_out() {
-  for (const TensorShape& tensor : model_tensors(config_)) {
+BaseWeights::Layout BaseWeights::lay_out(const Device& device, const ModelConfig& config) {
+  Layout layout;
+  for (const TensorShape& tensor : model_tensors(config)) {
     const bool is_embedding = tensor.name == "model.embed_tokens.weight";
-    add_part(tensor.name, tensor.shape, tensor.shape.size() == 2 && !is_embedding);
+    layout.add(device, tensor, tensor.shape.size() == 2 && !is_embedding);
   }
-  if (config_.tie_word_embeddings) {
-    add_part("model.embed_tokens.weight", {config_.vocab_size, config_.hidden_size}, true);
+  if (config.tie_word_embeddings) {
+    layout.add(device, {"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}},
+               true);
   }
+  return layout;
 }
 
-void BaseWeights::add_part(const std::string& tensor, std::vector<size_t> shape, bool is_packed) {
-  size_t num_floats = 1;
-  for (const size_t extent : shape) num_floats *= extent;
-  if (is_packed) num_floats = device_.ops().packed_weight_floats(shape[0], shape[1]);
-  parts_.push_back({tensor, std::move(shape), is_packed, num_floats_, num_floats});
-  num_floats_ += (num_floats + kAlignmentFloats - 1) / kAlignmentFloats * kAlignmentFloats;
+void BaseWeights::Layout::add(const Device& device, const TensorShape& tensor, bool is_packed) {
+  const auto& shape = tensor.shape;
+  const size_t count =
+      is_packed ? device.ops().packed_weight_floats(shape[0], shape[1]) : tensor.num_elements();
+  parts.push_back({tensor.name, shape, is_packed, num_floats, count});
+  num_floats += (count + kAlignmentFloats - 1) / kAlignmentFloats * kAlignmentFloats;
+}
+
+size_t BaseWeights::planned_bytes(const Device& device, const ModelConfig& config) {
+  return lay_out(device, config).num_floats * sizeof(float);
 }
 
 void BaseWeights::fill(const Part& part, float* out) const {
@@ -103,8 +112,7 @@ void BaseWeights::fill(const Part& part, float* out) const {
 
 void BaseWeights::open_cache(const std::string& folder) {
   std::string identity = kMagic + source_.fingerprint() + "layout " +
-                         std::to_string(kLayoutVersion) + " " + device_.ops().name + " " +
-                         device_.ops().instruction_path(device_.context());
+                         std::to_string(kLayoutVersion) + " " + device_.ops().name;
   for (const Part& part : parts_) {
     identity += "\n" + part.tensor + shape_text(part.shape) + (part.is_packed ? "p" : "r") +
                 std::to_string(part.num_floats);
@@ -158,8 +166,7 @@ DecoderWeights BaseWeights::view() const {
   DecoderWeights view;
   view.embedding = at("model.embed_tokens.weight", false);
   view.final_norm.gain = at("model.norm.weight", false);
-  const char* head =
-      config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  const char* head = config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   view.head.weight = {nullptr, at(head, true), config_.vocab_size, config_.hidden_size};
   const auto shapes = linear_shapes(config_);
   for (size_t index = 0; index < config_.num_layers; ++index) {

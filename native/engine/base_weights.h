@@ -1,10 +1,10 @@
 // The frozen model: linears in the kernels' packed layout, embedding, norms and biases row-major.
 //
-// With a cache folder the packed weights are one file, written once per machine under a temporary name and
-// renamed, and mapped by every worker: its pages are shared. The file's name and header carry a digest of the
-// model's files (path, size, time), its configuration, the layout version and the instruction path.
-// A packed copy replaces the row-major one; only a tied embedding is kept in both, of which the row-major
-// one is touched (and so resident) only where tokens are looked up.
+// With a cache folder the packed weights are one file, written once per machine under a temporary
+// name and renamed, and mapped by every worker: its pages are shared. The file's name and header
+// carry a digest of the model's files (path, size, time), its configuration, the layout version and
+// the instruction path. A packed copy replaces the row-major one; only a tied embedding is kept in
+// both, of which the row-major one is touched (and so resident) only where tokens are looked up.
 #pragma once
 #include <memory>
 #include <optional>
@@ -27,6 +27,9 @@ class BaseWeights {
   };
   BaseWeights(const Device& device, const Options& options);
 
+  // What an instance will hold, mapped or private.
+  static size_t planned_bytes(const Device& device, const ModelConfig& config);
+
   // All gradients null.
   DecoderWeights view() const;
   size_t num_bytes() const { return num_floats_ * sizeof(float); }
@@ -39,8 +42,12 @@ class BaseWeights {
     bool is_packed;
     size_t offset, num_floats;
   };
-  void lay_out();
-  void add_part(const std::string& tensor, std::vector<size_t> shape, bool is_packed);
+  struct Layout {
+    std::vector<Part> parts;
+    size_t num_floats = 0;
+    void add(const Device& device, const TensorShape& tensor, bool is_packed);
+  };
+  static Layout lay_out(const Device& device, const ModelConfig& config);
   void fill(const Part& part, float* out) const;
   void open_cache(const std::string& folder);
   void write_cache(const std::string& path, const std::string& header) const;

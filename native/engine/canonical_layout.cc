@@ -11,11 +11,11 @@ namespace {
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 CanonicalLayout layout_of(std::vector<TensorShape> shapes) {
-  std::sort(shapes.begin(), shapes.end(), [](const TensorShape &a, const TensorShape &b) {
+  std::sort(shapes.begin(), shapes.end(), [](const TensorShape& a, const TensorShape& b) {
     return natural_less(a.name, b.name);
   });
   CanonicalLayout layout;
-  for (TensorShape &shape : shapes) {
+  for (TensorShape& shape : shapes) {
     const size_t num_elements = shape.num_elements();
     layout.tensors.push_back({shape.name, std::move(shape.shape), num_elements, layout.num_blocks,
                               layout.num_parameters});
@@ -27,7 +27,7 @@ CanonicalLayout layout_of(std::vector<TensorShape> shapes) {
 
 }  // namespace
 
-bool natural_less(const std::string &a, const std::string &b) {
+bool natural_less(const std::string& a, const std::string& b) {
   size_t i = 0;
   size_t j = 0;
   while (i < a.size() && j < b.size()) {
@@ -56,34 +56,34 @@ float LoraSpec::scale() const {
   return static_cast<float>(alpha / divisor);
 }
 
-bool LoraSpec::targets(const std::string &module) const {
+bool LoraSpec::targets(const std::string& module) const {
   return std::find(target_modules.begin(), target_modules.end(), module) != target_modules.end();
 }
 
-const TrainedTensor *CanonicalLayout::find(const std::string &name) const {
-  for (const TrainedTensor &tensor : tensors) {
+const TrainedTensor* CanonicalLayout::find(const std::string& name) const {
+  for (const TrainedTensor& tensor : tensors) {
     if (tensor.name == name) return &tensor;
   }
   return nullptr;
 }
 
-const TrainedTensor &CanonicalLayout::tensor_of_block(size_t block) const {
+const TrainedTensor& CanonicalLayout::tensor_of_block(size_t block) const {
   auto after = std::upper_bound(
       tensors.begin(), tensors.end(), block,
-      [](size_t value, const TrainedTensor &tensor) { return value < tensor.first_block; });
+      [](size_t value, const TrainedTensor& tensor) { return value < tensor.first_block; });
   return *(after - 1);
 }
 
-CanonicalLayout full_layout(const ModelConfig &config) { return layout_of(model_tensors(config)); }
+CanonicalLayout full_layout(const ModelConfig& config) { return layout_of(model_tensors(config)); }
 
-std::string adapter_tensor_name(size_t layer, const LinearShape &linear, char matrix) {
+std::string adapter_tensor_name(size_t layer, const LinearShape& linear, char matrix) {
   return "base_model.model." + layer_name(layer, linear.path) + ".lora_" + matrix + ".weight";
 }
 
-CanonicalLayout lora_layout(const ModelConfig &config, const LoraSpec &lora) {
+CanonicalLayout lora_layout(const ModelConfig& config, const LoraSpec& lora) {
   const auto linears = linear_shapes(config);
-  for (const std::string &module : lora.target_modules) {
-    const bool known = std::any_of(linears.begin(), linears.end(), [&](const LinearShape &linear) {
+  for (const std::string& module : lora.target_modules) {
+    const bool known = std::any_of(linears.begin(), linears.end(), [&](const LinearShape& linear) {
       return module == linear.module;
     });
     if (!known) {
@@ -100,7 +100,7 @@ CanonicalLayout lora_layout(const ModelConfig &config, const LoraSpec &lora) {
   }
   std::vector<TensorShape> shapes;
   for (size_t layer = 0; layer < config.num_layers; ++layer) {
-    for (const LinearShape &linear : linears) {
+    for (const LinearShape& linear : linears) {
       if (!lora.targets(linear.module)) continue;
       shapes.push_back({adapter_tensor_name(layer, linear, 'A'), {lora.rank, linear.in}});
       shapes.push_back({adapter_tensor_name(layer, linear, 'B'), {linear.out, lora.rank}});

@@ -25,8 +25,8 @@ struct CanonicalLayout {
   size_t num_blocks = 0;
   size_t num_parameters = 0;
   size_t num_floats() const { return num_blocks * kBlockElements; }
-  const TrainedTensor *find(const std::string &name) const;
-  const TrainedTensor &tensor_of_block(size_t block) const;
+  const TrainedTensor* find(const std::string& name) const;
+  const TrainedTensor& tensor_of_block(size_t block) const;
 };
 
 struct LoraSpec {
@@ -35,17 +35,17 @@ struct LoraSpec {
   std::vector<std::string> target_modules;
   bool use_rslora = false;
   float scale() const;
-  bool targets(const std::string &module) const;
+  bool targets(const std::string& module) const;
 };
 
-CanonicalLayout full_layout(const ModelConfig &config);
+CanonicalLayout full_layout(const ModelConfig& config);
 // Throws JOB_INVALID for a module that the model does not have.
-CanonicalLayout lora_layout(const ModelConfig &config, const LoraSpec &lora);
+CanonicalLayout lora_layout(const ModelConfig& config, const LoraSpec& lora);
 
 // "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
-std::string adapter_tensor_name(size_t layer, const LinearShape &linear, char matrix);
+std::string adapter_tensor_name(size_t layer, const LinearShape& linear, char matrix);
 
 // Runs of digits compare as numbers: "layers.2" before "layers.10".
-bool natural_less(const std::string &a, const std::string &b);
+bool natural_less(const std::string& a, const std::string& b);
 
 }  // namespace tunemesh

@@ -17,10 +17,10 @@ struct Pass {
   const ModelConfig& config;
   const DecoderWeights& weights;
   const Workspace& work;
-  size_t n = 0;              // tokens of this pass
+  size_t n = 0;  // tokens of this pass
   size_t num_documents = 0;
-  // Generation: this pass's keys and values go to rows cache_start.. of the cache. Where it is above 0 the pass
-  // is one token that attends to all rows before it.
+  // Generation: this pass's keys and values go to rows cache_start.. of the cache. Where it is
+  // above 0 the pass is one token that attends to all rows before it.
   size_t cache_start = 0;
 };
 

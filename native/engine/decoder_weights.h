@@ -1,5 +1,5 @@
-// Pointers to everything the decoder reads and writes per tensor. Frozen, fully trained and LoRA models
-// differ only in which of them are null.
+// Pointers to everything the decoder reads and writes per tensor. Frozen, fully trained and LoRA
+// models differ only in which of them are null.
 #pragma once
 #include <array>
 #include <vector>

@@ -10,7 +10,7 @@ namespace tunemesh {
 
 class Device {
  public:
-  Device(const TmBackend *ops, int num_threads, const std::string &instruction_path) : ops_(ops) {
+  Device(const TmBackend* ops, int num_threads, const std::string& instruction_path) : ops_(ops) {
     TmContextOptions options = {};
     options.size = sizeof options;
     options.num_threads = num_threads;
@@ -20,15 +20,15 @@ class Device {
   ~Device() {
     if (context_ != nullptr) ops_->destroy(context_);
   }
-  Device(const Device &) = delete;
-  Device &operator=(const Device &) = delete;
+  Device(const Device&) = delete;
+  Device& operator=(const Device&) = delete;
 
-  const TmBackend &ops() const { return *ops_; }
-  TmContext *context() const { return context_; }
+  const TmBackend& ops() const { return *ops_; }
+  TmContext* context() const { return context_; }
 
-  void check(TmStatus status, const char *operation) const {
+  void check(TmStatus status, const char* operation) const {
     if (status == TM_OK) return;
-    const char *detail = ops_->last_error != nullptr ? ops_->last_error() : nullptr;
+    const char* detail = ops_->last_error != nullptr ? ops_->last_error() : nullptr;
     const std::string message = std::string(ops_->name) + " " + operation +
                                 " failed: " + (detail != nullptr ? detail : "no detail") + ".";
     throw EngineError(status == TM_OUT_OF_MEMORY ? "DEVICE_MEMORY_SHORT" : "ENGINE_FAILED",
@@ -36,8 +36,8 @@ class Device {
   }
 
  private:
-  const TmBackend *ops_;
-  TmContext *context_ = nullptr;
+  const TmBackend* ops_;
+  TmContext* context_ = nullptr;
 };
 
 // TM_RUN(device, linear_forward, &args): one backend operation, checked.

@@ -12,10 +12,10 @@ class EngineError : public std::runtime_error {
  public:
   // `subject` names what failed where a program needs it: the tensor of
   // NON_FINITE_GRADIENT.
-  EngineError(std::string code, const std::string &message, std::string subject = "")
+  EngineError(std::string code, const std::string& message, std::string subject = "")
       : std::runtime_error(message), code_(std::move(code)), subject_(std::move(subject)) {}
-  const std::string &code() const { return code_; }
-  const std::string &subject() const { return subject_; }
+  const std::string& code() const { return code_; }
+  const std::string& subject() const { return subject_; }
 
  private:
   std::string code_;

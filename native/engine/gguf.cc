@@ -17,14 +17,14 @@ constexpr int kMaxArrayDepth = 2;
 
 struct TensorType {
   uint32_t id;
-  const char *name;
+  const char* name;
   size_t block_elements, block_bytes;
 };
 constexpr TensorType kTypes[] = {{0, "F32", 1, 4},    {1, "F16", 1, 2},    {2, "Q4_0", 32, 18},
                                  {3, "Q4_1", 32, 20}, {8, "Q8_0", 32, 34}, {30, "BF16", 1, 2}};
 
-const TensorType *type_of(uint32_t id) {
-  for (const TensorType &type : kTypes) {
+const TensorType* type_of(uint32_t id) {
+  for (const TensorType& type : kTypes) {
     if (type.id == id) return &type;
   }
   return nullptr;
@@ -32,7 +32,7 @@ const TensorType *type_of(uint32_t id) {
 
 // "blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"; empty
 // where it maps to nothing.
-std::string hugging_face_name(const std::string &name) {
+std::string hugging_face_name(const std::string& name) {
   static const std::map<std::string, std::string> kTop = {
       {"token_embd.weight", "model.embed_tokens.weight"},
       {"output_norm.weight", "model.norm.weight"},
@@ -58,13 +58,13 @@ std::string hugging_face_name(const std::string &name) {
   return "model.layers." + layer + "." + part->second + name.substr(suffix);
 }
 
-uint16_t load_half(const uint8_t *bytes) {
+uint16_t load_half(const uint8_t* bytes) {
   uint16_t bits;
   std::memcpy(&bits, bytes, 2);
   return bits;
 }
 
-void dequantise_block(uint32_t type, const uint8_t *block, float *out) {
+void dequantise_block(uint32_t type, const uint8_t* block, float* out) {
   const float scale = float_from_float16(load_half(block));
   if (type == 8) {
     for (int i = 0; i < 32; ++i)
@@ -73,7 +73,7 @@ void dequantise_block(uint32_t type, const uint8_t *block, float *out) {
   }
   const bool has_minimum = type == 3;
   const float minimum = has_minimum ? float_from_float16(load_half(block + 2)) : 0.0f;
-  const uint8_t *nibbles = block + (has_minimum ? 4 : 2);
+  const uint8_t* nibbles = block + (has_minimum ? 4 : 2);
   for (int i = 0; i < 16; ++i) {
     const int low = nibbles[i] & 0x0F;
     const int high = nibbles[i] >> 4;
@@ -88,37 +88,37 @@ void dequantise_block(uint32_t type, const uint8_t *block, float *out) {
 
 // Reads forward through the file, never beyond its end.
 struct GgufFile::Cursor {
-  const GgufFile &gguf;
+  const GgufFile& gguf;
   size_t at = 0;
 
-  const uint8_t *take(uint64_t bytes, const char *what) {
+  const uint8_t* take(uint64_t bytes, const char* what) {
     const size_t left = gguf.file_.size() - at;
     if (bytes > left) {
       gguf.fail("ends inside " + std::string(what) + ": " + std::to_string(bytes) +
                 " bytes wanted at byte " + std::to_string(at) + ", " + std::to_string(left) +
                 " left. The file is truncated.");
     }
-    const uint8_t *found = gguf.file_.data() + at;
+    const uint8_t* found = gguf.file_.data() + at;
     at += bytes;
     return found;
   }
   template <class T>
-  T number(const char *what) {
+  T number(const char* what) {
     T value;
     std::memcpy(&value, take(sizeof(T), what), sizeof(T));
     return value;
   }
-  std::string text(const char *what) {
+  std::string text(const char* what) {
     const uint64_t size = number<uint64_t>(what);
     if (size > kMaxStringBytes) {
       gguf.fail(std::string(what) + " of " + std::to_string(size) + " bytes; the limit is " +
                 std::to_string(kMaxStringBytes) + ".");
     }
-    return std::string(reinterpret_cast<const char *>(take(size, what)), size);
+    return std::string(reinterpret_cast<const char*>(take(size, what)), size);
   }
   // Skips a value of this metadata type; whole numbers are returned through
   // `whole`.
-  void skip_value(uint32_t type, int depth, uint64_t *whole) {
+  void skip_value(uint32_t type, int depth, uint64_t* whole) {
     switch (type) {
       case 0:
       case 7:
@@ -174,7 +174,7 @@ struct GgufFile::Cursor {
   }
 };
 
-GgufFile::GgufFile(const std::string &path) : file_(path, "GGUF_INVALID") {
+GgufFile::GgufFile(const std::string& path) : file_(path, "GGUF_INVALID") {
   Cursor cursor{*this};
   if (file_.size() < 4 || std::memcmp(cursor.take(4, "the magic"), "GGUF", 4) != 0) {
     fail("does not start with GGUF.");
@@ -198,11 +198,11 @@ GgufFile::GgufFile(const std::string &path) : file_(path, "GGUF_INVALID") {
   place_tensors((cursor.at + alignment - 1) / alignment * alignment);
 }
 
-void GgufFile::fail(const std::string &what) const {
+void GgufFile::fail(const std::string& what) const {
   throw EngineError("GGUF_INVALID", file_.path() + ": " + what);
 }
 
-void GgufFile::read_metadata(Cursor &cursor, uint64_t count) {
+void GgufFile::read_metadata(Cursor& cursor, uint64_t count) {
   for (uint64_t i = 0; i < count; ++i) {
     const std::string key = cursor.text("a metadata key");
     const uint32_t type = cursor.number<uint32_t>("a metadata type");
@@ -218,12 +218,12 @@ void GgufFile::read_metadata(Cursor &cursor, uint64_t count) {
   }
 }
 
-uint64_t GgufFile::metadata_count(const std::string &key, uint64_t fallback) const {
+uint64_t GgufFile::metadata_count(const std::string& key, uint64_t fallback) const {
   const auto found = numbers_.find(key);
   return found == numbers_.end() ? fallback : found->second;
 }
 
-void GgufFile::read_tensor_infos(Cursor &cursor, uint64_t count) {
+void GgufFile::read_tensor_infos(Cursor& cursor, uint64_t count) {
   for (uint64_t i = 0; i < count; ++i) {
     Tensor tensor = read_tensor_info(cursor);
     const std::string name = hugging_face_name(tensor.file_name);
@@ -237,7 +237,7 @@ void GgufFile::read_tensor_infos(Cursor &cursor, uint64_t count) {
   }
 }
 
-GgufFile::Tensor GgufFile::read_tensor_info(Cursor &cursor) {
+GgufFile::Tensor GgufFile::read_tensor_info(Cursor& cursor) {
   Tensor tensor = {};
   tensor.file_name = cursor.text("a tensor name");
   const uint32_t num_dims = cursor.number<uint32_t>("a tensor's shape");
@@ -256,7 +256,7 @@ GgufFile::Tensor GgufFile::read_tensor_info(Cursor &cursor) {
   }
   tensor.type = cursor.number<uint32_t>("a tensor's type");
   tensor.offset = cursor.number<uint64_t>("a tensor's offset");
-  const TensorType *type = type_of(tensor.type);
+  const TensorType* type = type_of(tensor.type);
   if (type == nullptr) {
     fail("tensor " + tensor.file_name + " is of ggml type " + std::to_string(tensor.type) +
          "; F32, F16, BF16, Q4_0, Q4_1 and Q8_0 are read. Convert the model to "
@@ -275,8 +275,8 @@ GgufFile::Tensor GgufFile::read_tensor_info(Cursor &cursor) {
 
 void GgufFile::place_tensors(size_t data_start) {
   const size_t available = data_start > file_.size() ? 0 : file_.size() - data_start;
-  std::vector<std::pair<size_t, const Tensor *>> order;
-  for (auto &[name, tensor] : tensors_) {
+  std::vector<std::pair<size_t, const Tensor*>> order;
+  for (auto& [name, tensor] : tensors_) {
     size_t num_bytes = 0;
     size_t end = 0;
     if (__builtin_mul_overflow(tensor.num_rows, tensor.row_bytes, &num_bytes) ||
@@ -303,7 +303,7 @@ void GgufFile::place_tensors(size_t data_start) {
   }
   std::sort(order.begin(), order.end());
   for (size_t i = 1; i < order.size(); ++i) {
-    const Tensor &before = *order[i - 1].second;
+    const Tensor& before = *order[i - 1].second;
     if (before.offset + before.num_rows * before.row_bytes > order[i].first) {
       fail("tensor " + order[i].second->file_name + " overlaps " + before.file_name + ".");
     }
@@ -312,20 +312,20 @@ void GgufFile::place_tensors(size_t data_start) {
 
 std::vector<std::string> GgufFile::names() const {
   std::vector<std::string> names;
-  for (const auto &[name, tensor] : tensors_) names.push_back(name);
+  for (const auto& [name, tensor] : tensors_) names.push_back(name);
   return names;
 }
 
-const GgufFile::Tensor &GgufFile::tensor(const std::string &name) const {
+const GgufFile::Tensor& GgufFile::tensor(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) fail("tensor " + name + " is missing.");
   return found->second;
 }
 
-std::vector<size_t> GgufFile::shape(const std::string &name) const { return tensor(name).shape; }
+std::vector<size_t> GgufFile::shape(const std::string& name) const { return tensor(name).shape; }
 
-void GgufFile::read(const std::string &name, size_t first, size_t count, float *out) const {
-  const Tensor &source = tensor(name);
+void GgufFile::read(const std::string& name, size_t first, size_t count, float* out) const {
+  const Tensor& source = tensor(name);
   const size_t width = source.row_elements;
   if (first % width != 0 || count % width != 0 || first / width + count / width > source.num_rows) {
     fail("tensor " + name + ": " + std::to_string(count) + " elements from " +
@@ -334,7 +334,7 @@ void GgufFile::read(const std::string &name, size_t first, size_t count, float *
   for (size_t i = 0; i < count / width; ++i) read_row(source, first / width + i, out + i * width);
 }
 
-void GgufFile::read_row(const Tensor &source, size_t row, float *out) const {
+void GgufFile::read_row(const Tensor& source, size_t row, float* out) const {
   size_t stored_row = row;
   if (source.permuted_heads != 0) {
     const size_t head_rows = source.num_rows / source.permuted_heads;
@@ -343,7 +343,7 @@ void GgufFile::read_row(const Tensor &source, size_t row, float *out) const {
     const size_t half = head_rows / 2;
     stored_row = head * head_rows + within % half * 2 + within / half;
   }
-  const uint8_t *bytes = file_.data() + source.offset + stored_row * source.row_bytes;
+  const uint8_t* bytes = file_.data() + source.offset + stored_row * source.row_bytes;
   const size_t width = source.row_elements;
   if (source.type == 0) {
     std::memcpy(out, bytes, 4 * width);
@@ -352,13 +352,13 @@ void GgufFile::read_row(const Tensor &source, size_t row, float *out) const {
   } else if (source.type == 30) {
     for (size_t i = 0; i < width; ++i) out[i] = float_from_bfloat16(load_half(bytes + 2 * i));
   } else {
-    const TensorType &type = *type_of(source.type);
+    const TensorType& type = *type_of(source.type);
     for (size_t i = 0; i < width / 32; ++i)
       dequantise_block(source.type, bytes + i * type.block_bytes, out + 32 * i);
   }
 }
 
-std::unique_ptr<WeightSource> open_gguf(const std::string &path) {
+std::unique_ptr<WeightSource> open_gguf(const std::string& path) {
   return std::make_unique<GgufFile>(path);
 }
 

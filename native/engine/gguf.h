@@ -21,12 +21,12 @@ namespace tunemesh {
 
 class GgufFile : public WeightSource {
  public:
-  explicit GgufFile(const std::string &path);
+  explicit GgufFile(const std::string& path);
 
-  bool has(const std::string &name) const override { return tensors_.count(name) != 0; }
+  bool has(const std::string& name) const override { return tensors_.count(name) != 0; }
   std::vector<std::string> names() const override;
-  std::vector<size_t> shape(const std::string &name) const override;
-  void read(const std::string &name, size_t first, size_t count, float *out) const override;
+  std::vector<size_t> shape(const std::string& name) const override;
+  void read(const std::string& name, size_t first, size_t count, float* out) const override;
   std::string fingerprint() const override { return file_fingerprint(file_.path()); }
   std::string description() const override { return file_.path(); }
   std::string error_code() const override { return "GGUF_INVALID"; }
@@ -42,14 +42,14 @@ class GgufFile : public WeightSource {
   };
   struct Cursor;
 
-  void read_metadata(Cursor &cursor, uint64_t count);
-  void read_tensor_infos(Cursor &cursor, uint64_t count);
-  Tensor read_tensor_info(Cursor &cursor);
+  void read_metadata(Cursor& cursor, uint64_t count);
+  void read_tensor_infos(Cursor& cursor, uint64_t count);
+  Tensor read_tensor_info(Cursor& cursor);
   void place_tensors(size_t data_start);
-  void read_row(const Tensor &tensor, size_t row, float *out) const;
-  const Tensor &tensor(const std::string &name) const;
-  uint64_t metadata_count(const std::string &key, uint64_t fallback) const;
-  [[noreturn]] void fail(const std::string &what) const;
+  void read_row(const Tensor& tensor, size_t row, float* out) const;
+  const Tensor& tensor(const std::string& name) const;
+  uint64_t metadata_count(const std::string& key, uint64_t fallback) const;
+  [[noreturn]] void fail(const std::string& what) const;
 
   MappedFile file_;
   std::string architecture_;
@@ -57,6 +57,6 @@ class GgufFile : public WeightSource {
   std::map<std::string, Tensor> tensors_;    // by Hugging Face name
 };
 
-std::unique_ptr<WeightSource> open_gguf(const std::string &path);
+std::unique_ptr<WeightSource> open_gguf(const std::string& path);
 
 }  // namespace tunemesh

@@ -12,7 +12,7 @@ constexpr int kMaxDepth = 32;
 
 class JsonParser {
  public:
-  explicit JsonParser(const JsonText &source) : source_(source), text_(source.text) {}
+  explicit JsonParser(const JsonText& source) : source_(source), text_(source.text) {}
 
   Json parse() {
     Json value = parse_value(0);
@@ -22,7 +22,7 @@ class JsonParser {
   }
 
  private:
-  [[noreturn]] void fail(const std::string &what) const {
+  [[noreturn]] void fail(const std::string& what) const {
     throw EngineError(source_.code, source_.where + ": JSON is not valid at byte " +
                                         std::to_string(at_) + ": " + what + ".");
   }
@@ -45,8 +45,9 @@ class JsonParser {
     ++at_;
   }
 
-  Json make(Json::Value value) const {
-    Json json(std::move(value));
+  Json make(Json::Kind kind) const {
+    Json json;
+    json.kind_ = kind;
     json.code_ = source_.code;
     return json;
   }
@@ -59,30 +60,40 @@ class JsonParser {
       case '[':
         return parse_array(depth);
       case '"':
-        return make(parse_string());
+        return parse_text();
       case 't':
-        return parse_word("true", true);
       case 'f':
-        return parse_word("false", false);
       case 'n':
-        return parse_word("null", nullptr);
+        return parse_word();
       default:
         return parse_number();
     }
   }
 
-  Json parse_word(std::string_view word, Json::Value value) {
-    if (text_.substr(at_, word.size()) != word) fail("unknown word");
-    at_ += word.size();
-    return make(std::move(value));
+  Json parse_text() {
+    Json json = make(Json::Kind::kString);
+    json.string_ = parse_string();
+    return json;
+  }
+
+  Json parse_word() {
+    for (const std::string_view word : {"true", "false", "null"}) {
+      if (text_.substr(at_, word.size()) != word) continue;
+      at_ += word.size();
+      Json json = make(word == "null" ? Json::Kind::kNull : Json::Kind::kBool);
+      json.bool_ = word == "true";
+      return json;
+    }
+    fail("unknown word");
   }
 
   Json parse_object(int depth) {
     expect('{');
-    JsonObject members;
+    Json json = make(Json::Kind::kObject);
+    JsonObject& members = json.object_;
     if (peek() == '}') {
       ++at_;
-      return make(std::move(members));
+      return json;
     }
     while (true) {
       if (peek() != '"') fail("expected a key");
@@ -94,15 +105,16 @@ class JsonParser {
       expect(',');
     }
     ++at_;
-    return make(std::move(members));
+    return json;
   }
 
   Json parse_array(int depth) {
     expect('[');
-    JsonArray items;
+    Json json = make(Json::Kind::kArray);
+    JsonArray& items = json.array_;
     if (peek() == ']') {
       ++at_;
-      return make(std::move(items));
+      return json;
     }
     while (true) {
       items.push_back(parse_value(depth + 1));
@@ -110,7 +122,7 @@ class JsonParser {
       expect(',');
     }
     ++at_;
-    return make(std::move(items));
+    return json;
   }
 
   Json parse_number() {
@@ -133,7 +145,9 @@ class JsonParser {
       if (at_ < text_.size() && (text_[at_] == '+' || text_[at_] == '-')) ++at_;
       digits();
     }
-    return make(std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr));
+    Json json = make(Json::Kind::kNumber);
+    json.number_ = std::strtod(std::string(text_.substr(start, at_ - start)).c_str(), nullptr);
+    return json;
   }
 
   uint32_t parse_hex4() {
@@ -155,7 +169,7 @@ class JsonParser {
     return value;
   }
 
-  void append_code_point(std::string &out) {
+  void append_code_point(std::string& out) {
     uint32_t code = parse_hex4();
     if (code >= 0xD800 && code < 0xDC00) {
       if (text_.substr(at_, 2) != "\\u") fail("half a surrogate pair");
@@ -210,29 +224,31 @@ class JsonParser {
     }
   }
 
-  const JsonText &source_;
+  const JsonText& source_;
   std::string_view text_;
   size_t at_ = 0;
 };
 
-namespace {
-template <class T>
-const T &held(const Json &json, const Json::Value &value, std::string_view what) {
-  if (const T *found = std::get_if<T>(&value)) return *found;
-  throw EngineError(json.code(), std::string(what) + " is of the wrong JSON type.");
+void Json::expect_kind(Kind wanted, std::string_view what) const {
+  if (kind_ != wanted) throw EngineError(code_, std::string(what) + " is of the wrong JSON type.");
 }
-}  // namespace
 
-const JsonObject &Json::object(std::string_view what) const {
-  return held<JsonObject>(*this, value_, what);
+const JsonObject& Json::object(std::string_view what) const {
+  expect_kind(Kind::kObject, what);
+  return object_;
 }
-const JsonArray &Json::array(std::string_view what) const {
-  return held<JsonArray>(*this, value_, what);
+const JsonArray& Json::array(std::string_view what) const {
+  expect_kind(Kind::kArray, what);
+  return array_;
 }
-const std::string &Json::string(std::string_view what) const {
-  return held<std::string>(*this, value_, what);
+const std::string& Json::string(std::string_view what) const {
+  expect_kind(Kind::kString, what);
+  return string_;
 }
-double Json::number(std::string_view what) const { return held<double>(*this, value_, what); }
+double Json::number(std::string_view what) const {
+  expect_kind(Kind::kNumber, what);
+  return number_;
+}
 
 uint64_t Json::count(std::string_view what) const {
   const double value = number(what);
@@ -243,7 +259,7 @@ uint64_t Json::count(std::string_view what) const {
   return static_cast<uint64_t>(value);
 }
 
-Json parse_json(const JsonText &source) { return JsonParser(source).parse(); }
+Json parse_json(const JsonText& source) { return JsonParser(source).parse(); }
 
 std::string json_quote(std::string_view text) {
   std::string out = "\"";

@@ -5,7 +5,6 @@
 #include <map>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 namespace tunemesh {
@@ -16,32 +15,32 @@ using JsonObject = std::map<std::string, Json>;
 
 class Json {
  public:
-  using Value = std::variant<std::nullptr_t, bool, double, std::string, JsonArray, JsonObject>;
-
-  Json() = default;
-  explicit Json(Value value) : value_(std::move(value)) {}
+  enum class Kind { kNull, kBool, kNumber, kString, kArray, kObject };
 
   // Each throws EngineError with the reader's code when the value is of another
   // kind.
-  const JsonObject &object(std::string_view what) const;
-  const JsonArray &array(std::string_view what) const;
-  const std::string &string(std::string_view what) const;
+  const JsonObject& object(std::string_view what) const;
+  const JsonArray& array(std::string_view what) const;
+  const std::string& string(std::string_view what) const;
   double number(std::string_view what) const;
   // A non-negative whole number up to 2^53.
   uint64_t count(std::string_view what) const;
 
-  bool is_string() const { return std::holds_alternative<std::string>(value_); }
-  bool is_bool(bool wanted) const {
-    const bool *held = std::get_if<bool>(&value_);
-    return held != nullptr && *held == wanted;
-  }
-  bool is_object() const { return std::holds_alternative<JsonObject>(value_); }
-  const std::string &code() const { return code_; }
+  bool is_string() const { return kind_ == Kind::kString; }
+  bool is_bool(bool wanted) const { return kind_ == Kind::kBool && bool_ == wanted; }
+  bool is_object() const { return kind_ == Kind::kObject; }
 
  private:
   friend class JsonParser;
-  Value value_ = nullptr;
-  std::string code_ = "SAFETENSORS_INVALID";
+  void expect_kind(Kind wanted, std::string_view what) const;
+
+  Kind kind_ = Kind::kNull;
+  bool bool_ = false;
+  double number_ = 0;
+  std::string string_;
+  JsonArray array_;
+  JsonObject object_;
+  std::string code_;
 };
 
 struct JsonText {
@@ -50,7 +49,7 @@ struct JsonText {
   std::string code;   // error code of the file's kind
 };
 
-Json parse_json(const JsonText &source);
+Json parse_json(const JsonText& source);
 
 // The text as a JSON string, with its quotes.
 std::string json_quote(std::string_view text);

@@ -4,7 +4,8 @@
 namespace tunemesh {
 namespace {
 
-// Gradients of gate and up, written over them; `work.swiglu` is computed anew for down_proj's own gradient.
+// Gradients of gate and up, written over them; `work.swiglu` is computed anew for down_proj's own
+// gradient.
 void swiglu_backward(const Pass& pass, const LayerActivations& saved) {
   const size_t width = pass.config.intermediate_size;
   TmSwiGluBackward call = {};
@@ -69,7 +70,8 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
   if (!below_output) return;
   attention_backward(pass, saved);
   if (config.qk_norm) {
-    head_norm_backward(pass, {saved.q_raw, saved.q_rstd, &weights.q_norm}, {work.dq, config.num_heads});
+    head_norm_backward(pass, {saved.q_raw, saved.q_rstd, &weights.q_norm},
+                       {work.dq, config.num_heads});
     head_norm_backward(pass, {saved.k_raw, saved.k_rstd, &weights.k_norm},
                        {work.dk, config.num_kv_heads});
   }

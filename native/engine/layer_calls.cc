@@ -57,8 +57,7 @@ void norm_backward_add(const Pass& pass, const NormBackwardCall& call) {
 }
 
 void head_norm_backward(const Pass& pass, const NormBackwardCall& call, HeadGradient gradient) {
-  TmRmsNormBackward args =
-      norm_backward_args(call, pass.n * gradient.heads, pass.config.head_size);
+  TmRmsNormBackward args = norm_backward_args(call, pass.n * gradient.heads, pass.config.head_size);
   args.dy = gradient.values;
   args.dx = gradient.values;
   TM_RUN(pass.device, rms_norm_backward, &args);
@@ -124,10 +123,9 @@ void run_linear(const Pass& pass, size_t layer, const LinearCall& call) {
 
 void run_linear_backward(const Pass& pass, size_t layer, const LinearBackwardCall& call) {
   const LayerActivations& saved = pass.work.layers[layer];
-  linear_backward(pass.device,
-                  {pass.weights.layers[layer].linears[call.which], call.dy, call.x,
-                   saved.lora_u[call.which], pass.work.lora_du, call.dx, call.dx_add, pass.n,
-                   pass.weights.lora_rank, pass.weights.lora_scale});
+  linear_backward(pass.device, {pass.weights.layers[layer].linears[call.which], call.dy, call.x,
+                                saved.lora_u[call.which], pass.work.lora_du, call.dx, call.dx_add,
+                                pass.n, pass.weights.lora_rank, pass.weights.lora_scale});
 }
 
 }  // namespace tunemesh

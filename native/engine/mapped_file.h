@@ -10,22 +10,22 @@ namespace tunemesh {
 class MappedFile {
  public:
   // `code` is thrown where the file can't be opened or read.
-  MappedFile(const std::string &path, const std::string &code);
+  MappedFile(const std::string& path, const std::string& code);
   ~MappedFile();
-  MappedFile(MappedFile &&other) noexcept;
-  MappedFile(const MappedFile &) = delete;
-  MappedFile &operator=(const MappedFile &) = delete;
-  MappedFile &operator=(MappedFile &&) = delete;
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  MappedFile& operator=(MappedFile&&) = delete;
 
-  const std::string &path() const { return path_; }
-  const uint8_t *data() const { return data_; }
+  const std::string& path() const { return path_; }
+  const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
   // Tells the kernel that these pages won't be read again soon.
   void forget(size_t offset, size_t size) const;
 
  private:
   std::string path_;
-  const uint8_t *data_ = nullptr;
+  const uint8_t* data_ = nullptr;
   size_t size_ = 0;
 };
 
@@ -34,17 +34,17 @@ class MappedFile {
 // where the disk is, otherwise ENGINE_FAILED.
 class FileWriter {
  public:
-  explicit FileWriter(const std::string &path);
+  explicit FileWriter(const std::string& path);
   ~FileWriter();
-  FileWriter(const FileWriter &) = delete;
-  FileWriter &operator=(const FileWriter &) = delete;
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
 
-  void write(const void *data, size_t size);
+  void write(const void* data, size_t size);
   size_t written() const { return written_; }
   void commit();
 
  private:
-  [[noreturn]] void fail(const char *what) const;
+  [[noreturn]] void fail(const char* what) const;
 
   std::string path_;
   std::string temporary_path_;

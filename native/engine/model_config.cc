@@ -10,14 +10,14 @@ namespace {
 constexpr size_t kMaxExtent = size_t{1} << 24;
 constexpr size_t kMaxLayers = 1024;
 
-void check_range(const char *field, size_t value, size_t limit) {
+void check_range(const char* field, size_t value, size_t limit) {
   if (value >= 1 && value <= limit) return;
   throw EngineError("MODEL_INVALID", std::string("config: ") + field + " is " +
                                          std::to_string(value) + "; 1 to " + std::to_string(limit) +
                                          " is allowed.");
 }
 
-void check_positive(const char *field, double value) {
+void check_positive(const char* field, double value) {
   if (std::isfinite(value) && value > 0) return;
   throw EngineError("MODEL_INVALID", std::string("config: ") + field + " is " +
                                          std::to_string(value) + "; it must be above 0.");
@@ -25,7 +25,7 @@ void check_positive(const char *field, double value) {
 
 }  // namespace
 
-void check_model_config(const ModelConfig &config) {
+void check_model_config(const ModelConfig& config) {
   if (config.family != "llama" && config.family != "mistral" && config.family != "qwen2" &&
       config.family != "qwen3") {
     throw EngineError("MODEL_UNSUPPORTED",
@@ -51,7 +51,7 @@ void check_model_config(const ModelConfig &config) {
     throw EngineError("MODEL_INVALID", "config: headSize " + std::to_string(config.head_size) +
                                            " is odd; rotary positions need pairs.");
   }
-  const RotaryScaling &scaling = config.rotary_scaling;
+  const RotaryScaling& scaling = config.rotary_scaling;
   if (scaling.kind == RotaryScaling::Kind::kNone) return;
   check_positive("rotaryScaling.factor", scaling.factor);
   if (scaling.kind == RotaryScaling::Kind::kLinear) return;
@@ -61,7 +61,7 @@ void check_model_config(const ModelConfig &config) {
                  scaling.high_freq_factor - scaling.low_freq_factor);
 }
 
-std::array<LinearShape, kNumLinears> linear_shapes(const ModelConfig &config) {
+std::array<LinearShape, kNumLinears> linear_shapes(const ModelConfig& config) {
   const size_t hidden = config.hidden_size;
   const size_t query = config.query_width();
   const size_t kv = config.kv_width();
@@ -81,15 +81,15 @@ size_t TensorShape::num_elements() const {
   return count;
 }
 
-std::string layer_name(size_t layer, const std::string &rest) {
+std::string layer_name(size_t layer, const std::string& rest) {
   return "model.layers." + std::to_string(layer) + "." + rest;
 }
 
-std::vector<TensorShape> model_tensors(const ModelConfig &config) {
+std::vector<TensorShape> model_tensors(const ModelConfig& config) {
   std::vector<TensorShape> tensors;
   tensors.push_back({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}});
   for (size_t layer = 0; layer < config.num_layers; ++layer) {
-    auto add = [&](const std::string &rest, std::vector<size_t> shape) {
+    auto add = [&](const std::string& rest, std::vector<size_t> shape) {
       tensors.push_back({layer_name(layer, rest), std::move(shape)});
     };
     add("input_layernorm.weight", {config.hidden_size});
@@ -100,7 +100,7 @@ std::vector<TensorShape> model_tensors(const ModelConfig &config) {
     }
     const auto shapes = linear_shapes(config);
     for (int which = 0; which < kNumLinears; ++which) {
-      const LinearShape &linear = shapes[which];
+      const LinearShape& linear = shapes[which];
       add(std::string(linear.path) + ".weight", {linear.out, linear.in});
       if (config.qkv_bias && which <= kValue) add(std::string(linear.path) + ".bias", {linear.out});
     }

@@ -36,17 +36,17 @@ struct ModelConfig {
 
 // Throws MODEL_UNSUPPORTED or MODEL_INVALID with the field, its value and the
 // limit.
-void check_model_config(const ModelConfig &config);
+void check_model_config(const ModelConfig& config);
 
 // The seven linears of a layer, in this order everywhere.
 enum Linear { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kNumLinears };
 
 struct LinearShape {
-  const char *module;  // "q_proj", as target_modules has it
-  const char *path;    // "self_attn.q_proj"
+  const char* module;  // "q_proj", as target_modules has it
+  const char* path;    // "self_attn.q_proj"
   size_t out, in;
 };
-std::array<LinearShape, kNumLinears> linear_shapes(const ModelConfig &config);
+std::array<LinearShape, kNumLinears> linear_shapes(const ModelConfig& config);
 
 struct TensorShape {
   std::string name;
@@ -55,8 +55,8 @@ struct TensorShape {
 };
 // Every tensor of the model under its Hugging Face name, embedding first. A
 // tied head is not listed.
-std::vector<TensorShape> model_tensors(const ModelConfig &config);
+std::vector<TensorShape> model_tensors(const ModelConfig& config);
 
-std::string layer_name(size_t layer, const std::string &rest);
+std::string layer_name(size_t layer, const std::string& rest);
 
 }  // namespace tunemesh

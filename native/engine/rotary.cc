@@ -7,7 +7,7 @@ namespace tunemesh {
 namespace {
 
 // source  Hugging Face transformers, modeling_rope_utils.py, "llama3"
-float llama3_frequency(float frequency, const RotaryScaling &scaling) {
+float llama3_frequency(float frequency, const RotaryScaling& scaling) {
   const float wavelength = static_cast<float>(2 * std::numbers::pi) / frequency;
   const float low_wavelength =
       static_cast<float>(scaling.original_max_position / scaling.low_freq_factor);
@@ -24,7 +24,7 @@ float llama3_frequency(float frequency, const RotaryScaling &scaling) {
 
 }  // namespace
 
-std::vector<float> rotary_inverse_frequencies(const ModelConfig &config) {
+std::vector<float> rotary_inverse_frequencies(const ModelConfig& config) {
   std::vector<float> frequencies(config.head_size / 2);
   for (size_t i = 0; i < frequencies.size(); ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_size);
@@ -40,7 +40,7 @@ std::vector<float> rotary_inverse_frequencies(const ModelConfig &config) {
   return frequencies;
 }
 
-RotaryTable rotary_table(const ModelConfig &config, size_t num_positions) {
+RotaryTable rotary_table(const ModelConfig& config, size_t num_positions) {
   const std::vector<float> frequencies = rotary_inverse_frequencies(config);
   RotaryTable table;
   table.cos.reserve(num_positions * frequencies.size());

@@ -23,7 +23,7 @@ size_t dtype_bytes(std::string_view dtype) {
   return found == kSizes.end() ? 0 : found->second;
 }
 
-std::string shape_text(const std::vector<size_t> &shape) {
+std::string shape_text(const std::vector<size_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
@@ -31,12 +31,12 @@ std::string shape_text(const std::vector<size_t> &shape) {
 
 }  // namespace
 
-SafetensorsFile::SafetensorsFile(const std::string &path, const std::string &code)
+SafetensorsFile::SafetensorsFile(const std::string& path, const std::string& code)
     : file_(path, code), code_(code) {
   parse_header();
 }
 
-void SafetensorsFile::fail(const std::string &what) const {
+void SafetensorsFile::fail(const std::string& what) const {
   throw EngineError(code_, file_.path() + ": " + what);
 }
 
@@ -53,12 +53,12 @@ void SafetensorsFile::parse_header() {
     fail("header of " + std::to_string(header_bytes) + " bytes in a file of " +
          std::to_string(file_.size()) + ". The file is truncated.");
   }
-  const std::string_view text(reinterpret_cast<const char *>(file_.data()) + 8, header_bytes);
+  const std::string_view text(reinterpret_cast<const char*>(file_.data()) + 8, header_bytes);
   const Json header = parse_json({text, file_.path(), code_});
   const size_t data_start = 8 + header_bytes;
-  for (const auto &[name, entry] : header.object(file_.path() + ": the header")) {
+  for (const auto& [name, entry] : header.object(file_.path() + ": the header")) {
     if (name == "__metadata__") {
-      for (const auto &[key, value] : entry.object("__metadata__")) {
+      for (const auto& [key, value] : entry.object("__metadata__")) {
         metadata_[key] = value.string("__metadata__." + key);
       }
     } else {
@@ -68,10 +68,10 @@ void SafetensorsFile::parse_header() {
   check_layout(data_start);
 }
 
-void SafetensorsFile::add_tensor(const std::string &name, const Json &entry, size_t data_start) {
+void SafetensorsFile::add_tensor(const std::string& name, const Json& entry, size_t data_start) {
   const std::string where = file_.path() + ": tensor " + name;
-  const JsonObject &fields = entry.object(where);
-  for (const auto &[key, value] : fields) {
+  const JsonObject& fields = entry.object(where);
+  for (const auto& [key, value] : fields) {
     if (key != "dtype" && key != "shape" && key != "data_offsets")
       fail("tensor " + name + " has the unknown field " + key + ".");
   }
@@ -81,14 +81,14 @@ void SafetensorsFile::add_tensor(const std::string &name, const Json &entry, siz
   const size_t element_bytes = dtype_bytes(tensor.dtype);
   if (element_bytes == 0) fail("tensor " + name + " has the unknown dtype " + tensor.dtype + ".");
   tensor.num_elements = 1;
-  for (const Json &extent : fields.at("shape").array(where + ": shape")) {
+  for (const Json& extent : fields.at("shape").array(where + ": shape")) {
     tensor.shape.push_back(extent.count(where + ": shape"));
     if (__builtin_mul_overflow(tensor.num_elements, tensor.shape.back(), &tensor.num_elements)) {
       fail("tensor " + name + " has more elements than 64 bits count: " + shape_text(tensor.shape) +
            ".");
     }
   }
-  const JsonArray &offsets = fields.at("data_offsets").array(where + ": data_offsets");
+  const JsonArray& offsets = fields.at("data_offsets").array(where + ": data_offsets");
   if (offsets.size() != 2)
     fail("tensor " + name + " has " + std::to_string(offsets.size()) + " data_offsets, not 2.");
   const uint64_t begin = offsets[0].count(where + ": data_offsets");
@@ -113,14 +113,14 @@ void SafetensorsFile::add_tensor(const std::string &name, const Json &entry, siz
 
 void SafetensorsFile::check_layout(size_t data_start) const {
   std::vector<std::pair<size_t, std::string>> order;
-  for (const auto &[name, tensor] : tensors_) order.emplace_back(tensor.offset, name);
+  for (const auto& [name, tensor] : tensors_) order.emplace_back(tensor.offset, name);
   // Empty tensors share their offset with the next one: shorter ones first.
-  std::sort(order.begin(), order.end(), [&](const auto &a, const auto &b) {
+  std::sort(order.begin(), order.end(), [&](const auto& a, const auto& b) {
     if (a.first != b.first) return a.first < b.first;
     return tensors_.at(a.second).num_bytes < tensors_.at(b.second).num_bytes;
   });
   size_t expected = data_start;
-  for (const auto &[offset, name] : order) {
+  for (const auto& [offset, name] : order) {
     if (offset != expected) {
       fail("tensor " + name + " starts at byte " + std::to_string(offset - data_start) +
            " of the data, not at " + std::to_string(expected - data_start) +
@@ -134,19 +134,19 @@ void SafetensorsFile::check_layout(size_t data_start) const {
   }
 }
 
-const SafetensorsFile::Tensor &SafetensorsFile::tensor(const std::string &name) const {
+const SafetensorsFile::Tensor& SafetensorsFile::tensor(const std::string& name) const {
   const auto found = tensors_.find(name);
   if (found == tensors_.end()) fail("tensor " + name + " is missing.");
   return found->second;
 }
 
-void SafetensorsFile::read(const std::string &name, size_t first, size_t count, float *out) const {
-  const Tensor &source = tensor(name);
+void SafetensorsFile::read(const std::string& name, size_t first, size_t count, float* out) const {
+  const Tensor& source = tensor(name);
   if (first > source.num_elements || count > source.num_elements - first) {
     fail("tensor " + name + " has " + std::to_string(source.num_elements) +
          " elements, asked for " + std::to_string(count) + " from " + std::to_string(first) + ".");
   }
-  const uint8_t *bytes = file_.data() + source.offset;
+  const uint8_t* bytes = file_.data() + source.offset;
   if (source.dtype == "F32") {
     std::memcpy(out, bytes + 4 * first, 4 * count);
     return;
@@ -162,18 +162,18 @@ void SafetensorsFile::read(const std::string &name, size_t first, size_t count, 
   }
 }
 
-void write_safetensors(const std::string &path, const SafetensorsContent &content) {
+void write_safetensors(const std::string& path, const SafetensorsContent& content) {
   std::string header = "{";
   if (!content.metadata.empty()) {
     header += "\"__metadata__\":{";
     for (size_t i = 0; i < content.metadata.size(); ++i) {
-      const auto &[key, value] = content.metadata[i];
+      const auto& [key, value] = content.metadata[i];
       header += (i ? "," : "") + json_quote(key) + ":" + json_quote(value);
     }
     header += "}";
   }
   size_t offset = 0;
-  for (const SafetensorsEntry &entry : content.entries) {
+  for (const SafetensorsEntry& entry : content.entries) {
     size_t num_bytes = 4;
     for (const size_t extent : entry.shape) num_bytes *= extent;
     header += std::string(header.size() > 1 ? "," : "") + json_quote(entry.name) +
@@ -187,8 +187,8 @@ void write_safetensors(const std::string &path, const SafetensorsContent &conten
   const uint64_t header_bytes = header.size();
   file.write(&header_bytes, 8);
   file.write(header.data(), header.size());
-  for (const SafetensorsEntry &entry : content.entries) {
-    entry.write([&](const float *values, size_t count) { file.write(values, 4 * count); });
+  for (const SafetensorsEntry& entry : content.entries) {
+    entry.write([&](const float* values, size_t count) { file.write(values, 4 * count); });
   }
   if (file.written() != 8 + header_bytes + offset) {
     throw EngineError("INTERNAL",

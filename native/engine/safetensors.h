@@ -26,21 +26,22 @@ class SafetensorsFile {
 
   // Checks the whole header against the file; throws `code`
   // (SAFETENSORS_INVALID or ADAPTER_INVALID).
-  explicit SafetensorsFile(const std::string &path,
-                           const std::string &code = "SAFETENSORS_INVALID");
+  explicit SafetensorsFile(const std::string& path,
+                           const std::string& code = "SAFETENSORS_INVALID");
 
-  const std::map<std::string, Tensor> &tensors() const { return tensors_; }
-  const std::map<std::string, std::string> &metadata() const { return metadata_; }
-  const std::string &path() const { return file_.path(); }
-  const Tensor &tensor(const std::string &name) const;
+  const std::map<std::string, Tensor>& tensors() const { return tensors_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::string& path() const { return file_.path(); }
+  const Tensor& tensor(const std::string& name) const;
   // Elements [first, first + count) of an F32, F16 or BF16 tensor.
-  void read(const std::string &name, size_t first, size_t count, float *out) const;
+  void read(const std::string& name, size_t first, size_t count, float* out) const;
+  // Throws the file's error code with its path in front.
+  [[noreturn]] void fail(const std::string& what) const;
 
  private:
   void parse_header();
-  void add_tensor(const std::string &name, const class Json &entry, size_t data_start);
+  void add_tensor(const std::string& name, const class Json& entry, size_t data_start);
   void check_layout(size_t data_start) const;
-  [[noreturn]] void fail(const std::string &what) const;
 
   MappedFile file_;
   std::string code_;
@@ -52,7 +53,7 @@ struct SafetensorsEntry {
   std::string name;
   std::vector<size_t> shape;
   // Writes the tensor's float32 values through the sink, in order.
-  std::function<void(const std::function<void(const float *, size_t)> &sink)> write;
+  std::function<void(const std::function<void(const float*, size_t)>& sink)> write;
 };
 
 struct SafetensorsContent {
@@ -61,8 +62,8 @@ struct SafetensorsContent {
 };
 
 // Writes beside `path` and renames into place after fsync.
-void write_safetensors(const std::string &path, const SafetensorsContent &content);
+void write_safetensors(const std::string& path, const SafetensorsContent& content);
 
-std::unique_ptr<WeightSource> open_safetensors_folder(const std::string &folder);
+std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& folder);
 
 }  // namespace tunemesh

@@ -12,19 +12,19 @@
 namespace tunemesh {
 namespace {
 
-bool is_file(const std::string &path) {
+bool is_file(const std::string& path) {
   struct stat facts = {};
   return ::stat(path.c_str(), &facts) == 0 && S_ISREG(facts.st_mode);
 }
 
 class SafetensorsFolder : public WeightSource {
  public:
-  explicit SafetensorsFolder(const std::string &folder) : folder_(folder) {
+  explicit SafetensorsFolder(const std::string& folder) : folder_(folder) {
     const std::string single = folder + "/model.safetensors";
     const std::string index = folder + "/model.safetensors.index.json";
     if (is_file(single)) {
       add_shard(single);
-      for (const auto &[name, tensor] : shards_[0].tensors()) shard_of_[name] = 0;
+      for (const auto& [name, tensor] : shards_[0].tensors()) shard_of_[name] = 0;
     } else if (is_file(index)) {
       open_shards(index);
     } else {
@@ -34,44 +34,44 @@ class SafetensorsFolder : public WeightSource {
     }
   }
 
-  bool has(const std::string &name) const override { return shard_of_.count(name) != 0; }
+  bool has(const std::string& name) const override { return shard_of_.count(name) != 0; }
   std::vector<std::string> names() const override {
     std::vector<std::string> names;
-    for (const auto &[name, shard] : shard_of_) names.push_back(name);
+    for (const auto& [name, shard] : shard_of_) names.push_back(name);
     return names;
   }
-  std::vector<size_t> shape(const std::string &name) const override {
+  std::vector<size_t> shape(const std::string& name) const override {
     return shard(name).tensor(name).shape;
   }
-  void read(const std::string &name, size_t first, size_t count, float *out) const override {
+  void read(const std::string& name, size_t first, size_t count, float* out) const override {
     shard(name).read(name, first, count, out);
   }
   std::string fingerprint() const override {
     std::string all;
-    for (const SafetensorsFile &file : shards_) all += file_fingerprint(file.path()) + "\n";
+    for (const SafetensorsFile& file : shards_) all += file_fingerprint(file.path()) + "\n";
     return all;
   }
   std::string description() const override { return folder_; }
   std::string error_code() const override { return "SAFETENSORS_INVALID"; }
 
  private:
-  void add_shard(const std::string &path) { shards_.emplace_back(path); }
+  void add_shard(const std::string& path) { shards_.emplace_back(path); }
 
-  void open_shards(const std::string &index) {
+  void open_shards(const std::string& index) {
     const MappedFile file(index, "SAFETENSORS_INVALID");
     if (file.size() > kMaxSafetensorsHeaderBytes) {
       throw EngineError("SAFETENSORS_INVALID",
                         index + " has " + std::to_string(file.size()) + " bytes; the limit is " +
                             std::to_string(kMaxSafetensorsHeaderBytes) + ".");
     }
-    const std::string_view text(reinterpret_cast<const char *>(file.data()), file.size());
+    const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
     const Json json = parse_json({text, index, "SAFETENSORS_INVALID"});
-    const JsonObject &top = json.object(index);
+    const JsonObject& top = json.object(index);
     const auto map = top.find("weight_map");
     if (map == top.end()) throw EngineError("SAFETENSORS_INVALID", index + " has no weight_map.");
     std::map<std::string, size_t> opened;
-    for (const auto &[name, value] : map->second.object(index + ": weight_map")) {
-      const std::string &shard_name = value.string(index + ": weight_map." + name);
+    for (const auto& [name, value] : map->second.object(index + ": weight_map")) {
+      const std::string& shard_name = value.string(index + ": weight_map." + name);
       if (shard_name.empty() || shard_name.find('/') != std::string::npos) {
         throw EngineError("SAFETENSORS_INVALID",
                           index + ": tensor " + name + " is said to lie in \"" + shard_name +
@@ -91,7 +91,7 @@ class SafetensorsFolder : public WeightSource {
     }
   }
 
-  const SafetensorsFile &shard(const std::string &name) const {
+  const SafetensorsFile& shard(const std::string& name) const {
     const auto found = shard_of_.find(name);
     if (found == shard_of_.end()) {
       throw EngineError("SAFETENSORS_INVALID",
@@ -107,11 +107,11 @@ class SafetensorsFolder : public WeightSource {
 
 }  // namespace
 
-std::unique_ptr<WeightSource> open_safetensors_folder(const std::string &folder) {
+std::unique_ptr<WeightSource> open_safetensors_folder(const std::string& folder) {
   return std::make_unique<SafetensorsFolder>(folder);
 }
 
-std::unique_ptr<WeightSource> open_weights(const std::string &path) {
+std::unique_ptr<WeightSource> open_weights(const std::string& path) {
   struct stat facts = {};
   if (::stat(path.c_str(), &facts) != 0)
     throw EngineError("MODEL_NOT_FOUND", path + " does not exist.");
@@ -120,7 +120,7 @@ std::unique_ptr<WeightSource> open_weights(const std::string &path) {
   throw EngineError("MODEL_UNSUPPORTED", path + " is neither a model folder nor a .gguf file.");
 }
 
-std::string file_fingerprint(const std::string &path) {
+std::string file_fingerprint(const std::string& path) {
   struct stat facts = {};
   if (::stat(path.c_str(), &facts) != 0)
     throw EngineError("MODEL_NOT_FOUND", path + " does not exist.");

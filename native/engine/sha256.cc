@@ -18,14 +18,14 @@ constexpr std::array<uint32_t, 64> kRoundConstants = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-uint32_t load_big_endian(const uint8_t *bytes) {
+uint32_t load_big_endian(const uint8_t* bytes) {
   return uint32_t{bytes[0]} << 24 | uint32_t{bytes[1]} << 16 | uint32_t{bytes[2]} << 8 | bytes[3];
 }
 
 }  // namespace
 
-void Sha256::update(const void *data, size_t size) {
-  const auto *bytes = static_cast<const uint8_t *>(data);
+void Sha256::update(const void* data, size_t size) {
+  const auto* bytes = static_cast<const uint8_t*>(data);
   total_bytes_ += size;
   while (size > 0) {
     if (pending_size_ == 0 && size >= 64) {
@@ -64,7 +64,7 @@ std::string Sha256::hex_digest() {
   return hex;
 }
 
-void Sha256::compress(const uint8_t *block) {
+void Sha256::compress(const uint8_t* block) {
   std::array<uint32_t, 64> w;
   for (int i = 0; i < 16; ++i) w[i] = load_big_endian(block + 4 * i);
   for (int i = 16; i < 64; ++i) {
@@ -91,7 +91,7 @@ void Sha256::compress(const uint8_t *block) {
   for (int i = 0; i < 8; ++i) state_[i] += added[i];
 }
 
-std::string sha256_hex(const std::string &text) {
+std::string sha256_hex(const std::string& text) {
   Sha256 hash;
   hash.update(text.data(), text.size());
   return hash.hex_digest();

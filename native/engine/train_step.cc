@@ -97,17 +97,18 @@ void head_forward(const Pass& pass, size_t num_rows) {
   const Workspace& work = pass.work;
   Pass rows = pass;
   rows.n = num_rows;
-  norm_forward(rows,
-               {work.loss_x, pass.weights.final_norm.gain, work.loss_normed, work.loss_rstd});
+  norm_forward(rows, {work.loss_x, pass.weights.final_norm.gain, work.loss_normed, work.loss_rstd});
   linear_forward(pass.device,
                  {pass.weights.head, work.loss_normed, work.logits, nullptr, num_rows, 0, 0.0f});
 }
 
 void check_batch(const TokenBatch& batch, const BatchLimits& limits) {
-  auto refuse = [](const std::string& what) { throw EngineError("DATA_INVALID", "batch: " + what); };
+  auto refuse = [](const std::string& what) {
+    throw EngineError("DATA_INVALID", "batch: " + what);
+  };
   if (batch.num_tokens == 0 || batch.num_tokens > limits.spec.tokens) {
-    refuse(std::to_string(batch.num_tokens) + " tokens; 1 to " + std::to_string(limits.spec.tokens) +
-           " are planned.");
+    refuse(std::to_string(batch.num_tokens) + " tokens; 1 to " +
+           std::to_string(limits.spec.tokens) + " are planned.");
   }
   if (batch.num_documents == 0 || batch.document_starts[0] != 0 ||
       batch.document_starts[batch.num_documents] != static_cast<int64_t>(batch.num_tokens)) {
@@ -117,8 +118,8 @@ void check_batch(const TokenBatch& batch, const BatchLimits& limits) {
   for (size_t i = 0; i < batch.num_documents; ++i) {
     const int64_t length = int64_t{batch.document_starts[i + 1]} - batch.document_starts[i];
     if (length < 1 || static_cast<size_t>(length) > limits.spec.longest_document) {
-      refuse("document " + std::to_string(i) + " has " + std::to_string(length) +
-             " tokens; 1 to " + std::to_string(limits.spec.longest_document) + " are planned.");
+      refuse("document " + std::to_string(i) + " has " + std::to_string(length) + " tokens; 1 to " +
+             std::to_string(limits.spec.longest_document) + " are planned.");
     }
   }
   const auto vocabulary = static_cast<int64_t>(limits.config.vocab_size);
@@ -184,9 +185,9 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
   const size_t vocabulary = pass.config.vocab_size;
   const LinearWeights& head = pass.weights.head;
   if (head.weight_grad != nullptr) {
-    const TmLinearWeightGrad call = {
-        work.logits, vocabulary, work.loss_normed, hidden, head.weight_grad,
-        num_rows,    vocabulary, hidden,           first_row > 0 ? 1 : 0, 1.0f};
+    const TmLinearWeightGrad call = {work.logits,           vocabulary, work.loss_normed, hidden,
+                                     head.weight_grad,      num_rows,   vocabulary,       hidden,
+                                     first_row > 0 ? 1 : 0, 1.0f};
     TM_RUN(pass.device, linear_weight_grad, &call);
   }
   // d normed goes to loss_dx, d x of the chunk then over loss_normed, which is read no more.
@@ -220,7 +221,8 @@ void backward_layers(const Pass& pass) {
   }
 }
 
-// Adapters sit on the same modules of every layer, so the lowest trained tensor is in the first one.
+// Adapters sit on the same modules of every layer, so the lowest trained tensor is in the first
+// one.
 BackwardDepth lowest_layer_depth(const DecoderWeights& weights) {
   if (weights.embedding_grad != nullptr) return BackwardDepth::kInput;
   const auto& linears = weights.layers[0].linears;

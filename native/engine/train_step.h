@@ -37,8 +37,9 @@ struct StepModel {
   const Workspace& work;
 };
 
-// Gradient of loss_sum / loss_divisor into the weights' gradient pointers, overwriting them. `gradient` is the whole
-// canonical vector, which is cleared first: norms, biases and embeddings are added into.
+// Gradient of loss_sum / loss_divisor into the weights' gradient pointers, overwriting them.
+// `gradient` is the whole canonical vector, which is cleared first: norms, biases and embeddings
+// are added into.
 struct GradientVector {
   float* values;
   size_t num_floats;

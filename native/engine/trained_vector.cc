@@ -95,8 +95,7 @@ void initialise_adapter(const Device& device, const TrainedVector& trained, uint
     if (tensor.name.ends_with(".lora_A.weight")) {
       const float bound = static_cast<float>(1.0 / std::sqrt(static_cast<double>(tensor.shape[1])));
       for (size_t i = 0; i < values.size(); ++i) {
-        const float unit =
-            philox_uniform(seed, PhiloxStream::kAdapterInit, tensor.first_index + i);
+        const float unit = philox_uniform(seed, PhiloxStream::kAdapterInit, tensor.first_index + i);
         values[i] = (2.0f * unit - 1.0f) * bound;
       }
     }

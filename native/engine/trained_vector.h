@@ -1,4 +1,5 @@
-// The trained weights with their gradient and both AdamW moments, each one canonical vector of float32.
+// The trained weights with their gradient and both AdamW moments, each one canonical vector of
+// float32.
 #pragma once
 #include <string>
 

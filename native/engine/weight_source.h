@@ -12,13 +12,13 @@ namespace tunemesh {
 class WeightSource {
  public:
   virtual ~WeightSource() = default;
-  virtual bool has(const std::string &name) const = 0;
+  virtual bool has(const std::string& name) const = 0;
   virtual std::vector<std::string> names() const = 0;
   // Both throw the source's error code where the tensor is missing.
-  virtual std::vector<size_t> shape(const std::string &name) const = 0;
+  virtual std::vector<size_t> shape(const std::string& name) const = 0;
   // Reads `count` elements from the one numbered `first`. Quantised kinds need
   // whole rows.
-  virtual void read(const std::string &name, size_t first, size_t count, float *out) const = 0;
+  virtual void read(const std::string& name, size_t first, size_t count, float* out) const = 0;
   // Changes when the files change; keys the cache of packed weights.
   virtual std::string fingerprint() const = 0;
   virtual std::string description() const = 0;
@@ -27,9 +27,9 @@ class WeightSource {
 
 // A Hugging Face folder (model.safetensors, or an index of shards) or a .gguf
 // file.
-std::unique_ptr<WeightSource> open_weights(const std::string &path);
+std::unique_ptr<WeightSource> open_weights(const std::string& path);
 
 // "path|size|modification time" of a file.
-std::string file_fingerprint(const std::string &path);
+std::string file_fingerprint(const std::string& path);
 
 }  // namespace tunemesh

@@ -1,5 +1,7 @@
 #include "engine/workspace.h"
 
+#include <algorithm>
+
 #include "engine/rotary.h"
 
 namespace tunemesh {
@@ -68,7 +70,7 @@ void Workspace::reserve(const ModelConfig& config, const Device& device, Arena& 
   normed = arena.take<float>("scratch", n * hidden);
   swiglu = arena.take<float>("scratch", n * config.intermediate_size);
   attention_scratch_bytes =
-      device.ops().attention_scratch_bytes(device.context(), spec.longest_document,
+      device.ops().attention_scratch_bytes(device.context(), std::min(spec.longest_document, n),
                                            config.num_heads, config.num_kv_heads, config.head_size);
   attention_scratch = arena.take_bytes("attention scratch", attention_scratch_bytes);
 

@@ -1,4 +1,5 @@
-// Activations and scratch of a pass over at most N tokens: reserved once, written anew by every pass.
+// Activations and scratch of a pass over at most N tokens: reserved once, written anew by every
+// pass.
 //
 //   legend  N tokens, C hidden, V vocabulary, H query heads, G key/value heads, F head size,
 //           D feed-forward, R rows of a loss chunk, r LoRA rank
@@ -23,15 +24,15 @@ struct WorkspaceSpec {
 // What backward needs of a layer, kept from forward. Without backward all layers share one set.
 // With a cache, k and v are the layer's cache [cache_tokens, G*F].
 struct LayerActivations {
-  float* rstd1 = nullptr;                     // [N]
+  float* rstd1 = nullptr;                          // [N]
   float *q = nullptr, *k = nullptr, *v = nullptr;  // [N, H*F], [N, G*F] twice; rotated
-  float *q_raw = nullptr, *k_raw = nullptr;   // before q/k norm; null without it
-  float *q_rstd = nullptr, *k_rstd = nullptr; // [N*H], [N*G]
-  float* attention = nullptr;                 // [N, H*F]
-  float* lse = nullptr;                       // [N, H]
-  float* x_mid = nullptr;                     // [N, C], after attention's residual
-  float* rstd2 = nullptr;                     // [N]
-  float *gate = nullptr, *up = nullptr;       // [N, D]; backward writes their gradients over them
+  float *q_raw = nullptr, *k_raw = nullptr;        // before q/k norm; null without it
+  float *q_rstd = nullptr, *k_rstd = nullptr;      // [N*H], [N*G]
+  float* attention = nullptr;                      // [N, H*F]
+  float* lse = nullptr;                            // [N, H]
+  float* x_mid = nullptr;                          // [N, C], after attention's residual
+  float* rstd2 = nullptr;                          // [N]
+  float *gate = nullptr, *up = nullptr;         // [N, D]; backward writes their gradients over them
   std::array<float*, kNumLinears> lora_u = {};  // scale x A^T [N, r]
 };
 
@@ -47,17 +48,17 @@ struct Workspace {
   size_t attention_scratch_bytes = 0;
   float* decode_scores = nullptr;  // [cache_tokens]
   // loss
-  int32_t *loss_rows = nullptr, *loss_targets = nullptr;             // [N]
+  int32_t *loss_rows = nullptr, *loss_targets = nullptr;                  // [N]
   float *loss_x = nullptr, *loss_normed = nullptr, *loss_rstd = nullptr;  // [R, C] twice, [R]
-  float* logits = nullptr;                                           // [R, V]
-  double* row_losses = nullptr;                                      // [R]
+  float* logits = nullptr;                                                // [R, V]
+  double* row_losses = nullptr;                                           // [R]
   // backward
-  float *dx = nullptr, *dnormed = nullptr;               // [N, C]
-  float *dq = nullptr, *dk = nullptr, *dv = nullptr;     // as q, k, v
-  float* dattention = nullptr;                           // [N, H*F]
-  float* dswiglu = nullptr;                              // [N, D]
-  float* lora_du = nullptr;                              // [N, r]
-  float* loss_dx = nullptr;                              // [R, C]
+  float *dx = nullptr, *dnormed = nullptr;            // [N, C]
+  float *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v
+  float* dattention = nullptr;                        // [N, H*F]
+  float* dswiglu = nullptr;                           // [N, D]
+  float* lora_du = nullptr;                           // [N, r]
+  float* loss_dx = nullptr;                           // [R, C]
 
   // Call on the counting arena and again on the real one.
   void reserve(const ModelConfig& config, const Device& device, Arena& arena);

@@ -1,0 +1,308 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "engine/adapter_folder.h"
+#include "engine/sha256.h"
+#include "engine/tensor_files.h"
+
+#ifndef TUNEMESH_SOURCE_DIGEST
+#define TUNEMESH_SOURCE_DIGEST "unknown"
+#endif
+
+namespace tunemesh {
+namespace {
+
+constexpr size_t kInferenceLossRows = 64;
+
+double milliseconds_since(std::chrono::steady_clock::time_point start) {
+  const std::chrono::duration<double, std::milli> elapsed =
+      std::chrono::steady_clock::now() - start;
+  return elapsed.count();
+}
+
+}  // namespace
+
+Engine::Engine(const TmBackend* backend, EngineOptions options)
+    : Engine(backend, std::move(options), nullptr) {}
+
+Engine::Engine(const TmBackend* backend, EngineOptions options,
+               std::unique_ptr<WeightSource> source)
+    : options_(std::move(options)),
+      device_(std::make_shared<Device>(backend, options_.num_threads, options_.instruction_path)),
+      source_(std::move(source)) {
+  check_model_config(options_.config);
+}
+
+MemoryPlan Engine::plan(const TrainSpec& spec) const {
+  const TrainingState counted(device_, options_.config, spec);
+  MemoryPlan plan = counted.plan();
+  if (spec.is_full) return plan;
+  const size_t base_bytes = BaseWeights::planned_bytes(*device_, options_.config);
+  if (!options_.packed_cache_dir.empty()) {
+    plan.mapped_bytes = base_bytes;
+    return plan;
+  }
+  plan.uses.push_back({"base weights", base_bytes});
+  plan.total_bytes += base_bytes;
+  return plan;
+}
+
+void Engine::load() {
+  if (!source_) source_ = open_weights(options_.model_path);
+  check_weights(options_.config, *source_);
+  is_loaded_ = true;
+}
+
+// The frozen model is packed or mapped when it is first needed: full fine-tuning never does.
+void Engine::ensure_base() {
+  if (!is_loaded_) throw EngineError("STATE_CONFLICT", "the engine's model is not loaded yet.");
+  if (base_) return;
+  base_ = std::make_unique<BaseWeights>(
+      *device_, BaseWeights::Options{options_.config, *source_, options_.packed_cache_dir});
+}
+
+MemoryPlan Engine::prepare(const TrainSpec& spec) {
+  if (!is_loaded_) throw EngineError("STATE_CONFLICT", "prepare: the model is not loaded yet.");
+  if (training_) throw EngineError("STATE_CONFLICT", "prepare: the engine has a job already.");
+  inference_adapter_.reset();
+  start_adapter_.clear();
+  auto training = std::make_unique<TrainingState>(device_, options_.config, spec);
+  if (spec.is_full) {
+    base_.reset();
+  } else {
+    ensure_base();
+  }
+  has_weights_ = false;
+  training->reserve();
+  MemoryPlan memory = training->reserved();
+  if (spec.is_full) {
+    read_full_weights(*device_, *source_, training->trained());
+    weights_ = full_view(options_.config, training->trained());
+  } else {
+    initialise_adapter(*device_, training->trained(), spec.seed);
+    weights_ = base_->view();
+    attach_adapter({options_.config, training->spec().lora, training->trained()}, weights_);
+    if (base_->is_mapped()) {
+      memory.mapped_bytes = base_->num_bytes();
+    } else {
+      memory.uses.push_back({"base weights", base_->num_bytes()});
+      memory.total_bytes += base_->num_bytes();
+    }
+  }
+  has_weights_ = true;
+  training_ = std::move(training);
+  return memory;
+}
+
+TrainingState& Engine::training(const char* what) const {
+  if (!training_) {
+    throw EngineError("STATE_CONFLICT",
+                      std::string(what) + ": the engine has no job; prepare one.");
+  }
+  return *training_;
+}
+
+void Engine::load_adapter(const std::string& folder) {
+  const LoraSpec found = read_adapter_spec(folder);
+  if (training_) {
+    const LoraSpec& wanted = training_->spec().lora;
+    if (training_->spec().is_full || found.rank != wanted.rank || found.scale() != wanted.scale()) {
+      throw EngineError("ADAPTER_INVALID",
+                        folder + ": r " + std::to_string(found.rank) + " with scale " +
+                            std::to_string(found.scale()) + " does not fit the job's r " +
+                            std::to_string(wanted.rank) + " with scale " +
+                            std::to_string(training_->spec().is_full ? 0 : wanted.scale()) + ".");
+    }
+    read_adapter_weights(*device_, folder, training_->trained());
+    start_adapter_ = folder;
+    return;
+  }
+  ensure_base();
+  auto adapter = std::make_unique<InferenceAdapter>();
+  adapter->lora = found;
+  adapter->layout = lora_layout(options_.config, found);
+  adapter->arena = std::make_unique<Arena>(*device_);
+  adapter->arena->take<float>("adapter", adapter->layout.num_floats());
+  adapter->arena->allocate();
+  TrainedVector values;
+  values.layout = &adapter->layout;
+  values.weights = adapter->arena->take<float>("adapter", adapter->layout.num_floats());
+  adapter->arena->seal();
+  read_adapter_weights(*device_, folder, values);
+  weights_ = base_->view();
+  attach_adapter({options_.config, found, values}, weights_);
+  has_weights_ = true;
+  inference_adapter_ = std::move(adapter);
+}
+
+const DecoderWeights& Engine::current_weights() {
+  if (!has_weights_) {
+    ensure_base();
+    weights_ = base_->view();
+    has_weights_ = true;
+  }
+  return weights_;
+}
+
+MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_divisor, int slot) {
+  TrainingState& state = training("microBatch");
+  if (!(loss_divisor > 0)) {
+    throw EngineError("DATA_INVALID",
+                      "lossDivisor is " + std::to_string(loss_divisor) + "; it must be above 0.");
+  }
+  if (batch.num_tokens == 0) return {};  // only empty packs: adds nothing
+  check_batch(batch, {options_.config, state.work().spec});
+  const auto start = std::chrono::steady_clock::now();
+  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats()};
+  const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
+                                     {gradient, loss_divisor});
+  add_contribution(slot);
+  return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start)};
+}
+
+void Engine::add_contribution(int slot) {
+  TrainingState& state = training("microBatch");
+  ExchangeBuffers& exchange = state.exchange();
+  size_t bad_block = 0;
+  const TmRoundAndAdd call = {state.trained().gradient, exchange.contribution(slot),
+                              state.layout().num_blocks, state.spec().significant_bits, &bad_block};
+  const auto round = device_->ops().round_and_add;
+  const TmStatus status = round != nullptr ? round(device_->context(), &call) : round_and_add(call);
+  if (status == TM_OK) return;
+  exchange.poison(slot);
+  if (status != TM_NON_FINITE && status != TM_OUT_OF_RANGE) {
+    device_->check(status, "round_and_add");
+  }
+  const TrainedTensor& tensor = state.layout().tensor_of_block(bad_block);
+  const float* values = state.trained().gradient + bad_block * kBlockElements;
+  const float* largest = std::max_element(values, values + kBlockElements, [](float a, float b) {
+    return !(std::abs(a) >= std::abs(b));
+  });
+  const bool not_finite = status == TM_NON_FINITE;
+  throw EngineError(
+      not_finite ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",
+      "the gradient of " + tensor.name + " has the value " + std::to_string(*largest) +
+          " near element " + std::to_string((bad_block - tensor.first_block) * kBlockElements) +
+          (not_finite ? ". Lower the learning rate or look at the rows of this micro-batch."
+                      : "; the exchange carries magnitudes below 32768."),
+      tensor.name);
+}
+
+template <class Step>
+auto Engine::with_workspace(const TokenBatch& batch, Step step) {
+  const DecoderWeights& weights = current_weights();
+  if (training_) {
+    const WorkspaceSpec& spec = training_->work().spec;
+    if (batch.num_tokens <= spec.tokens && batch.num_tokens <= spec.longest_document) {
+      check_batch(batch, {options_.config, spec});
+      return step(StepModel{*device_, options_.config, weights, training_->work()});
+    }
+  }
+  Workspace work;
+  work.spec.tokens = batch.num_tokens;
+  work.spec.longest_document = batch.num_tokens;
+  work.spec.loss_rows = std::min(batch.num_tokens, kInferenceLossRows);
+  work.spec.lora_rank = weights.lora_rank;
+  check_batch(batch, {options_.config, work.spec});
+  Arena arena(*device_);
+  work.reserve(options_.config, *device_, arena);
+  arena.allocate();
+  work.reserve(options_.config, *device_, arena);
+  arena.seal();
+  work.fill_rotary(options_.config, *device_);
+  return step(StepModel{*device_, options_.config, weights, work});
+}
+
+MicroBatchResult Engine::evaluate(const TokenBatch& batch) {
+  if (batch.num_tokens == 0) return {};
+  const auto start = std::chrono::steady_clock::now();
+  const LossResult loss =
+      with_workspace(batch, [&](const StepModel& model) { return evaluate_step(model, batch); });
+  return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start)};
+}
+
+std::vector<float> Engine::logits(const TokenBatch& batch) {
+  return with_workspace(batch, [&](const StepModel& model) { return logits_step(model, batch); });
+}
+
+void Engine::apply_update(size_t step, AdamWNumbers numbers) {
+  TrainingState& state = training("applyUpdate");
+  numbers.beta1 = state.spec().beta1;
+  numbers.beta2 = state.spec().beta2;
+  numbers.epsilon = state.spec().epsilon;
+  numbers.weight_decay = state.spec().weight_decay;
+  apply_adamw(*device_, {state.trained(), state.exchange().published(step), numbers});
+}
+
+std::string Engine::weights_digest() const {
+  return tunemesh::weights_digest(training("weightsDigest").trained());
+}
+
+void Engine::write_state(const std::string& path, size_t step) const {
+  write_state_file(*device_, training("writeState").trained(), {path, step});
+}
+
+size_t Engine::read_state(const std::string& path) {
+  return read_state_file(*device_, training("readState").trained(), path);
+}
+
+void Engine::write_adapter(const std::string& folder, const std::string& base_model_name) const {
+  const TrainingState& state = training("writeAdapter");
+  if (!state.spec().is_full) {
+    write_adapter_folder(*device_, {folder, base_model_name, state.spec().lora, state.trained()});
+    return;
+  }
+  SafetensorsContent content;
+  content.metadata = {{"format", "pt"}};
+  add_entries(*device_, {state.layout(), "", state.trained().weights}, content);
+  write_safetensors(folder + "/model.safetensors", content);
+}
+
+std::vector<WeightChange> Engine::weight_change() const {
+  const TrainingState& state = training("weightChange");
+  if (state.spec().is_full) return full_weight_change(*source_, state.trained());
+  return adapter_weight_change(
+      {options_.config, state.spec().lora, state.trained(), start_adapter_});
+}
+
+std::vector<TensorValues> Engine::gradients(const TokenBatch& batch, double loss_divisor) {
+  TrainingState& state = training("gradients");
+  check_batch(batch, {options_.config, state.work().spec});
+  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats()};
+  train_step({*device_, options_.config, weights_, state.work()}, batch, {gradient, loss_divisor});
+  std::vector<TensorValues> result;
+  for (const TrainedTensor& tensor : state.layout().tensors) {
+    std::vector<float> values(tensor.num_elements);
+    TM_RUN(*device_, copy_out, values.data(), gradient.values + tensor.offset(),
+           values.size() * sizeof(float));
+    result.push_back({tensor.name, std::move(values)});
+  }
+  return result;
+}
+
+std::vector<TensorValues> Engine::weights() const {
+  const TrainingState& state = training("weights");
+  std::vector<TensorValues> result;
+  for (const TrainedTensor& tensor : state.layout().tensors) {
+    std::vector<float> values(tensor.num_elements);
+    TM_RUN(*device_, copy_out, values.data(), state.trained().weights + tensor.offset(),
+           values.size() * sizeof(float));
+    result.push_back({tensor.name, std::move(values)});
+  }
+  return result;
+}
+
+GenerateResult Engine::generate(const GenerateOptions& options, const GenerateHooks& hooks) {
+  return tunemesh::generate({*device_, options_.config, current_weights()}, options, hooks);
+}
+
+std::string device_class(const Device& device) {
+  const std::string identity = std::string(TUNEMESH_SOURCE_DIGEST) + "\n" + __VERSION__ + "\n" +
+                               device.ops().name + "\n" +
+                               device.ops().instruction_path(device.context());
+  return sha256_hex(identity).substr(0, 16);
+}
+
+}  // namespace tunemesh

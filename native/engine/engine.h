@@ -1,0 +1,98 @@
+// One model on one device: what the bindings call. Every method but plan() and the plain getters
+// belongs to the engine's thread.
+#pragma once
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/base_weights.h"
+#include "engine/generate.h"
+#include "engine/train_step.h"
+#include "engine/training_state.h"
+#include "engine/weight_change.h"
+#include "engine/weight_source.h"
+
+namespace tunemesh {
+
+struct EngineOptions {
+  std::string model_path;
+  ModelConfig config;
+  int num_threads = 0;
+  std::string instruction_path = "auto";
+  std::string packed_cache_dir;  // empty: private
+};
+
+struct MicroBatchResult {
+  double loss_sum = 0;
+  size_t num_target_tokens = 0;
+  double compute_ms = 0;
+};
+
+struct TensorValues {
+  std::string name;
+  std::vector<float> values;
+};
+
+class Engine {
+ public:
+  Engine(const TmBackend* backend, EngineOptions options);
+  // For tests: weights from memory.
+  Engine(const TmBackend* backend, EngineOptions options, std::unique_ptr<WeightSource> source);
+
+  const Device& device() const { return *device_; }
+  const ModelConfig& config() const { return options_.config; }
+  MemoryPlan plan(const TrainSpec& spec) const;
+
+  void load();
+  MemoryPlan prepare(const TrainSpec& spec);
+  const CanonicalLayout& layout() const { return training("layout").layout(); }
+  std::shared_ptr<ExchangeBuffers> exchange() const {
+    return training("exchange").shared_exchange();
+  }
+  void load_adapter(const std::string& folder);
+
+  MicroBatchResult micro_batch(const TokenBatch& batch, double loss_divisor, int slot);
+  MicroBatchResult evaluate(const TokenBatch& batch);
+  void apply_update(size_t step, AdamWNumbers numbers);  // betas, epsilon and decay are the spec's
+  std::string weights_digest() const;
+  void write_state(const std::string& path, size_t step) const;
+  size_t read_state(const std::string& path);
+  void write_adapter(const std::string& folder, const std::string& base_model_name) const;
+  std::vector<WeightChange> weight_change() const;
+  std::vector<float> logits(const TokenBatch& batch);
+  std::vector<TensorValues> gradients(const TokenBatch& batch, double loss_divisor);
+  std::vector<TensorValues> weights() const;
+  GenerateResult generate(const GenerateOptions& options, const GenerateHooks& hooks);
+
+ private:
+  TrainingState& training(const char* what) const;
+  void ensure_base();
+  const DecoderWeights& current_weights();
+  // Runs the step on the job's workspace where the batch fits it, else on one of its own.
+  template <class Step>
+  auto with_workspace(const TokenBatch& batch, Step step);
+  void add_contribution(int slot);
+
+  EngineOptions options_;
+  std::shared_ptr<Device> device_;
+  std::unique_ptr<WeightSource> source_;
+  bool is_loaded_ = false;
+  std::unique_ptr<BaseWeights> base_;
+  std::unique_ptr<TrainingState> training_;
+  DecoderWeights weights_;  // of the job, or of the base with an adapter for inference
+  bool has_weights_ = false;
+  std::string start_adapter_;
+  // An adapter loaded without a job, for generation.
+  struct InferenceAdapter {
+    LoraSpec lora;
+    CanonicalLayout layout;
+    std::unique_ptr<Arena> arena;
+  };
+  std::unique_ptr<InferenceAdapter> inference_adapter_;
+};
+
+// Hash of engine build, instruction path and numeric plan: workers of one class give the same bits.
+std::string device_class(const Device& device);
+
+}  // namespace tunemesh

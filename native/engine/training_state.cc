@@ -1,0 +1,92 @@
+#include "engine/training_state.h"
+
+#include <utility>
+
+namespace tunemesh {
+namespace {
+
+void check_range(const char* field, size_t value, size_t limit) {
+  if (value >= 1 && value <= limit) return;
+  throw EngineError("JOB_INVALID", std::string(field) + " is " + std::to_string(value) + "; 1 to " +
+                                       std::to_string(limit) + " is allowed.");
+}
+
+}  // namespace
+
+TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelConfig& config,
+                             TrainSpec spec)
+    : device_(std::move(device)),
+      config_(config),
+      spec_(std::move(spec)),
+      layout_(spec_.is_full ? full_layout(config) : lora_layout(config, spec_.lora)) {
+  check_range("tokensPerMicroBatch", spec_.tokens_per_micro_batch, size_t{1} << 24);
+  check_range("longestDocument", spec_.longest_document, config.max_position_embeddings);
+  check_range("lossChunkRows", spec_.loss_chunk_rows, 1 << 20);
+  check_range("numContributionSlots", static_cast<size_t>(spec_.num_contribution_slots), 4096);
+}
+
+ExchangeOptions TrainingState::exchange_options() const {
+  ExchangeOptions options;
+  options.num_blocks = layout_.num_blocks;
+  options.slice_blocks = spec_.slice_blocks;
+  options.chunk_blocks = spec_.chunk_blocks;
+  options.num_contribution_slots = spec_.num_contribution_slots;
+  options.significant_bits = spec_.significant_bits;
+  return options;
+}
+
+// Reserving order; the same code counts for the plan and takes for the job.
+TrainingState::Buffers TrainingState::take_all(Arena& arena) const {
+  Buffers buffers;
+  buffers.trained.layout = &layout_;
+  buffers.trained.reserve(arena);
+  buffers.work.spec = {spec_.tokens_per_micro_batch,
+                       spec_.longest_document,
+                       spec_.loss_chunk_rows,
+                       spec_.is_full ? 0 : spec_.lora.rank,
+                       true,
+                       0};
+  buffers.work.reserve(config_, *device_, arena);
+  const ExchangePlan plan = ExchangeBuffers::plan(exchange_options());
+  buffers.exchange.contributions = arena.take_bytes("contributions", plan.contribution_bytes);
+  buffers.exchange.sum = arena.take_bytes("owned sums", plan.sum_bytes);
+  buffers.exchange.published = arena.take_bytes("published sums", plan.published_bytes);
+  buffers.exchange.frames = arena.take_bytes("frames", plan.frame_bytes);
+  buffers.exchange.scratch = arena.take_bytes("exchange scratch", plan.scratch_bytes);
+  return buffers;
+}
+
+MemoryPlan TrainingState::memory_of(const Arena& arena) const {
+  MemoryPlan plan;
+  plan.total_bytes = arena.total_bytes();
+  plan.uses = arena.uses();
+  plan.num_trained_parameters = layout_.num_parameters;
+  plan.num_blocks = layout_.num_blocks;
+  return plan;
+}
+
+MemoryPlan TrainingState::plan() const {
+  Arena counting(*device_);
+  take_all(counting);
+  return memory_of(counting);
+}
+
+void TrainingState::reserve() {
+  arena_ = std::make_shared<Arena>(*device_);
+  take_all(*arena_);
+  arena_->allocate();
+  Buffers buffers = take_all(*arena_);
+  arena_->seal();
+  trained_ = buffers.trained;
+  work_ = std::move(buffers.work);
+  work_.fill_rotary(config_, *device_);
+  // The buffers' deleter holds the arena: whoever keeps the exchange keeps its memory.
+  auto keep = std::make_pair(device_, arena_);  // the arena ends first
+  exchange_ =
+      std::shared_ptr<ExchangeBuffers>(new ExchangeBuffers(exchange_options(), buffers.exchange),
+                                       [keep](ExchangeBuffers* buffers) { delete buffers; });
+}
+
+MemoryPlan TrainingState::reserved() const { return memory_of(*arena_); }
+
+}  // namespace tunemesh

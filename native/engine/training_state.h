@@ -1,0 +1,76 @@
+// Everything a training job holds on the device: one sealed arena.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/arena.h"
+#include "engine/canonical_layout.h"
+#include "engine/exchange_buffers.h"
+#include "engine/trained_vector.h"
+#include "engine/workspace.h"
+
+namespace tunemesh {
+
+// Same fields as TrainSpec in worker/engine.ts.
+struct TrainSpec {
+  bool is_full = false;
+  LoraSpec lora;  // where not full
+  uint64_t seed = 0;
+  size_t tokens_per_micro_batch = 0;
+  size_t longest_document = 0;
+  size_t loss_chunk_rows = 0;
+  int significant_bits = 24;  // codec q24, q12, q8
+  float beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
+  int num_contribution_slots = 0;
+  size_t slice_blocks = 0, chunk_blocks = 0;
+};
+
+struct MemoryPlan {
+  size_t total_bytes = 0;
+  std::vector<MemoryUse> uses;
+  size_t num_trained_parameters = 0;
+  size_t num_blocks = 0;
+  size_t mapped_bytes = 0;  // the model's packed file, shared by the workers of a machine
+};
+
+class TrainingState {
+ public:
+  // Throws JOB_INVALID, DATA_INVALID or PLAN_MISMATCH for a spec that the model can't train with.
+  TrainingState(std::shared_ptr<const Device> device, const ModelConfig& config, TrainSpec spec);
+
+  // Counts; takes no memory. May be called from any thread.
+  MemoryPlan plan() const;
+  // Takes exactly what plan() says and seals it. Everything is zero afterwards but the rotary
+  // table.
+  void reserve();
+  MemoryPlan reserved() const;
+
+  const TrainSpec& spec() const { return spec_; }
+  const CanonicalLayout& layout() const { return layout_; }
+  const TrainedVector& trained() const { return trained_; }
+  const Workspace& work() const { return work_; }
+  ExchangeBuffers& exchange() { return *exchange_; }
+  std::shared_ptr<ExchangeBuffers> shared_exchange() const { return exchange_; }
+
+ private:
+  struct Buffers {
+    TrainedVector trained;
+    Workspace work;
+    ExchangeMemory exchange;
+  };
+  Buffers take_all(Arena& arena) const;
+  ExchangeOptions exchange_options() const;
+  MemoryPlan memory_of(const Arena& arena) const;
+
+  std::shared_ptr<const Device> device_;
+  const ModelConfig& config_;
+  TrainSpec spec_;
+  CanonicalLayout layout_;
+  std::shared_ptr<Arena> arena_;
+  TrainedVector trained_;
+  Workspace work_;
+  std::shared_ptr<ExchangeBuffers> exchange_;
+};
+
+}  // namespace tunemesh
