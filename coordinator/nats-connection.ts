@@ -18,6 +18,9 @@ import { TunemeshError } from '../proto/errors.js'
 /** The server's code for an append whose expected last sequence is not the subject's last. */
 const wrongLastSequence = 10071
 const requestTimeoutMs = 5_000
+/** Together about half a minute: longer than a restart of nats-server takes. */
+const maxReadAttempts = 30
+const readRetryMs = 1_000
 
 export const fileStorage = StorageType.File
 
@@ -39,8 +42,18 @@ export interface StoredMessage {
   data: Uint8Array
 }
 
+export interface PageQuery {
+  stream: string
+  /** Wildcards allowed. */
+  subject: string
+  /** In the stream. */
+  fromSequence: number
+  limit: number
+}
+
 export class NatsConnection {
   private readonly listeners = new Set<(isUp: boolean) => void>()
+  private isUp = true
 
   private constructor(private readonly client: Client) {
     void this.followStatus()
@@ -104,10 +117,12 @@ export class NatsConnection {
 
   /** Compare-and-set append: refused unless `expectedLast` is the last sequence on this subject. */
   async append(subject: string, data: Uint8Array, expectedLast: number): Promise<AppendResult> {
+    // Not sent: the client would keep it and send it at some later time.
+    if (!this.isUp) return { outcome: 'unknown', reason: 'nats-server is away' }
     try {
       const stream = this.client.jetstream({ timeout: requestTimeoutMs })
       const expect = { lastSubjectSequence: expectedLast }
-      const ack = await stream.publish(subject, data, { expect })
+      const ack = await this.whileUp(stream.publish(subject, data, { expect }))
       return { outcome: 'ok', sequence: ack.seq }
     } catch (error) {
       return refusalOf(error)
@@ -116,26 +131,28 @@ export class NatsConnection {
 
   /** The last message of a subject, from the stream's leader; null: there is none. */
   async readLast(stream: string, subject: string): Promise<StoredMessage | null> {
-    const manager = await this.client.jetstreamManager({ timeout: requestTimeoutMs, checkAPI: false })
-    try {
-      const message = await manager.streams.getMessage(stream, { last_by_subj: subject })
-      return { sequence: message.seq, data: message.data }
-    } catch (error) {
-      if (isMessageMissing(error)) return null
-      throw error
-    }
+    return this.retried(async () => {
+      const options = { timeout: requestTimeoutMs, checkAPI: false }
+      const manager = await this.client.jetstreamManager(options)
+      try {
+        const message = await manager.streams.getMessage(stream, { last_by_subj: subject })
+        return { sequence: message.seq, data: message.data }
+      } catch (error) {
+        if (isMessageMissing(error)) return null
+        throw error
+      }
+    })
   }
 
   /**
    * Up to `limit` messages of a subject (wildcards allowed) from a stream sequence on, in order.
    * Fewer than `limit` means that nothing follows.
    */
-  async readPage(query: {
-    stream: string
-    subject: string
-    fromSequence: number
-    limit: number
-  }): Promise<StoredMessage[]> {
+  readPage(query: PageQuery): Promise<StoredMessage[]> {
+    return this.retried(() => this.readPageOnce(query))
+  }
+
+  private async readPageOnce(query: PageQuery): Promise<StoredMessage[]> {
     const body = { seq: query.fromSequence, next_by_subj: query.subject, batch: query.limit }
     const replies = await this.client.requestMany(
       `$JS.API.DIRECT.GET.${query.stream}`,
@@ -157,12 +174,49 @@ export class NatsConnection {
     await this.client.close()
   }
 
+  /** Reading changes nothing, so it is done again while the server restarts, up to a limit. */
+  private async retried<T>(read: () => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.whileUp(read())
+      } catch (error) {
+        if (attempt >= maxReadAttempts || this.client.isClosed()) throw error
+        await this.nextUp(readRetryMs)
+      }
+    }
+  }
+
+  /** Fails at once when the connection is lost: an answer to what was sent before cannot come any more. */
+  private whileUp<T>(work: Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const stop = this.onStatus((isUp) => {
+        if (!isUp) reject(new Error('nats-server went away'))
+      })
+      work.then(resolve, reject).finally(stop)
+    })
+  }
+
+  /** Resolves when the connection is back, or after `atMostMs`. */
+  private async nextUp(atMostMs: number): Promise<void> {
+    if (this.isUp) return delay(readRetryMs / 10)
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(done, atMostMs)
+      const stop = this.onStatus(done)
+      function done() {
+        clearTimeout(timer)
+        stop()
+        resolve()
+      }
+    })
+  }
+
   /** Ends with the connection. */
   private async followStatus(): Promise<void> {
     for await (const status of this.client.status()) {
       const isUp = status.type === 'reconnect'
       if (!isUp && status.type !== 'disconnect') continue
-      for (const listener of this.listeners) listener(isUp)
+      this.isUp = isUp
+      for (const listener of [...this.listeners]) listener(isUp)
     }
   }
 }

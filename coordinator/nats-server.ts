@@ -119,7 +119,7 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     watcher.stdin.on('error', () => {}) // the pipe of a dead watcher
     watcher.stderr.on('data', (data) => this.options.log.warn(`nats-server: ${data}`.trim()))
     watcher.once('exit', () => this.#onExit(watcher))
-    createInterface({ input: watcher.stdout }).once('line', (line) => {
+    const named = once(createInterface({ input: watcher.stdout }), 'line').then(([line]) => {
       this.#serverPid = Number(line)
     })
     const up = new AbortController()
@@ -133,6 +133,7 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
       const opened = NatsConnection.open(this.systemAddress, startTimeoutMs)
       const connection = await Promise.race([opened, exited])
       await connection.close()
+      await Promise.race([named, exited])
     } finally {
       up.abort()
       exited.catch(() => {}) // aborted: nobody waits for it any more
