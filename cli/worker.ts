@@ -1,10 +1,10 @@
 /** `tunemesh worker`: one worker process on this machine, joined to a coordinator. */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs'
 import { availableParallelism, hostname } from 'node:os'
 import { join } from 'node:path'
 import { nodeArgs } from '../client/embedded.js'
-import { type Endpoint, namedEndpoint } from '../client/endpoint.js'
+import { type Endpoint, isProcessAlive, namedEndpoint } from '../client/endpoint.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
 import { findEndpoint } from './mesh.js'
@@ -17,6 +17,7 @@ export interface WorkerOptions {
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
   const endpoint = await endpointFor(context, options)
+  const workDir = newWorkDir(context.stateDir)
   const tokenFd = openSecret(context.stateDir, endpoint.token)
   const args = [
     '--coordinator',
@@ -28,6 +29,8 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     String(options.threads ?? availableParallelism()),
     '--name',
     options.name ?? hostname(),
+    '--work-dir',
+    workDir,
     '--end-with-parent',
   ]
   const child = spawn(process.execPath, nodeArgs('worker', args), {
@@ -37,7 +40,23 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
   closeSync(tokenFd)
   child.stdin?.on('error', () => {})
   context.output.note(`Joining ${endpoint.grpc}. Ctrl-C leaves after the step under way.`)
-  await untilEnded(context, child)
+  try {
+    await untilEnded(context, child)
+  } finally {
+    rmSync(workDir, { recursive: true, force: true })
+  }
+}
+
+/** One folder a process; what killed ones have left behind goes with the next start. */
+function newWorkDir(stateDir: string): string {
+  const parent = join(stateDir, 'workers')
+  mkdirSync(parent, { recursive: true, mode: 0o700 })
+  for (const name of readdirSync(parent)) {
+    if (!isProcessAlive(Number(name))) rmSync(join(parent, name), { recursive: true, force: true })
+  }
+  const dir = join(parent, String(process.pid))
+  mkdirSync(dir, { recursive: true, mode: 0o700 })
+  return dir
 }
 
 async function endpointFor(context: Context, options: WorkerOptions): Promise<Endpoint> {
@@ -61,13 +80,12 @@ function openSecret(stateDir: string, token: string): number {
   return file
 }
 
-/** The first interrupt closes the pipe, on which the worker drains; the second one kills it. */
+/** The first interrupt lets the worker drain; the second one kills it. */
 async function untilEnded(context: Context, child: ChildProcess): Promise<void> {
   let isWanted = true
   const restore = context.interrupts.handle((count) => {
     isWanted = false
-    if (count === 1) child.stdin?.end()
-    else child.kill('SIGKILL')
+    child.kill(count === 1 ? 'SIGTERM' : 'SIGKILL')
   })
   const how = await new Promise<string | null>((resolve, reject) => {
     child.once('error', reject)

@@ -69,7 +69,7 @@ async function readIfThere(path: string): Promise<string | null> {
   }
 }
 
-function isProcessAlive(pid: number): boolean {
+export function isProcessAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)
     return true
