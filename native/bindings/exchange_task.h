@@ -2,6 +2,8 @@
 #pragma once
 #include <napi.h>
 
+#include <functional>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,12 +29,18 @@ inline Napi::Error to_error(Napi::Env env, const TaskFailure& failure) {
 class ExchangeTasks : public std::enable_shared_from_this<ExchangeTasks> {
  public:
   ExchangeTasks(Napi::Env env, std::shared_ptr<ExchangeBuffers> buffers)
-      : buffers_(std::move(buffers)) {
+      : env_(env), buffers_(std::move(buffers)) {
     const auto nothing = Napi::Function::New(env, [](const Napi::CallbackInfo&) {});
     reply_ = Napi::ThreadSafeFunction::New(env, nothing, "tunemesh exchange", 0, 1);
     reply_.Unref(env);
+    // Runs before the environment closes the thread-safe function, which nobody may call after.
+    cleanup_ = env.AddCleanupHook(std::function<void()>([this] { close(); }));
   }
-  ~ExchangeTasks() { reply_.Release(); }
+  ~ExchangeTasks() {
+    if (is_closed_) return;
+    cleanup_.Remove(env_);
+    reply_.Release();
+  }
 
   ExchangeBuffers& buffers() { return *buffers_; }
   const std::shared_ptr<ExchangeBuffers>& shared_buffers() const { return buffers_; }
@@ -43,6 +51,8 @@ class ExchangeTasks : public std::enable_shared_from_this<ExchangeTasks> {
   Napi::Value run(Napi::Env env, Work work, Convert convert, Napi::Value pins);
 
  private:
+  using Hook = decltype(std::declval<Napi::Env>().AddCleanupHook(std::function<void()>()));
+
   template <typename Result>
   struct Task {
     std::shared_ptr<ExchangeTasks> tasks;
@@ -59,8 +69,19 @@ class ExchangeTasks : public std::enable_shared_from_this<ExchangeTasks> {
     if (--num_running_ == 0) reply_.Unref(env);
   }
 
+  // Waits for the tasks under way; their promises will not be settled any more.
+  void close() {
+    is_closed_ = true;
+    std::promise<void> idle;
+    buffers_->post([&idle] { idle.set_value(); });
+    idle.get_future().wait();
+  }
+
+  Napi::Env env_;
   std::shared_ptr<ExchangeBuffers> buffers_;
   Napi::ThreadSafeFunction reply_;
+  Hook cleanup_;
+  bool is_closed_ = false;
   size_t num_running_ = 0;  // JavaScript thread only
 };
 
