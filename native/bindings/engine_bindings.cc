@@ -155,7 +155,8 @@ void add_life_methods(Napi::Object object, const Handle& handle) {
   });
   set_method(object, "prepare", [handle](Info info) {
     auto work = [spec = train_spec(argument_object(info, 0))](Engine& engine) {
-      return std::make_pair(engine.prepare(spec), engine.exchange());
+      MemoryPlan memory = engine.prepare(spec);
+      return std::make_pair(std::move(memory), engine.exchange());
     };
     using Prepared = std::pair<MemoryPlan, std::shared_ptr<ExchangeBuffers>>;
     auto convert = [handle](Napi::Env env, Prepared& prepared) -> Napi::Value {
