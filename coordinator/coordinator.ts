@@ -131,7 +131,7 @@ async function assemble(
     events: mesh.events,
     blobs: mesh.blobs,
     ingest: (job, signal) => ingestJob(mesh, job, signal),
-    run: (job) => startRun({ mesh, connection, job, lose, queue }),
+    run: (job, told) => startRun({ mesh, connection, job, told, lose, queue }),
     isHeld: options.isHeld,
     nowMs: mesh.wallMs,
     log,

@@ -3,11 +3,12 @@ import { readJobFile } from './job-file.js'
 import type { PlanRequest__Output } from '../proto/gen/tunemesh/v1/PlanRequest.js'
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
+import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
 import type { FleetWorker } from './fleet.js'
 import { prepareGoldenJob } from './golden-job.js'
 import { prepareJob } from './ingest.js'
-import { assertFits, planResponseOf, trainRequestJson } from './job-plan.js'
+import { assertFits, layoutFor, planResponseOf, trainRequestJson } from './job-plan.js'
 import type { JobRecord } from './job-store.js'
 import type { PreparedJob } from './prepared-job.js'
 import { anyWorker, askPlan } from './worker-calls.js'
@@ -50,7 +51,13 @@ export async function planRequest(
   const hasWorkers = mesh.options.numWorkers > 0 || mesh.fleet.workers.length > 0
   if (!hasWorkers) return planResponseOf(prepared, null)
   const worker = await anyWorker(mesh.fleet, workerWaitMs)
-  return planResponseOf(prepared, await planOn(mesh, worker, prepared))
+  const { answer } = await planOn(mesh, worker, prepared)
+  return planResponseOf(prepared, answer)
+}
+
+export interface WorkerPlan {
+  answer: PlanResult__Output
+  layout: SliceLayout
 }
 
 /** @throws TunemeshError DEVICE_MEMORY_SHORT with the nearest settings that fit */
@@ -58,31 +65,34 @@ export async function planOn(
   mesh: Mesh,
   worker: FleetWorker,
   prepared: PreparedJob,
-): Promise<PlanResult__Output> {
-  const ask = (job: PreparedJob) =>
-    askPlan(mesh.fleet, worker, {
-      trainSpecJson: trainRequestJson(job, null),
-      modelPath: job.modelPath,
-    })
-  const answer = await ask(prepared)
+): Promise<WorkerPlan> {
+  const ask = async (job: PreparedJob): Promise<WorkerPlan> => {
+    const { modelPath } = job
+    const question = (layout: SliceLayout | null) =>
+      askPlan(mesh.fleet, worker, { trainSpecJson: trainRequestJson(job, layout), modelPath })
+    // Slices follow from the size of the trained vector, which the engine tells first.
+    const layout = layoutFor((await question(null)).numBlocks, mesh.options.tuning)
+    return { answer: await question(layout), layout }
+  }
+  const plan = await ask(prepared)
   const memoryBytes = worker.hello.memoryBytes
-  const needed = answer.memory?.totalBytes ?? 0
+  const needed = plan.answer.memory?.totalBytes ?? 0
   const isShort = memoryBytes > 0 && needed > memoryBytes
   const fitting = isShort ? await fittingBatch(prepared, memoryBytes, ask) : null
-  assertFits(answer, { id: worker.id, memoryBytes }, fitting)
-  return answer
+  assertFits(plan.answer, { id: worker.id, memoryBytes }, fitting)
+  return plan
 }
 
 /** The largest batch that fits, by asking the engine for smaller ones: the nearest setting, never guessed. */
 async function fittingBatch(
   prepared: PreparedJob,
   memoryBytes: number,
-  ask: (job: PreparedJob) => Promise<PlanResult__Output>,
+  ask: (job: PreparedJob) => Promise<WorkerPlan>,
 ): Promise<string | null> {
   const { packsPerMicroBatch } = prepared.schedule
   for (let packs = Math.floor(packsPerMicroBatch / 2); packs >= 1; packs = Math.floor(packs / 2)) {
     const schedule = { ...prepared.schedule, packsPerMicroBatch: packs }
-    const answer = await ask({ ...prepared, schedule })
+    const { answer } = await ask({ ...prepared, schedule })
     if ((answer.memory?.totalBytes ?? 0) <= memoryBytes) {
       return `Lower per_device_train_batch_size from ${packsPerMicroBatch} to ${packs}.`
     }

@@ -3,7 +3,7 @@ import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
-import { planSlices, type SliceLayout } from '../proto/slices.js'
+import { maxChunkBlocks, planSlices, type SliceLayout } from '../proto/slices.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { PreparedJob } from './prepared-job.js'
 import type { Tuning } from './tuning.js'
@@ -41,8 +41,8 @@ export function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): 
     epsilon: spec.adam_epsilon,
     weightDecay: spec.weight_decay,
     numContributionSlots,
-    sliceBlocks: layout?.sliceBlocks ?? 0,
-    chunkBlocks: layout?.chunkBlocks ?? 0,
+    sliceBlocks: layout?.sliceBlocks ?? maxChunkBlocks,
+    chunkBlocks: layout?.chunkBlocks ?? maxChunkBlocks,
   }
 }
 

@@ -32,7 +32,8 @@ export interface JobQueueOptions {
   events: EventLog
   blobs: BlobStore
   ingest: Ingest
-  run: (job: JobRecord) => RunningJob
+  /** `told` resolves when the job's new state is stored; the run begins then. */
+  run: (job: JobRecord, told: Promise<unknown>) => RunningJob
   /** Queued jobs wait until the coordinator is started without this. */
   isHeld: boolean
   nowMs: () => number
@@ -216,9 +217,8 @@ export class JobQueue {
   #start(queued: JobRecord): void {
     const startedAtMs = this.options.nowMs()
     const told = this.#enter(queued.jobId, { state: 'RUNNING', startedAtMs })
-    const job = this.options.run({ ...queued, startedAtMs })
-    const ended = Promise.all([job.outcome, told])
-      .then(([outcome]) => outcome)
+    const job = this.options.run({ ...queued, startedAtMs }, told)
+    const ended = job.outcome
       .catch((error) => this.#failure(error))
       .then((outcome) => this.#enter(queued.jobId, { endedAtMs: this.options.nowMs(), ...outcome }))
       .then(() => {}, (error) => this.options.log.error({ err: error }, 'an outcome was lost'))

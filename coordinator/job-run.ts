@@ -3,7 +3,7 @@ import { TunemeshError } from '../proto/errors.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { Mesh } from './coordinator.js'
 import { planOn } from './job-ingest.js'
-import { layoutFor, planResponseOf, prepareMessage } from './job-plan.js'
+import { planResponseOf, prepareMessage } from './job-plan.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
 import { JobRunner } from './job-runner.js'
 import type { JobRecord, JobState } from './job-store.js'
@@ -21,6 +21,8 @@ export interface RunParts {
   connection: NatsConnection
   job: JobRecord
   queue: JobQueue
+  /** Resolves when the job is stored as RUNNING. */
+  told: Promise<unknown>
   /** Another coordinator owns the job: this one must end. */
   lose: (error: TunemeshError) => void
 }
@@ -30,6 +32,7 @@ export function startRun(parts: RunParts): RunningJob {
   let runner: JobRunner | null = null
   const asked: { stop: { now: boolean } | null } = { stop: null }
   const outcome = (async () => {
+    await parts.told
     const planned = await plan(parts, abort.signal)
     runner = runnerFor(parts, planned)
     if (asked.stop !== null) runner.stop(asked.stop.now)
@@ -64,10 +67,10 @@ async function plan({ mesh, job }: RunParts, signal: AbortSignal): Promise<Plann
   const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
   const limits = limitsOf(mesh)
   const worker = await anyWorker(mesh.fleet, limits.noWorkersMs, signal)
-  const answer = await planOn(mesh, worker, prepared)
+  const { answer, layout } = await planOn(mesh, worker, prepared)
   mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer) })
   signal.throwIfAborted()
-  return { prepared, layout: layoutFor(answer.numBlocks, mesh.options.tuning) }
+  return { prepared, layout }
 }
 
 function runnerFor(parts: RunParts, planned: Planned): JobRunner {

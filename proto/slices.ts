@@ -9,7 +9,7 @@ export const maxSlices = 256
 const minSlices = 8
 const bytesPerSlice = 4 << 20
 /** Header and payload of a frame stay below what a default nats-server takes: 1 MiB. */
-const maxChunkBlocks = 256
+export const maxChunkBlocks = 256
 
 export interface SliceLayout {
   numBlocks: number
