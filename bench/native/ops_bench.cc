@@ -2,7 +2,9 @@
 // frozen base's products: hidden 576, 9/3 heads of 64, feed-forward 1536, vocabulary 49152, 30
 // layers, 512 tokens.
 //
-//   ops_bench [--threads N] [--path auto|generic|avx2|avx512] [--documents N] [--rounds N] [--json]
+//   ops_bench [--threads N] [--path auto|generic|avx2|avx512] [--documents N] [--rounds N] [--only
+//   TEXT]
+//             [--json]
 //
 // Times are CPU time of the whole process (other programs disturb it less than wall time), median
 // and best of the rounds. GB/s counts each operand once; GFLOP/s of attention counts what the
@@ -32,6 +34,7 @@ struct Options {
   const char* path = "auto";
   size_t documents = 1;
   bool json = false;
+  const char* only = "";  // operations whose name contains this
 };
 
 struct Operation {
@@ -248,6 +251,7 @@ void Bench::run() {
            "ms a step");
   }
   for (const Operation& op : operations_) {
+    if (op.name.find(options_.only) == std::string::npos) continue;
     std::vector<double> ms;
     for (int round = -2; round < options_.rounds; ++round) {
       const double start = cpu_seconds();
@@ -282,6 +286,7 @@ Options parse(int argc, char** argv) {
     if (name == "--rounds") options.rounds = std::max(1, atoi(value));
     if (name == "--documents") options.documents = size_t(std::clamp(atoi(value), 1, 512));
     if (name == "--path") options.path = value;
+    if (name == "--only") options.only = value;
     ++i;
   }
   return options;

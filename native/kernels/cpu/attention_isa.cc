@@ -1,6 +1,7 @@
 // Causal attention within documents; a task is one query head of one document.
-//   forward   s = scale q k^T, p = softmax(s), out = p v, lse = log sum exp(s)
-//   backward  p = exp(s - lse), dp = dout v^T, ds = p (dp - delta) scale, delta[i] = dout[i] out[i]
+//   forward   s = q (scale k)^T, p = softmax(s), out = p v, lse = log sum exp(s)
+//   backward  p = exp(s - lse), ds = p (dout (scale v)^T - delta), delta[i] = scale (dout[i]
+//   out[i])
 //             dq = ds k, dk = ds^T q, dv = p^T dout
 //
 //   shapes  q, out, dout, dq [n, H*F], k, v, dk, dv [n, G*F], lse [n, H]; query head h reads
@@ -15,6 +16,7 @@
 //           1 / sum at the end. dk and dv of a group: its query heads ascending, no fma
 //   floor   2 F n^2 fma a head forward, 5 F n^2 backward, both halved by the mask
 //   source  Vaswani et al. 2017; recomputation from lse as in Dao et al. 2022
+#include "kernels/cpu/gemm_transpose.h"
 #include "kernels/cpu/ops_table.h"
 #include "kernels/cpu/tile_product.h"
 #include "kernels/cpu/vector_math.h"
@@ -60,14 +62,24 @@ inline size_t first_key(const Head& h, size_t i) {
   return h.window > 0 && i >= h.window ? i + 1 - h.window : 0;
 }
 
-// Rows [begin, begin + kKeys) of x, transposed to [size, kKeys]; rows past the end are zero.
-void transpose_block(const float* x, size_t stride, size_t num_rows, size_t size, float* out) {
-  for (size_t j = 0; j < num_rows; ++j) {
-    const float* row = x + j * stride;
-    for (size_t f = 0; f < size; ++f) out[f * kKeys + j] = row[f];
-  }
-  for (size_t j = num_rows; j < kKeys; ++j) {
-    for (size_t f = 0; f < size; ++f) out[f * kKeys + j] = 0.0f;
+// Rows of keys or values times `factor`, transposed to [size, kKeys]; rows past the end are zero.
+struct KeyBlock {
+  const float* rows;
+  size_t stride, num_rows, size;
+  float factor;
+};
+
+void transpose_keys(const KeyBlock& b, float* out) {
+  for (size_t j = 0; j < kKeys; j += 16) {
+    const size_t rows = j < b.num_rows ? smaller(16, b.num_rows - j) : 0;
+    if (rows < 16) {
+      for (size_t f = 0; f < b.size; ++f) store(out + f * kKeys + j, zero());
+    }
+    if (rows == 0) continue;
+    for (size_t f = 0; f < b.size; f += 16) {
+      transpose_block(b.rows + j * b.stride + f, b.stride, rows, smaller(16, b.size - f), b.factor,
+                      out + f * kKeys + j, kKeys);
+    }
   }
 }
 
@@ -123,15 +135,16 @@ struct RowSoftmax {
 
 // Scores of keys [first, last] become exp(s scale - max); the rest of [clear_from, clear_to)
 // becomes 0.
-RowSoftmax softmax_row(float* s, Range seen, Range clear, float scale) {
+RowSoftmax softmax_row(float* s, Range seen, Range clear) {
   const size_t first = seen.begin, last = seen.end - 1;
   const size_t begin = first / 16 * 16, end = round_up(last + 1, 16);
-  const Vec16 factor = set1(scale);
   Vec16 m = set1(kOut);
   for (size_t j = begin; j < end; j += 16) {
-    Vec16 x = load(s + j) * factor;
-    if (j < first || j + 16 > last + 1) x = x + mask_of(j, first, last);
-    store(s + j, x);
+    Vec16 x = load(s + j);
+    if (j < first || j + 16 > last + 1) {
+      x = x + mask_of(j, first, last);
+      store(s + j, x);
+    }
     m = max(x, m);
   }
   RowSoftmax row;
@@ -201,31 +214,33 @@ void forward_block(const TmAttention& a, const AttentionHead& task, Range querie
     score_block({h.q + queries.begin * h.q_stride, h.q_stride, keys + b * kKeys * h.size,
                  scores + b * kKeys, stride, queries.begin, num_queries, b * kKeys, h.size});
   }
-  float sums[kQueries];
+  RowSoftmax softmax[kQueries];
   for (size_t r = 0; r < num_queries; ++r) {
     const size_t i = queries.begin + r;
     const size_t tile = r / kTileRows * kTileRows;
     const Range clear = {first_key(h, queries.begin + tile),
                          smaller(queries.begin + tile + kTileRows, queries.end)};
-    const RowSoftmax row =
-        softmax_row(scores + r * stride, {first_key(h, i), i + 1}, clear, h.scale);
-    sums[r] = row.sum;
-    const double lse =
-        static_cast<double>(row.largest) + log_positive(static_cast<double>(row.sum));
-    a.lse[(task.document.begin + i) * a.num_heads + task.head] = static_cast<float>(lse);
+    softmax[r] = softmax_row(scores + r * stride, {first_key(h, i), i + 1}, clear);
+  }
+  // A loop of its own: the long chains of log then overlap.
+  float* lse = a.lse + (task.document.begin + queries.begin) * a.num_heads + task.head;
+  for (size_t r = 0; r < num_queries; ++r) {
+    const double log_sum = log_positive(static_cast<double>(softmax[r].sum));
+    lse[r * a.num_heads] = static_cast<float>(static_cast<double>(softmax[r].largest) + log_sum);
   }
   float* out = a.out + (task.document.begin + queries.begin) * a.out_stride + task.head * h.size;
   value_product(h, {scores, stride, out, a.out_stride, queries});
   for (size_t r = 0; r < num_queries; ++r) {
-    scale_row(out + r * a.out_stride, h.size, 1.0f / sums[r]);
+    scale_row(out + r * a.out_stride, h.size, 1.0f / softmax[r].sum);
   }
 }
 
 void forward(const TmAttention& a, const AttentionHead& task) {
   const Head h = head_of(a, task);
   for (size_t j = 0; j < h.length; j += kKeys) {
-    transpose_block(h.k + j * h.k_stride, h.k_stride, smaller(kKeys, h.length - j), h.size,
-                    task.scratch + j * h.size);
+    transpose_keys(
+        {h.k + j * h.k_stride, h.k_stride, smaller(kKeys, h.length - j), h.size, h.scale},
+        task.scratch + j * h.size);
   }
   for (size_t i = 0; i < h.length; i += kQueries) {
     forward_block(a, task, {i, smaller(i + kQueries, h.length)});
@@ -271,10 +286,9 @@ void clear_rows(float* x, size_t stride, const Head& h) {
   }
 }
 
-// Turns scores into p and dp into ds; what a row may not see becomes 0.
+// Turns scores into p and scale dp into ds; what a row may not see becomes 0.
 void probabilities(const Backward& b, Range queries, Range keys) {
   const Head& h = b.head;
-  const Vec16 scale = set1(h.scale);
   for (size_t i = queries.begin; i < queries.end; ++i) {
     float* p = b.p + (i - queries.begin) * kKeys;
     float* ds = b.ds + (i - queries.begin) * kKeys;
@@ -287,11 +301,11 @@ void probabilities(const Backward& b, Range queries, Range keys) {
         store(ds + c, zero());
         continue;
       }
-      Vec16 s = load(p + c) * scale;
+      Vec16 s = load(p + c);
       if (j < first || j + 16 > i + 1) s = s + mask_of(j, first, i);
       const Vec16 e = exp_nonpositive(s - lse);
       store(p + c, e);
-      store(ds + c, e * (load(ds + c) - delta) * scale);
+      store(ds + c, e * (load(ds + c) - delta));
     }
   }
 }
@@ -347,8 +361,8 @@ void key_value_grad(const Backward& b, Range queries, Range keys) {
 void backward_keys(const Backward& b, Range keys) {
   const Head& h = b.head;
   const size_t num_keys = keys.end - keys.begin;
-  transpose_block(h.k + keys.begin * h.k_stride, h.k_stride, num_keys, h.size, b.keys);
-  transpose_block(h.v + keys.begin * h.v_stride, h.v_stride, num_keys, h.size, b.values);
+  transpose_keys({h.k + keys.begin * h.k_stride, h.k_stride, num_keys, h.size, h.scale}, b.keys);
+  transpose_keys({h.v + keys.begin * h.v_stride, h.v_stride, num_keys, h.size, h.scale}, b.values);
   // Queries that see a key of the block: from its first key to the last key's last one.
   const size_t end = h.window > 0 ? smaller(h.length, keys.end - 1 + h.window) : h.length;
   for (size_t i = keys.begin / kQueries * kQueries; i < end; i += kQueries) {
@@ -370,7 +384,7 @@ void backward(const TmAttentionBackward& a, const AttentionHead& task) {
   const float* out =
       a.forward.out + task.document.begin * a.forward.out_stride + task.head * h.size;
   for (size_t i = 0; i < h.length; ++i) {
-    b.delta[i] = dot(b.dout + i * b.dout_stride, out + i * a.forward.out_stride, h.size);
+    b.delta[i] = h.scale * dot(b.dout + i * b.dout_stride, out + i * a.forward.out_stride, h.size);
   }
   clear_rows(b.dq, b.dq_stride, h);
   clear_rows(b.dk, b.dk_stride, h);

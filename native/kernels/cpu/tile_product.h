@@ -29,23 +29,26 @@ constexpr size_t kTileVectors = 1;  // 12 sums, 2 of B, 1 of A in 16 registers
 
 template <size_t kRows, size_t kVectors>
 inline void tile_product(const TileProduct& t) {
+  float* const c = t.c;
+  const size_t a_row = t.a_row, a_column = t.a_column, b_stride = t.b_stride;
+  const size_t c_stride = t.c_stride, depth = t.k;
   Vec16 sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
-      sums[r][v] = t.accumulate ? load(t.c + r * t.c_stride + 16 * v) : zero();
+      sums[r][v] = t.accumulate ? load(c + r * c_stride + 16 * v) : zero();
     }
   }
   const float* a = t.a;
   const float* b = t.b;
-  for (size_t k = 0; k < t.k; ++k, a += t.a_column, b += t.b_stride) {
+  for (size_t k = 0; k < depth; ++k, a += a_column, b += b_stride) {
     Vec16 right[kVectors];
 #pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) right[v] = load(b + 16 * v);
 #pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
-      const Vec16 left = set1(a[r * t.a_row]);
+      const Vec16 left = set1(a[r * a_row]);
 #pragma GCC unroll 8
       for (size_t v = 0; v < kVectors; ++v) sums[r][v] = fma(left, right[v], sums[r][v]);
     }
@@ -53,7 +56,7 @@ inline void tile_product(const TileProduct& t) {
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (size_t v = 0; v < kVectors; ++v) store(t.c + r * t.c_stride + 16 * v, sums[r][v]);
+    for (size_t v = 0; v < kVectors; ++v) store(c + r * c_stride + 16 * v, sums[r][v]);
   }
 }
 
@@ -76,9 +79,10 @@ inline void tail_product(const TileProduct& t, size_t n) {
   for (size_t r = 0; r < kRows; ++r) store_tail(t.c + r * t.c_stride, sums[r], n);
 }
 
-// kRows rows, any number of columns.
+// kRows rows, any number of columns. Moves t.b and t.c along: a copy of `t` would wait for the
+// stores that have just filled it.
 template <size_t kRows>
-inline void row_product(TileProduct t, size_t n) {
+inline void row_product(TileProduct& t, size_t n) {
   for (; n >= 16 * kTileVectors; n -= 16 * kTileVectors) {
     tile_product<kRows, kTileVectors>(t);
     t.b += 16 * kTileVectors;
@@ -96,8 +100,8 @@ inline void row_product(TileProduct t, size_t n) {
   if (n > 0) tail_product<kRows>(t, n);
 }
 
-// m <= kTileRows rows.
-inline void rows_product(const TileProduct& t, size_t m, size_t n) {
+// m <= kTileRows rows. Leaves t.b and t.c changed.
+inline void rows_product(TileProduct& t, size_t m, size_t n) {
   switch (m) {
     case 6:
       return row_product<6>(t, n);

@@ -16,7 +16,10 @@ namespace TM_ISA {
 // x = n ln2 + r with |r| <= ln2 / 2 and ln2 in two parts; exp(r) by the polynomial of Cephes' expf,
 // in fma steps.
 inline Vec16 exp_nonpositive(Vec16 x) {
-  const Vec16 n = round_even(x * set1(1.44269504088896341f));
+  // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+  const Vec16 magic = set1(12582912.0f);
+  const Vec16 rounded = fma(x, set1(1.44269504088896341f), magic);
+  const Vec16 n = rounded - magic;
   Vec16 r = fnma(n, set1(0.693359375f), x);
   r = fnma(n, set1(-2.12194440e-4f), r);
   Vec16 p = set1(1.9875691500e-4f);
@@ -26,7 +29,7 @@ inline Vec16 exp_nonpositive(Vec16 x) {
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
   const Vec16 y = fma(p, r * r, r) + set1(1.0f);
-  return select(less(x, set1(-87.0f)), zero(), y * pow2(to_int(n)));
+  return select(less(x, set1(-87.0f)), zero(), y * pow2(to_bits(rounded)));
 }
 
 // Natural logarithm of a positive normal double, within 1 unit of the last place (worst of 600,000
