@@ -226,15 +226,17 @@ function dropOne(run: WorkerRun): boolean {
 }
 
 function drop(run: WorkerRun, contribution: Contribution): void {
-  if (contribution.slot >= 0) {
-    run.effects.push({
-      kind: 'cancelContribution',
-      ...leaseKey(contribution),
-      slot: contribution.slot,
-    })
-  }
+  if (contribution.slot >= 0) cancel(run, contribution)
   contribution.state = 'dropped'
   freeSlot(run, contribution)
+}
+
+const cancel = (run: WorkerRun, contribution: Contribution): void => {
+  run.effects.push({
+    kind: 'cancelContribution',
+    ...leaseKey(contribution),
+    slot: contribution.slot,
+  })
 }
 
 function freeSlot(run: WorkerRun, contribution: Contribution): void {
@@ -255,7 +257,11 @@ export function freeThrough(run: WorkerRun, step: number): void {
 export function endLeasesOf(run: WorkerRun, step: number): void {
   for (const [name, contribution] of run.contributions) {
     if (contribution.step > step) continue
-    if (contribution.state === 'done') continue
+    if (contribution.state === 'done') {
+      // Nobody needs to be sent it any more: this worker serves the sums themselves.
+      if (contribution.reported === '') cancel(run, contribution)
+      continue
+    }
     drop(run, contribution)
     run.contributions.delete(name)
   }

@@ -1,0 +1,110 @@
+/** DESIGN §4 as assertions on a simulated run. */
+import { isDeepStrictEqual } from 'node:util'
+import type { RunOutcome } from '../../coordinator/run-events.js'
+import { type CommitRecord, decodeRecord, encodeRecord, type LoggedRecord } from '../../proto/commit-record.js'
+import { referenceRun } from './reference-run.js'
+import type { SimulatedWorker } from './simulated-worker.js'
+import * as toy from './toy-engine.js'
+import type { World } from './world.js'
+
+export class InvariantViolated extends Error {
+  override readonly name = 'InvariantViolated'
+}
+
+export class Invariants {
+  readonly reference
+  /** What the log says now; rollbacks take steps away. */
+  readonly committed = new Map<number, CommitRecord | null>()
+  #fleetEpoch = 0
+  #epochOwner = ''
+  #committedStep = 0
+
+  constructor(private readonly world: World) {
+    this.reference = referenceRun(world.options)
+  }
+
+  violated(what: string): never {
+    throw new InvariantViolated(what)
+  }
+
+  recordAppended({ record }: LoggedRecord): void {
+    if (!isDeepStrictEqual(decodeRecord(encodeRecord(record)), record)) {
+      this.violated('a record does not survive encoding')
+    }
+    if (record.kind === 'epoch') {
+      if (record.fleetEpoch <= this.#fleetEpoch) this.violated(`epoch ${record.fleetEpoch} twice`)
+      this.#fleetEpoch = record.fleetEpoch
+      this.#epochOwner = record.coordinatorId
+    } else if (record.coordinatorId !== this.#epochOwner) {
+      this.violated(`${record.kind} by ${record.coordinatorId}, fenced by ${this.#epochOwner}`)
+    }
+    if (record.kind === 'commit' || record.kind === 'skip') this.#recordStep(record)
+    if (record.kind === 'rollback') {
+      if (this.world.options.deviceClasses.length === 1) this.violated('rollback in one class')
+      for (const step of this.committed.keys()) {
+        if (step > record.toStep) this.committed.delete(step)
+      }
+      this.#committedStep = record.toStep
+    }
+    if (record.kind === 'checkpoint' && record.step > this.#committedStep) {
+      this.violated(`I4 checkpoint of step ${record.step}, committed is ${this.#committedStep}`)
+    }
+  }
+
+  #recordStep(record: Extract<LoggedRecord['record'], { kind: 'commit' | 'skip' }>): void {
+    if (record.step !== this.#committedStep + 1) {
+      this.violated(`I1 step ${record.step} committed after step ${this.#committedStep}`)
+    }
+    this.#committedStep = record.step
+    this.committed.set(record.step, record.kind === 'commit' ? record : null)
+    if (record.kind !== 'commit') return
+    const microBatches = record.leases.flatMap((lease) => lease.microBatches).sort((a, b) => a - b)
+    const isPartition = microBatches.every((microBatch, index) => microBatch === index)
+    if (!isPartition || microBatches.length === 0) {
+      this.violated(`I1 step ${record.step} counts micro-batches ${microBatches}`)
+    }
+    if (this.world.options.deviceClasses.length > 1) return
+    const expected = this.reference.published[record.step]
+    for (const { slice, publishedDigest } of record.slices) {
+      if (publishedDigest !== expected?.[slice]) {
+        this.violated(`I1 step ${record.step} slice ${slice} is not the sum of its micro-batches`)
+      }
+    }
+  }
+
+  /** Commit, then apply: what a worker applies stands in the log, bit for bit. */
+  checkApplied(worker: SimulatedWorker, step: number, gradients: bigint[]): void {
+    const record = this.committed.get(step)
+    if (!record) this.violated(`I4 ${worker.workerId} applied step ${step}, which the log lacks`)
+    gradients.forEach((value, slice) => {
+      if (toy.publishedDigest(value, slice) !== record.slices[slice]?.publishedDigest) {
+        this.violated(`I2 ${worker.workerId} applied another sum for step ${step} slice ${slice}`)
+      }
+    })
+    if (this.world.options.deviceClasses.length > 1) return
+    // A skipped step leaves the weights, its number moves on with the next update.
+    const digest = toy.weightsDigest(worker.weights)
+    if (digest !== this.reference.digests[step]) {
+      this.violated(`I2 ${worker.workerId} has other weights after step ${step}`)
+    }
+  }
+
+  checkOutcome(outcome: RunOutcome): void {
+    if (outcome.kind === 'failed') this.violated(`the run failed: ${outcome.failure.message}`)
+    if (outcome.kind === 'stopped' && outcome.step > this.#committedStep) {
+      this.violated('I4 stopped at a step that is not committed')
+    }
+  }
+
+  checkEnd(): void {
+    const { outcome, options } = this.world
+    if (outcome?.kind !== 'succeeded') {
+      this.violated(`I8 not ended ${options.endWithinMs} ms after the last fault`)
+    }
+    if (this.#committedStep !== this.reference.numSteps) this.violated('ended before the last step')
+    const expected = this.reference.digests.at(-1)
+    if (options.deviceClasses.length === 1 && outcome.weightsSha256 !== expected) {
+      this.violated('I2 delivered other weights than the undisturbed run')
+    }
+  }
+}

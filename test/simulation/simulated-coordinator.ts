@@ -1,0 +1,165 @@
+/** A coordinator process: the real run machine in a toy shell. Two may run at once, one of them fenced. */
+import type { RunConfig, RunEffect, RunEvent, RunOutcome } from '../../coordinator/run-events.js'
+import { RunMachine } from '../../coordinator/run-machine.js'
+import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'
+import type { ToWorker } from '../../proto/gen/tunemesh/v1/ToWorker.js'
+import type { SimulatedWorker } from './simulated-worker.js'
+import type { World } from './world.js'
+
+const tickMs = 100
+
+export interface CoordinatorEnd {
+  send(message: ToWorker): void
+  close(): void
+}
+
+export class SimulatedCoordinator {
+  isAlive = true
+  outcome: RunOutcome | null = null
+  readonly machine: RunMachine
+  readonly #streams = new Map<string, CoordinatorEnd>()
+  #backlog: (() => void)[] | null = null
+
+  constructor(
+    private readonly world: World,
+    readonly config: RunConfig,
+  ) {
+    this.machine = new RunMachine(config)
+    this.#readLog()
+    this.#tick()
+  }
+
+  guard(run: () => void): void {
+    if (!this.isAlive) return
+    if (this.#backlog) this.#backlog.push(run)
+    else run()
+  }
+
+  after(delayMs: number, run: () => void): void {
+    this.world.clock.after(delayMs, () => this.guard(run))
+  }
+
+  pause(forMs: number): void {
+    if (this.#backlog) return
+    this.#backlog = []
+    this.world.clock.after(forMs, () => {
+      const backlog = this.#backlog ?? []
+      this.#backlog = null
+      for (const run of backlog) this.guard(run)
+    })
+  }
+
+  crash(): void {
+    this.isAlive = false
+    for (const end of this.#streams.values()) end.close()
+    this.#streams.clear()
+  }
+
+  /** A worker's Hello: it keeps its id unless somebody else has it. */
+  accept(worker: SimulatedWorker, end: CoordinatorEnd): string {
+    const kept = worker.workerId !== '' && !this.#streams.has(worker.workerId)
+    const workerId = kept ? worker.workerId : this.world.newWorkerId()
+    this.#streams.set(workerId, end)
+    this.advance({
+      kind: 'workerAttached',
+      worker: { workerId, deviceClass: worker.deviceClass, host: 'host', device: 'toy' },
+    })
+    return workerId
+  }
+
+  receive(workerId: string, end: CoordinatorEnd, message: FromWorker__Output): void {
+    if (this.#streams.get(workerId) !== end) return
+    this.advance({ kind: 'message', workerId, message })
+  }
+
+  streamBroke(workerId: string, end: CoordinatorEnd): void {
+    if (this.#streams.get(workerId) !== end) return
+    this.#streams.delete(workerId)
+    this.advance({ kind: 'workerLost', workerId, reason: 'its stream broke' })
+  }
+
+  advance(event: RunEvent): void {
+    if (!this.isAlive) return
+    const effects = this.machine.advance(event, this.world.clock.nowMs)
+    for (const effect of effects) this.#perform(effect)
+    this.world.checkCoordinatorBounds(this)
+  }
+
+  #tick(): void {
+    this.after(tickMs, () => {
+      this.advance({ kind: 'tick' })
+      this.#tick()
+    })
+  }
+
+  #readLog(): void {
+    this.world.jetStream.read((log) =>
+      this.guard(() => {
+        if (log) this.advance({ kind: 'started', log })
+        else this.after(100, () => this.#readLog())
+      }),
+    )
+  }
+
+  #perform(effect: RunEffect): void {
+    const { world } = this
+    switch (effect.kind) {
+      case 'send':
+        this.#streams.get(effect.workerId)?.send(effect.message)
+        return
+      case 'append':
+        return this.#append(effect)
+      case 'readLastRecord':
+        return world.jetStream.read((log) =>
+          this.guard(() =>
+            this.advance(
+              log
+                ? { kind: 'lastRecordRead', last: log.at(-1) ?? null }
+                : { kind: 'lastRecordUnreadable', reason: 'nats-server is away' },
+            ),
+          ),
+        )
+      case 'readLog':
+        return this.#readLog()
+      case 'storeCheckpoint': {
+        const { step } = effect.manifest
+        return this.after(world.random.between(1, 30), () =>
+          this.advance(
+            world.isDiskFull
+              ? { kind: 'checkpointFailed', step, failure: { code: 'DISK_FULL', message: 'full' } }
+              : { kind: 'checkpointStored', step, manifestDigest: `manifest ${step}` },
+          ),
+        )
+      }
+      case 'disconnect': {
+        const end = this.#streams.get(effect.workerId)
+        this.#streams.delete(effect.workerId)
+        end?.close()
+        return
+      }
+      case 'finish':
+        this.outcome = effect.outcome
+        world.coordinatorEnded(this, effect.outcome)
+        return
+      case 'event':
+        return world.recordJobEvent(effect.event)
+      case 'log':
+        return world.trace(`${this.config.coordinatorId}: ${effect.message}`)
+    }
+  }
+
+  #append({ record, expectedLastSequence }: Extract<RunEffect, { kind: 'append' }>): void {
+    if (this.world.options.mutation === 'announceBeforeAck' && record.kind === 'commit') {
+      this.advance({ kind: 'appendAcknowledged', sequence: expectedLastSequence + 1 })
+    }
+    this.world.jetStream.append(record, expectedLastSequence, (outcome) =>
+      this.guard(() => {
+        if (outcome.kind === 'stands') {
+          this.advance({ kind: 'appendAcknowledged', sequence: outcome.sequence })
+        } else {
+          this.advance({ kind: outcome.kind === 'refused' ? 'appendRefused' : 'appendUnknown' })
+        }
+      }),
+    )
+  }
+}

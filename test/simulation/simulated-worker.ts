@@ -1,0 +1,341 @@
+/** A worker process: the real run machine in a toy shell, with crashes and pauses. */
+import type { FromWorker } from '../../proto/gen/tunemesh/v1/FromWorker.js'
+import type { ToWorker__Output } from '../../proto/gen/tunemesh/v1/ToWorker.js'
+import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
+import { WorkerRunMachine } from '../../worker/run-machine.js'
+import type { SimulatedStream } from './simulated-network.js'
+import { ToyDataPlane } from './toy-data-plane.js'
+import * as toy from './toy-engine.js'
+import type { World } from './world.js'
+
+const tickMs = 100
+const mostSlots = 8
+
+export type WorkerStream = SimulatedStream<FromWorker, ToWorker__Output>
+
+export class SimulatedWorker {
+  /** Given by the coordinator; kept over lost streams. */
+  workerId = ''
+  stream: WorkerStream | null = null
+  isAlive = true
+  weights: toy.ToyWeights
+  readonly machine: WorkerRunMachine
+  readonly dataPlane: ToyDataPlane
+  readonly #slots: (bigint[] | null)[]
+  readonly #engineQueue: { durationMs: number; run: () => void }[] = []
+  #isEngineBusy = false
+  #backlog: (() => void)[] | null = null
+  #isPrepared = false
+
+  constructor(
+    private readonly world: World,
+    readonly deviceClass: string,
+    readonly slowness: number,
+  ) {
+    const { numContributionSlots, numSlices } = world.options
+    this.machine = new WorkerRunMachine({
+      workerId: '',
+      numContributionSlots,
+      doubtAfterMs: 400,
+      requestSumEveryMs: 50,
+    })
+    this.#slots = Array.from({ length: numContributionSlots }, () => null)
+    this.weights = toy.startWeights(numSlices)
+    this.dataPlane = new ToyDataPlane({
+      workerId: () => this.workerId,
+      publish: (frame) => world.publish(frame),
+      event: (event) => this.advance(event),
+      after: (delayMs, run) => this.after(delayMs, run),
+      contribution: (slot, slice) => this.#slots[slot]?.[slice] ?? 0n,
+    })
+    this.#tick()
+  }
+
+  /** What happens to a dead process is lost, to a paused one late. */
+  guard(run: () => void): void {
+    if (!this.isAlive) return
+    if (this.#backlog) this.#backlog.push(run)
+    else run()
+  }
+
+  after(delayMs: number, run: () => void): void {
+    this.world.clock.after(delayMs, () => this.guard(run))
+  }
+
+  pause(forMs: number): void {
+    if (this.#backlog) return
+    this.#backlog = []
+    this.world.clock.after(forMs, () => {
+      const backlog = this.#backlog ?? []
+      this.#backlog = null
+      for (const run of backlog) this.guard(run)
+    })
+  }
+
+  get isPaused(): boolean {
+    return this.#backlog !== null
+  }
+
+  crash(): void {
+    this.isAlive = false
+    this.stream?.break()
+  }
+
+  attached(workerId: string): void {
+    this.workerId = workerId
+    this.advance({ kind: 'attached', workerId })
+  }
+
+  detached(): void {
+    this.stream = null
+    this.advance({ kind: 'detached' })
+    this.after(this.world.random.between(20, 150), () => this.world.attach(this))
+  }
+
+  advance(event: WorkerEvent): void {
+    if (!this.isAlive) return
+    const effects = this.machine.advance(event, this.world.clock.nowMs)
+    for (const effect of effects) this.#perform(this.world.mutateWorkerEffect(effect))
+    this.world.checkWorkerBounds(this)
+  }
+
+  #tick(): void {
+    this.after(tickMs, () => {
+      this.advance({ kind: 'tick' })
+      this.#sendUp({ heartbeat: {} })
+      this.#tick()
+    })
+  }
+
+  #sendUp(message: FromWorker): void {
+    this.stream?.sendUp(message)
+  }
+
+  #perform(effect: WorkerEffect): void {
+    const { dataPlane, world } = this
+    switch (effect.kind) {
+      case 'send':
+        return this.#sendUp(effect.message)
+      case 'openEpoch':
+        return dataPlane.openEpoch(effect.fleetEpoch)
+      case 'acceptSums':
+        return dataPlane.acceptSums(effect.steps)
+      case 'openSlice':
+        return dataPlane.openSlice(effect)
+      case 'closeSlice':
+        return dataPlane.closeSlice(effect)
+      case 'sendContribution':
+        return dataPlane.sendContribution(effect)
+      case 'cancelContribution':
+        return dataPlane.cancelContribution(effect)
+      case 'countContribution':
+        return dataPlane.count(effect)
+      case 'dropContribution':
+        return dataPlane.drop(effect)
+      case 'publishSum':
+        return dataPlane.publishSum(effect)
+      case 'sendSum':
+        return dataPlane.sendSum(effect.step, effect.slice, effect.toWorkerId)
+      case 'refuseSum': {
+        const { step, slice, toWorkerId } = effect
+        return world.publish({ kind: 'sumRefusal', step, slice, to: toWorkerId, from: this.workerId })
+      }
+      case 'requestSum': {
+        const { step, slice, digest, fromWorkerId } = effect
+        const from = this.workerId
+        return world.publish({ kind: 'sumRequest', step, slice, digest, to: fromWorkerId, from })
+      }
+      case 'readCommitLog':
+        return world.jetStream.read((log) =>
+          this.guard(() =>
+            this.advance(
+              log
+                ? {
+                    kind: 'commitLogRead',
+                    records: log.filter(({ sequence }) => sequence > effect.afterSequence),
+                  }
+                : { kind: 'commitLogUnreadable', reason: 'nats-server is away' },
+            ),
+          ),
+        )
+      case 'exit':
+        world.workerExits(this)
+        return
+      case 'log':
+        return
+      default:
+        return this.#queue(effect)
+    }
+  }
+
+  // ---- the engine: one operation after another ----
+
+  #queue(effect: Exclude<WorkerEffect, { kind: 'send' }>): void {
+    const { random } = this.world
+    const isLong = ['computeMicroBatch', 'probe', 'loadState', 'evaluate'].includes(effect.kind)
+    this.#engineQueue.push({
+      durationMs: isLong ? random.between(3, 15) * this.slowness : random.between(0, 1),
+      run: () => this.#runEngine(effect),
+    })
+    this.#runNext()
+  }
+
+  #runNext(): void {
+    if (this.#isEngineBusy) return
+    const next = this.#engineQueue.shift()
+    if (!next) return
+    this.#isEngineBusy = true
+    this.after(next.durationMs, () => {
+      this.#isEngineBusy = false
+      next.run()
+      this.#runNext()
+    })
+  }
+
+  #runEngine(effect: WorkerEffect): void {
+    const { world } = this
+    switch (effect.kind) {
+      case 'prepareEngine':
+        this.weights = toy.startWeights(world.options.numSlices)
+        this.#isPrepared = true
+        return this.advance({
+          kind: 'enginePrepared',
+          planHash: 'plan',
+          memory: { totalBytes: 0, uses: [] },
+          numBlocks: world.options.numSlices,
+          numTrainedParameters: world.options.numSlices,
+          weightsSha256: toy.weightsDigest(this.weights),
+        })
+      case 'releaseJob':
+        this.dataPlane.clear()
+        this.#isPrepared = false
+        return
+      case 'clearContribution':
+        this.#slots[effect.slot] = world.emptyContribution()
+        return
+      case 'computeMicroBatch':
+        return this.#compute(effect)
+      case 'digestContribution': {
+        const { kind: _, slot, ...key } = effect
+        const digests = (this.#slots[slot] ?? []).map(toy.linearDigest)
+        return this.advance({ kind: 'contributionDigested', slot, digests, ...key })
+      }
+      case 'finishSlice': {
+        const { kind: _, ...key } = effect
+        const sum = this.dataPlane.accumulated(key)
+        if (sum === null) return
+        const value = toy.published(sum)
+        this.dataPlane.holdOwnSum(key, value)
+        return this.advance({
+          kind: 'sliceFinished',
+          ...key,
+          sumDigest: toy.linearDigest(sum, key.slice),
+          publishedDigest: toy.publishedDigest(value, key.slice),
+          sumSquares: toy.sumSquares(value),
+        })
+      }
+      case 'applyUpdate':
+        return this.#apply(effect)
+      case 'uploadState':
+        return this.#upload(effect)
+      case 'loadState':
+        return this.#load(effect)
+      case 'probe': {
+        const value = toy.gradient(this.weights, effect.packs, this.deviceClass)
+        const digest = value.map(toy.linearDigest).join('').slice(0, 16)
+        const { step, microBatch } = effect
+        return this.advance({ kind: 'probeDone', step, microBatch, digest })
+      }
+      case 'evaluate': {
+        const { step, split } = effect.evaluate
+        return this.advance({ kind: 'evaluated', step, split, lossSum: 1, numTargetTokens: 1 })
+      }
+      case 'deliver':
+        return this.advance({
+          kind: 'delivered',
+          delivered: { weightsSha256: toy.weightsDigest(this.weights), artifacts: [] },
+        })
+    }
+  }
+
+  #compute(effect: Extract<WorkerEffect, { kind: 'computeMicroBatch' }>): void {
+    const { kind: _, packs, lossDivisor: __, ...rest } = effect
+    const { nonFinite } = this.world.options
+    if (nonFinite?.step === rest.step && nonFinite.microBatch === rest.microBatch) {
+      return this.advance({
+        kind: 'microBatchFailed',
+        ...rest,
+        error: { code: 'NON_FINITE_GRADIENT', message: 'NaN', details: [] },
+        tensor: 'model.embed_tokens.weight',
+      })
+    }
+    const value = toy.gradient(this.weights, packs, this.deviceClass)
+    const slot = this.#slots[rest.slot]
+    if (!slot) throw new Error('a micro-batch without a cleared slot')
+    value.forEach((element, slice) => {
+      slot[slice] = toy.addWrapped(slot[slice] ?? 0n, element)
+    })
+    this.advance({
+      kind: 'microBatchDone',
+      ...rest,
+      lossSum: toy.lossSum(packs),
+      numTargetTokens: packs.length,
+      numTokens: packs.length,
+      computeMs: 5 * this.slowness,
+    })
+  }
+
+  #apply({ step, update }: Extract<WorkerEffect, { kind: 'applyUpdate' }>): void {
+    const slot = this.dataPlane.sums[step % 2]
+    const gradients = this.weights.slices.map((_, slice) => {
+      const held = slot?.get(slice)
+      if (held?.step !== step) throw new Error(`worker applies step ${step} without slice ${slice}`)
+      return held.value
+    })
+    this.weights = toy.applyUpdate(this.weights, gradients, update)
+    const weightsSha256 = toy.weightsDigest(this.weights)
+    this.world.checkApplied(this, step, gradients)
+    this.advance({ kind: 'updateApplied', step, weightsSha256, applyMs: 1 })
+  }
+
+  #upload({ step, purpose }: Extract<WorkerEffect, { kind: 'uploadState' }>): void {
+    const state = structuredClone(this.weights)
+    this.after(this.world.random.between(5, 60), () => {
+      if (this.world.random.chance(this.world.uploadFailure)) {
+        return this.advance({
+          kind: 'engineFailed',
+          operation: 'uploadState',
+          step,
+          error: { code: 'COORDINATOR_UNREACHABLE', message: 'broken', details: [] },
+        })
+      }
+      const weightsSha256 = toy.weightsDigest(state)
+      const digest = `sha256:${weightsSha256}`
+      this.world.blobs.set(digest, state)
+      this.advance({ kind: 'stateUploaded', step, purpose, digest, sizeBytes: 8, weightsSha256 })
+    })
+  }
+
+  #load({ step, digest, sequence }: Extract<WorkerEffect, { kind: 'loadState' }>): void {
+    const state = this.world.blobs.get(digest)
+    if (!state) throw new Error(`no blob ${digest}`)
+    if (!this.#isPrepared) return
+    this.weights = structuredClone(state)
+    this.advance({
+      kind: 'stateLoaded',
+      step,
+      sequence,
+      weightsSha256: toy.weightsDigest(this.weights),
+    })
+  }
+
+  assertBounds(fail: (what: string) => void): void {
+    const { run } = this.machine
+    if (run.plans.size > 3) fail(`worker keeps ${run.plans.size} plans`)
+    if (run.commits.size > 2) fail(`worker keeps ${run.commits.size} commits`)
+    if (run.sums.size > 4) fail(`worker keeps sums of ${run.sums.size} steps`)
+    if (run.slots.length > mostSlots) fail('worker grew its slots')
+    if (this.#engineQueue.length > 200) fail(`engine queue of ${this.#engineQueue.length}`)
+    if (this.dataPlane.numStaged > 64) fail('too much staged')
+  }
+}
