@@ -53,39 +53,44 @@ export function histogramOf(lengths: readonly number[]): LengthBucket__Output[] 
 function findingsOf(input: PreflightInput): string[] {
   const { trainFile, trainRows, validationRows, tokenizer, maxLength } = input
   const findings: string[] = []
-  const find = (rows: readonly IngestedRow[], text: string) => {
+  const find = (rows: readonly IngestedRow[], text: (which: string) => string) => {
     const [first] = rows
-    if (first)
-      findings.push(`${countOf(rows.length)} (first: ${trainFile.shown}:${first.line}) ${text}`)
+    if (!first) return
+    findings.push(text(`${countOf(rows.length)} (first: ${trainFile.shown}:${first.line})`))
   }
   const cut = trainFile.numTruncated
-  if (cut > 0) findings.push(`${countOf(cut)} cut to max_length ${maxLength}; their ends are lost.`)
+  if (cut > 0) findings.push(`Cut to max_length ${maxLength}, the end lost: ${countOf(cut)}.`)
   const dropped = trainFile.numDropped
   if (dropped > 0)
-    findings.push(`${countOf(dropped)} dropped: longer than max_length ${maxLength}.`)
+    findings.push(`Dropped, longer than max_length ${maxLength}: ${countOf(dropped)}.`)
   find(
     trainRows.filter((row) => !row.trainsStop),
-    'train no end token: the model may not learn to stop.',
+    (which) => `No end token is trained in ${which}: the model may not learn to stop.`,
   )
   find(
     trainRows.filter((row) => row.facts.hasDoubleBos),
-    'start with the start token twice. Leave it out of the text or the template.',
+    (which) =>
+      `The start token stands twice in ${which}. Leave it out of the text or the template.`,
   )
   find(
     trainRows.filter((row) => row.facts.hasSharedToken),
-    'have a token that ends the prompt and starts the answer; it is trained.',
+    (which) => `Prompt and answer share a token, which is trained, in ${which}.`,
   )
   find(
     trainRows.filter((row) => row.facts.hasControlText),
-    'hold the text of a control token, which the model will read as one.',
+    (which) => `Words are read as control tokens in ${which}.`,
   )
   const seen = new Set<string>()
   find(
     trainRows.filter((row) => seen.has(row.contentHash) || !seen.add(row.contentHash)),
-    'repeat an earlier row.',
+    (which) => `An earlier row is repeated in ${which}.`,
   )
   const leaked = validationRows.filter((row) => seen.has(row.contentHash)).length
-  if (leaked > 0) findings.push(`${countOf(leaked)} of the validation rows also in training.`)
+  if (leaked > 0) {
+    findings.push(
+      `Of ${countOf(validationRows.length)} for validation ${leaked} also stand in training.`,
+    )
+  }
   if (tokenizer.padId !== null && tokenizer.stopIds.includes(tokenizer.padId)) {
     findings.push(
       `The pad token is also an end token (id ${tokenizer.padId}). Harmless here: filling is masked by position.`,
