@@ -57,7 +57,8 @@ export class ChatTemplate {
       const reason = cause instanceof Error ? cause.message : String(cause)
       throw new TunemeshError(
         'CHAT_TEMPLATE_INVALID',
-        `The model's chat template refuses ${messages.map(({ role }) => role).join(', ')}: ${reason}`,
+        `The model's chat template refuses ${messages.map(({ role }) => role).join(', ')}: ` +
+          `${reason}`,
         { cause },
       )
     }

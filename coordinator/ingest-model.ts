@@ -26,14 +26,16 @@ export function readBaseModel(path: string, shown: string): BaseModel {
   if (!existsSync(path)) {
     throw new TunemeshError(
       'MODEL_NOT_FOUND',
-      `model: ${shown} does not exist (looked at ${path}). Give a Hugging Face folder or a .gguf file.`,
+      `model: ${shown} does not exist (looked at ${path}). Give a Hugging Face folder or a ` +
+        `.gguf file.`,
     )
   }
   if (statSync(path).isFile()) {
     if (!path.endsWith('.gguf')) {
       throw new TunemeshError(
         'MODEL_INVALID',
-        `model: ${shown} is a file, but not a .gguf file. Give the folder that config.json lies in.`,
+        `model: ${shown} is a file, but not a .gguf file. Give the folder that config.json ` +
+          `lies in.`,
       )
     }
     return { path, config: modelConfigFromGguf(readGguf(path), shown), files: [path] }
@@ -42,7 +44,8 @@ export function readBaseModel(path: string, shown: string): BaseModel {
   if (!existsSync(configPath)) {
     throw new TunemeshError(
       'MODEL_NOT_FOUND',
-      `model: ${shown} has no config.json${ggufHint(path)}. Give a Hugging Face folder or a .gguf file.`,
+      `model: ${shown} has no config.json${ggufHint(path)}. Give a Hugging Face folder or a ` +
+        `.gguf file.`,
     )
   }
   const config = modelConfigFromJson(readJson(configPath), `${shown}/config.json`)
@@ -110,7 +113,8 @@ function weightFiles(path: string, shown: string): string[] {
       'MODEL_INVALID',
       bad === undefined
         ? `model: ${shown}/model.safetensors.index.json names no files.`
-        : `model: ${shown}/model.safetensors.index.json names ${bad}, which is not there. Download it.`,
+        : `model: ${shown}/model.safetensors.index.json names ${bad}, which is not there. ` +
+            `Download it.`,
     )
   }
   return [indexPath, ...names.map((name) => join(path, name))]

@@ -1,4 +1,4 @@
-/** Rows of one file → tokens and labels, every bad row named, over-long rows by the job's policy. */
+/** Rows of one file → tokens and labels; every bad row named, over-long ones by the policy. */
 import { createHash } from 'node:crypto'
 import { TunemeshError } from '../proto/errors.js'
 import type { JobSpec } from '../proto/job-spec.js'
@@ -107,7 +107,8 @@ class Collected {
     if (this.numTokens <= maxTokens) return
     throw new TunemeshError(
       'DATA_INVALID',
-      `${this.options.shown} has more than ${maxTokens} tokens, the most a job takes. Split the file.`,
+      `${this.options.shown} has more than ${maxTokens} tokens, the most a job takes. Split ` +
+        `the file.`,
     )
   }
 
@@ -139,7 +140,8 @@ class Collected {
     const reason =
       file.numRows === 0
         ? 'has no rows. Add one JSON object a line.'
-        : `has no rows left: all ${file.numDropped} are longer than max_length ${this.options.maxLength}.`
+        : `has no rows left: all ${file.numDropped} are longer than max_length ` +
+          `${this.options.maxLength}.`
     throw new TunemeshError('DATA_EMPTY', `${shown} ${reason}`)
   }
 
@@ -173,7 +175,8 @@ class Collected {
       this.addProblem(
         row.line,
         wasCut
-          ? `is all prompt once it is cut to max_length ${maxLength}: its answer starts later. Drop it or raise max_length.`
+          ? `is all prompt once it is cut to max_length ${maxLength}: its answer starts ` +
+              `later. Drop it or raise max_length.`
           : 'is all prompt: no token of it would be trained.',
       )
       return

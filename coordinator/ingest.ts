@@ -101,7 +101,8 @@ function checkVocabulary(tokenizer: TokenizerInfo, model: BaseModel, spec: JobSp
   if (tokenizer.vocabSize <= model.config.vocabSize) return
   throw new TunemeshError(
     'TOKENIZER_INVALID',
-    `The tokenizer of ${spec.model} has ids up to ${tokenizer.vocabSize - 1}, but the model's vocabulary ` +
+    `The tokenizer of ${spec.model} has ids up to ${tokenizer.vocabSize - 1}, but the ` +
+      `model's vocabulary ` +
       `has ${model.config.vocabSize} entries. They do not belong together.`,
   )
 }

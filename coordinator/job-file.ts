@@ -1,4 +1,4 @@
-/** Reads a job file: YAML and `--set` overrides in, a JobSpec or every problem with its line out. */
+/** Reads a job file: YAML and `--set` in, a JobSpec or every problem with its line out. */
 import { isMap, isPair, isScalar, LineCounter, parseDocument, parse as parseYaml } from 'yaml'
 import { TunemeshError } from '../proto/errors.js'
 import {
@@ -59,7 +59,7 @@ interface Problem {
 function readYaml(file: JobFile, entries: Map<string, Entry>, problems: Problem[]): void {
   const size = Buffer.byteLength(file.text)
   if (size > maxJobFileBytes) {
-    const message = `the job file has ${size} bytes, at most ${maxJobFileBytes}. Is it the right file?`
+    const message = `the file has ${size} bytes, at most ${maxJobFileBytes}. Is it a job file?`
     problems.push({ place: `${file.fileName}:1`, key: '', message, order: 1 })
     return
   }
@@ -151,9 +151,10 @@ function unknownKey(key: string): string {
 }
 
 const missing = (key: JobKey): string =>
-  `required but not given. Add a line "${key}: ${key === 'model' ? 'path/to/model' : 'rows.jsonl'}".`
+  `required but not given. Add a line "${key}: ` +
+  `${key === 'model' ? 'path/to/model' : 'rows.jsonl'}".`
 
-/** The value seen, and what may stand there; zod's own words only where the schema gives a reason. */
+/** The value seen, and what may stand there; a reason only where the schema gives its own. */
 function describeIssue(key: JobKey, value: unknown, reason: string): string {
   const seen = JSON.stringify(value) ?? String(value)
   const shown = seen.length > 60 ? `${seen.slice(0, 57)}...` : seen

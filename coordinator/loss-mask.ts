@@ -165,7 +165,8 @@ function prefixBefore(before: ChatMessage[], text: string, template: ChatTemplat
   }
   throw new TunemeshError(
     'CHAT_TEMPLATE_INVALID',
-    `The model's chat template renders the first ${before.length} messages differently when more follow, ` +
+    `The model's chat template renders the first ${before.length} messages differently when ` +
+      `more follow, ` +
       "so the assistant's turn cannot be told from the prompt.",
   )
 }

@@ -1,6 +1,6 @@
 /**
- * Lays rows out in packs: with packing, whole rows side by side in packs of exactly T tokens; without,
- * one row a pack, filled up to a length bucket. A pure function of the rows and their order.
+ * Lays rows out in packs: with packing, whole rows side by side in packs of exactly T tokens;
+ * without, one row a pack, filled up to a length bucket. A pure function of the rows in order.
  */
 import { noTarget, type PackShard } from '../proto/pack-shard.js'
 

@@ -93,12 +93,14 @@ function findingsOf(input: PreflightInput): string[] {
   }
   if (tokenizer.padId !== null && tokenizer.stopIds.includes(tokenizer.padId)) {
     findings.push(
-      `The pad token is also an end token (id ${tokenizer.padId}). Harmless here: filling is masked by position.`,
+      `The pad token is also an end token (id ${tokenizer.padId}). Harmless here: filling is ` +
+        `masked by position.`,
     )
   }
   if (trainFile.kind === 'prompt_completion' && tokenizer.chatTemplate !== null) {
     findings.push(
-      'Rows of kind prompt_completion do not use the chat template. For a chat model give rows of kind messages.',
+      'Rows of kind prompt_completion do not use the chat template. For a chat model give ' +
+        'rows of kind messages.',
     )
   }
   return findings

@@ -77,7 +77,7 @@ export interface PrepareRequest {
   baseDir: string
   /** How messages call the job file: "job.yaml". */
   jobFileName: string
-  /** Where a key stands, for messages about it: "job.yaml:7" (coordinator/job-file.ts, `keyPlaces`). */
+  /** Where keys stand, for messages: "job.yaml:7" (coordinator/job-file.ts, `keyPlaces`). */
   keyPlaces?: ReadonlyMap<string, string>
   putBlob: PutBlob
   /** Tokenising threads; default: one less than the processors, at most 4, at least 1. */
@@ -94,7 +94,7 @@ export type PrepareJob = (request: PrepareRequest) => Promise<PreparedJob>
 
 /** Argument of `prepareGoldenJob` (coordinator/golden-job.ts): SubmitRequest.golden_json parsed. */
 export interface GoldenRequest {
-  /** Absolute folder in the format of the golden runs: batches.safetensors, expected.json, model/. */
+  /** Absolute folder in the golden format: batches.safetensors, expected.json, model/. */
   folder: string
   finetuning: 'lora' | 'full'
   /** Model in place of `folder`/model (the smollm2 folder has none). */

@@ -67,7 +67,7 @@ async function* readLines(path: string, maxBytes: number): AsyncGenerator<Line> 
   }
   const finish = (): Line => {
     const bytes = kept.length === 1 && kept[0] ? kept[0] : Buffer.concat(kept)
-    const problem = `has more than ${maxBytes} bytes in one line. Put each row on a line of its own.`
+    const problem = `has more than ${maxBytes} bytes in one line. Put each row on its own.`
     const finished = { line, bytes, ...(isTooLong ? { problem } : {}) }
     line += 1
     kept = []
@@ -189,7 +189,9 @@ function conversation(given: unknown): Parsed {
     const { role, content } = message as Record<string, unknown>
     if (typeof role !== 'string' || !roles.includes(role)) {
       return {
-        problem: `has ${place} with role ${JSON.stringify(role)}; a role is one of ${roles.join(', ')}.`,
+        problem:
+          `has ${place} with role ${JSON.stringify(role)}; a role is one of ` +
+          `${roles.join(', ')}.`,
       }
     }
     if (typeof content !== 'string') {

@@ -144,7 +144,8 @@ function readTokenizerFiles(modelPath: string): TokenizerFiles {
   if (!existsSync(tokenizerPath)) {
     throw new TunemeshError(
       'TOKENIZER_INVALID',
-      `${tokenizerPath} is missing. A model folder needs it to read text; save the model with its fast tokenizer.`,
+      `${tokenizerPath} is missing. A model folder needs it to read text; save the model ` +
+        `with its fast tokenizer.`,
     )
   }
   const tokenizerJson = readJson(tokenizerPath) as unknown as TokenizerJson

@@ -176,7 +176,8 @@ function placed(
     if (offset % alignment !== 0) throw reader.invalid(`has "${name}" at unaligned byte ${offset}`)
     if (offset + sizeBytes > reader.fileBytes) {
       throw reader.invalid(
-        `has "${name}" at bytes ${offset} to ${offset + sizeBytes}, but only ${reader.fileBytes} bytes. It is cut short`,
+        `has "${name}" at bytes ${offset} to ${offset + sizeBytes}, but only ` +
+          `${reader.fileBytes} bytes. It is cut short`,
       )
     }
     return { name, shape, type, offset, sizeBytes }

@@ -23,7 +23,8 @@ export const linearModules = [
 
 const model = {
   model: path.describe(
-    'Base model: a Hugging Face folder (config.json, safetensors, tokenizer.json) or a .gguf file. ' +
+    'Base model: a Hugging Face folder (config.json, safetensors, tokenizer.json) or a .gguf ' +
+      'file. ' +
       'Relative paths start at the folder of the job file.',
   ),
   output_dir: path

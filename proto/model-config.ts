@@ -148,7 +148,8 @@ export function modelConfigFromGguf(gguf: GgufModel, place: string): ModelConfig
   })
   fields.check(
     rotaryDims === config.headSize,
-    `${key('rope.dimension_count')}: ${rotaryDims} rotates a part of each head of ${config.headSize}, which is not supported`,
+    `${key('rope.dimension_count')}: ${rotaryDims} rotates a part of each head of ` +
+      `${config.headSize}, which is not supported`,
   )
   return checked(config, fields)
 }

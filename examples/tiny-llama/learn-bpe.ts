@@ -57,7 +57,7 @@ function countWords(texts: readonly string[], letters: string[]): Word[] {
   }))
 }
 
-/** Ties go to the pair that sorts first, so that the result does not depend on the order of words. */
+/** Ties go to the pair that sorts first: the result does not depend on the order of words. */
 function mostFrequentPair(words: readonly Word[]): [string, string] | undefined {
   const counts = new Map<string, number>()
   for (const { pieces, count } of words) {

@@ -9,7 +9,8 @@ const render = (source: string, addGenerationPrompt = false) =>
 describe('chat template', () => {
   it('knows special tokens, the generation prompt, and trims blocks as transformers does', () => {
     const source =
-      '{{ bos_token }}{% for m in messages %}\n  {% if true %}\n[{{ m.role }}]{{ m["content"] | trim }}\n{% endif %}\n{% endfor %}' +
+      '{{ bos_token }}{% for m in messages %}\n  {% if true %}\n[{{ m.role }}]{{ ' +
+      'm["content"] | trim }}\n{% endif %}\n{% endfor %}' +
       '{% if add_generation_prompt %}[assistant]{% endif %}'
     assert.equal(render(source), '<s>[user]hi\n')
     assert.equal(render(source, true), '<s>[user]hi\n[assistant]')
@@ -40,7 +41,8 @@ describe('chat template', () => {
   it('counts ranges', () => {
     assert.equal(
       render(
-        '{% for i in range(3) %}{{ i }}{% endfor %}{% for i in range(1, 6, 2) %}{{ i }}{% endfor %}',
+        '{% for i in range(3) %}{{ i }}{% endfor %}{% for i in range(1, 6, 2) %}{{ i }}{% ' +
+          'endfor %}',
       ),
       '012135',
     )

@@ -104,9 +104,11 @@ describe('job file', () => {
     assert.deepEqual(refusal(text, ['max_length=7', 'lerning_rate=1']), [
       'JOB_INVALID job.yaml:1 modle: there is no such key. Did you mean model?',
       'JOB_INVALID job.yaml:3 r: 0 is not allowed. Use integer from 1 to 1024.',
-      'JOB_INVALID job.yaml:4 lora_dropout: 0.1 is not allowed: adapters are trained without dropout. Use 0.',
+      'JOB_INVALID job.yaml:4 lora_dropout: 0.1 is not allowed: adapters are trained without ' +
+        'dropout. Use 0.',
       'JOB_INVALID job.yaml:5 target_modules: ["q","v_proj"] is not allowed. ' +
-        'Use all-linear or a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj.',
+        'Use all-linear or a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, ' +
+        'down_proj.',
       'JOB_INVALID job.yaml:6 max_steps: 0 is not allowed. Use -1 or integer from 1 to 10000000.',
       'JOB_INVALID job.yaml:7 seed: "x" is not allowed. Use integer from 0 to 4294967295.',
       'JOB_INVALID job.yaml:8 packing: "yes" is not allowed. Use true or false.',
@@ -134,15 +136,18 @@ max_steps: 3
 lr_scheduler_type: constant
 target_modules: [q_proj, q_proj]`
     assert.deepEqual(refusal(text), [
-      'JOB_INVALID job.yaml:4 validation_split: 0.1 is given beside eval_data. Keep one of the two.',
+      'JOB_INVALID job.yaml:4 validation_split: 0.1 is given beside eval_data. Keep one of ' +
+        'the two.',
       'JOB_INVALID job.yaml:5 warmup_steps: 5 is more than max_steps 3. Use at most 3.',
-      'JOB_INVALID job.yaml:6 warmup_ratio: 0.1 is given beside warmup_steps 5. Keep one of the two.',
-      'JOB_INVALID job.yaml:8 lr_scheduler_type: constant has no warm-up, which is also given. Use constant_with_warmup.',
+      'JOB_INVALID job.yaml:6 warmup_ratio: 0.1 is given beside warmup_steps 5. Keep one of ' +
+        'the two.',
+      'JOB_INVALID job.yaml:8 lr_scheduler_type: constant has no warm-up, which is also ' +
+        'given. Use constant_with_warmup.',
       'JOB_INVALID job.yaml:9 target_modules: q_proj,q_proj names a module twice. Name each once.',
     ])
   })
 
-  it('tells the line of broken YAML, of a key given twice, and of a file that is no mapping', () => {
+  it('tells the line of broken YAML, of a key given twice, of a file that is no mapping', () => {
     assert.deepEqual(refusal('model: a\nmodel: b\n'), [
       'JOB_INVALID job.yaml:2 this is not valid YAML: Map keys must be unique',
     ])

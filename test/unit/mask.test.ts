@@ -73,7 +73,8 @@ describe('loss mask', () => {
     assert.equal(
       await marked(twoTurns, qwen3),
       '<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦b b<|im_end|>⟧\n' +
-        '<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n⟦<think>\n\n</think>\n\nd<|im_end|>⟧\n',
+        '<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n' +
+        '⟦<think>\n\n</think>\n\nd<|im_end|>⟧\n',
     )
   })
 
@@ -92,7 +93,8 @@ describe('loss mask', () => {
 
   it('ends with the words where the template has no end token', async () => {
     const source =
-      "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+      "{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}{% if " +
+      "add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
     const row = chat(
       turn('user', 'a'),
       turn('assistant', 'bb'),
@@ -116,10 +118,11 @@ describe('loss mask', () => {
   })
 
   it('refuses messages without a template, and says what to do', async () => {
-    await assert.rejects(
-      tokenizeRow(twoTurns, { tokenizer: tiny, template: null }),
-      /^TunemeshError: The model has no chat template, which rows of kind messages need\. Use an instruct model, add chat_template\.jinja to its folder, or give rows of kind text\.$/,
-    )
+    await assert.rejects(tokenizeRow(twoTurns, { tokenizer: tiny, template: null }), {
+      message:
+        'The model has no chat template, which rows of kind messages need. ' +
+        'Use an instruct model, add chat_template.jinja to its folder, or give rows of kind text.',
+    })
   })
 
   it('trains a completion and the end token, not the prompt', async () => {

@@ -141,7 +141,8 @@ describe('model config from config.json', () => {
     assert.deepEqual(
       refusal(() => read({ ...qwen, use_sliding_window: true, max_window_layers: 1 })),
       [
-        'MODEL_UNSUPPORTED m/config.json: a sliding window in 1 of 2 layers (all or none) is not supported. ' +
+        'MODEL_UNSUPPORTED m/config.json: a sliding window in 1 of 2 layers (all or none) is ' +
+          'not supported. ' +
           'Supported are llama, mistral, qwen2, qwen3; the nearest is qwen2 (Qwen2ForCausalLM).',
       ],
     )
@@ -152,7 +153,8 @@ describe('model config from config.json', () => {
       refusal(() => read({ model_type, architectures: [architecture] }))[0]
     assert.equal(
       nearest('mixtral', 'MixtralForCausalLM'),
-      'MODEL_UNSUPPORTED m/config.json: model_type "mixtral" (MixtralForCausalLM) is not supported. ' +
+      'MODEL_UNSUPPORTED m/config.json: model_type "mixtral" (MixtralForCausalLM) is not ' +
+        'supported. ' +
         'Supported are llama, mistral, qwen2, qwen3; the nearest is mistral (MistralForCausalLM).',
     )
     assert.match(nearest('qwen3_moe', 'Qwen3MoeForCausalLM') ?? '', /the nearest is qwen3 /)
@@ -162,7 +164,8 @@ describe('model config from config.json', () => {
 
   it('refuses what the engine does not compute, saying the value and what is supported', () => {
     const tail =
-      ' is not supported. Supported are llama, mistral, qwen2, qwen3; the nearest is llama (LlamaForCausalLM).'
+      ' is not supported. Supported are llama, mistral, qwen2, qwen3; the nearest is llama ' +
+      '(LlamaForCausalLM).'
     const cases: [object, string][] = [
       [{ hidden_act: 'gelu' }, 'hidden_act "gelu" (only silu)'],
       [{ attention_bias: true }, 'attention_bias true'],
@@ -197,7 +200,8 @@ describe('model config from config.json', () => {
       [
         'MODEL_INVALID m/config.json hidden_size: 0, expected an integer from 1 to 131072.',
         'MODEL_INVALID m/config.json vocab_size: "512", expected an integer from 1 to 16777216.',
-        'MODEL_INVALID m/config.json intermediate_size: missing, expected an integer from 1 to 1048576.',
+        'MODEL_INVALID m/config.json intermediate_size: missing, expected an integer from 1 ' +
+          'to 1048576.',
         'MODEL_INVALID m/config.json num_hidden_layers: 1025, expected an integer from 1 to 1024.',
         'MODEL_INVALID m/config.json num_key_value_heads: 3 does not divide num_attention_heads 4.',
         'MODEL_INVALID m/config.json head_dim: 15 is odd; rotary positions need an even one.',
@@ -251,7 +255,8 @@ describe('model config from GGUF metadata', () => {
       /^MODEL_UNSUPPORTED m\.gguf: scaled rotary frequencies/,
     )
     assert.deepEqual(lines(withKey('llama.rope.dimension_count', 8)), [
-      'MODEL_INVALID m.gguf llama.rope.dimension_count: 8 rotates a part of each head of 16, which is not supported.',
+      'MODEL_INVALID m.gguf llama.rope.dimension_count: 8 rotates a part of each head of 16, ' +
+        'which is not supported.',
     ])
   })
 })

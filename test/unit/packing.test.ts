@@ -71,7 +71,7 @@ describe('packing', () => {
     )
   })
 
-  it('without packing gives each row a pack, filled up to a bucket but not beyond max_length', () => {
+  it('without packing gives each row a pack, filled to a bucket, not beyond max_length', () => {
     const rows = [row(1, 3), row(2, 8), row(3, 9), row(4, 15)]
     const shard = packRows(rows, { packing: false, maxLength: 15, bucketTokens: 8 })
     assert.deepEqual([...shard.packOffsets], [0, 8, 16, 31, 46])
@@ -97,7 +97,7 @@ describe('packing', () => {
   })
 })
 
-/** Best fit decreasing by looking at every pack; among equal rooms the one that has had it longest. */
+/** Best fit decreasing by looking at every pack; of equal rooms the one that is oldest. */
 function slowBestFit(lengths: number[], packTokens: number): number[][] {
   const packs: { rows: number[]; room: number; since: number }[] = []
   const order = lengths

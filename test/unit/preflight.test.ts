@@ -154,9 +154,10 @@ describe('preflight', () => {
       found[1],
       'DATA_INVALID rows.jsonl:3 is all prompt: no message of role assistant says anything.',
     )
-    assert.match(
-      found[2] ?? '',
-      /^DATA_INVALID rows\.jsonl:4 has \d+ tokens, more than max_length 32\. Raise max_length, or set on_long_row to truncate or drop\.$/,
+    assert.equal(
+      found[2]?.replace(/\d+ tokens/, 'N tokens'),
+      'DATA_INVALID rows.jsonl:4 has N tokens, more than max_length 32. ' +
+        'Raise max_length, or set on_long_row to truncate or drop.',
     )
     assert.equal(found.length, 3)
   })
@@ -190,7 +191,8 @@ describe('preflight', () => {
     assert.deepEqual(
       await refusal({ rows, settings: { max_length: 32, on_long_row: 'truncate' } }),
       [
-        'DATA_INVALID rows.jsonl:1 is all prompt once it is cut to max_length 32: its answer starts later. ' +
+        'DATA_INVALID rows.jsonl:1 is all prompt once it is cut to max_length 32: its answer ' +
+          'starts later. ' +
           'Drop it or raise max_length.',
       ],
     )
@@ -229,7 +231,8 @@ describe('preflight', () => {
   it('refuses a max_length beyond the model, at its line, and takes the limit itself', async () => {
     const rows = [text('one two')]
     assert.deepEqual(await refusal({ rows, settings: { max_length: 513 } }), [
-      "JOB_INVALID job.yaml:1 max_length: 513 is beyond the model's max_position_embeddings 512. Use at most 512.",
+      "JOB_INVALID job.yaml:1 max_length: 513 is beyond the model's max_position_embeddings " +
+        '512. Use at most 512.',
     ])
     assert.equal((await prepare({ rows, settings: { max_length: 512 } })).train.longestPack, 512)
     // The default of 1024 gives way to the model's limit.
@@ -246,20 +249,24 @@ describe('preflight', () => {
         'Give a Hugging Face folder or a .gguf file.',
     ])
     assert.deepEqual(await of('rows.jsonl'), [
-      'MODEL_INVALID model: rows.jsonl is a file, but not a .gguf file. Give the folder that config.json lies in.',
+      'MODEL_INVALID model: rows.jsonl is a file, but not a .gguf file. Give the folder that ' +
+        'config.json lies in.',
     ])
     assert.deepEqual(await of('model'), [
-      'MODEL_NOT_FOUND model: model has no config.json. Give a Hugging Face folder or a .gguf file.',
+      'MODEL_NOT_FOUND model: model has no config.json. Give a Hugging Face folder or a ' +
+        '.gguf file.',
     ])
     cpSync(join(tiny, 'config.json'), join(model, 'config.json'))
     writeFileSync(join(model, 'pytorch_model.bin'), '')
     assert.deepEqual(await of('model'), [
-      'MODEL_NOT_FOUND model: model has no model.safetensors. It has pytorch_model.bin: save the model as safetensors.',
+      'MODEL_NOT_FOUND model: model has no model.safetensors. It has pytorch_model.bin: save ' +
+        'the model as safetensors.',
     ])
     const index = join(model, 'model.safetensors.index.json')
     writeFileSync(index, JSON.stringify({ weight_map: { w: 'model-00001-of-00002.safetensors' } }))
     assert.deepEqual(await of('model'), [
-      'MODEL_INVALID model: model/model.safetensors.index.json names model-00001-of-00002.safetensors, ' +
+      'MODEL_INVALID model: model/model.safetensors.index.json names ' +
+        'model-00001-of-00002.safetensors, ' +
         'which is not there. Download it.',
     ])
     writeFileSync(join(folder, 'broken.gguf'), 'GGUF')
@@ -283,7 +290,8 @@ describe('preflight', () => {
       }),
     )
     assert.deepEqual(await refusal({ rows: [text('one')], settings: { model } }), [
-      "TOKENIZER_INVALID The tokenizer of FOLDER/small-vocabulary has ids up to 511, but the model's vocabulary " +
+      'TOKENIZER_INVALID The tokenizer of FOLDER/small-vocabulary has ids up to 511, but the ' +
+        "model's vocabulary " +
         'has 511 entries. They do not belong together.',
     ])
   })

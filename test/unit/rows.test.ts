@@ -80,7 +80,7 @@ describe('rows', () => {
       { kind: 'text', text: 'abc', line: 1 },
       {
         line: 2,
-        problem: 'has more than 14 bytes in one line. Put each row on a line of its own.',
+        problem: 'has more than 14 bytes in one line. Put each row on its own.',
       },
       { kind: 'text', text: 'abc', line: 3 },
     ])

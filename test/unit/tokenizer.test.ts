@@ -80,7 +80,7 @@ describe('tokenizer', () => {
     writeFileSync(join(model, 'tokenizer.json'), '{"version": "1.0",')
     assert.match(
       await refusal(model),
-      /^TOKENIZER_INVALID tokenizer\.json of the model is broken: .+ Path: FOLDER\/model\/tokenizer\.json$/,
+      /^TOKENIZER_INVALID tokenizer\.json of the model is broken: .+ Path: FOLDER\/model\//,
     )
     writeFileSync(join(model, 'tokenizer.json'), '{"version": "1.0", "model": {"type": "None"}}')
     assert.match(
@@ -90,7 +90,8 @@ describe('tokenizer', () => {
     rmSync(join(model, 'tokenizer.json'))
     assert.equal(
       await refusal(model),
-      'TOKENIZER_INVALID FOLDER/model/tokenizer.json is missing. A model folder needs it to read text; ' +
+      'TOKENIZER_INVALID FOLDER/model/tokenizer.json is missing. A model folder needs it to ' +
+        'read text; ' +
         'save the model with its fast tokenizer.',
     )
   })
@@ -100,7 +101,10 @@ describe('tokenizer from GGUF metadata', () => {
   const metadata = new Map([
     ['tokenizer.ggml.model', 'gpt2'],
     ['tokenizer.ggml.pre', 'smollm'],
-    ['tokenizer.ggml.tokens', ['<e>', '<s>', '<u>', '1', '2', 'Ġ', 'a', 'Ġa', 'b', 'ab', 'Ġab', '12']],
+    [
+      'tokenizer.ggml.tokens',
+      ['<e>', '<s>', '<u>', '1', '2', 'Ġ', 'a', 'Ġa', 'b', 'ab', 'Ġab', '12'],
+    ],
     ['tokenizer.ggml.merges', ['Ġ a', 'a b', 'Ġa b', '1 2']],
     ['tokenizer.ggml.token_type', [3, 3, 4, 1, 1, 1, 1, 1, 1, 1, 1, 1]],
     ['tokenizer.ggml.bos_token_id', 1],
@@ -138,14 +142,12 @@ describe('tokenizer from GGUF metadata', () => {
   })
 
   it('refuses what it cannot reproduce', () => {
-    assert.throws(
-      () => filesOf([['tokenizer.ggml.model', 'llama']]),
-      /^TunemeshError: m\.gguf: tokenizer\.ggml\.model is "llama"; only gpt2 \(byte-level BPE\) is read$/,
-    )
-    assert.throws(
-      () => filesOf([['tokenizer.ggml.pre', 'viking']]),
-      /^TunemeshError: m\.gguf: tokenizer\.ggml\.pre is "viking"; known are gpt-2, smollm, llama-bpe, qwen2$/,
-    )
+    assert.throws(() => filesOf([['tokenizer.ggml.model', 'llama']]), {
+      message: 'm.gguf: tokenizer.ggml.model is "llama"; only gpt2 (byte-level BPE) is read',
+    })
+    assert.throws(() => filesOf([['tokenizer.ggml.pre', 'viking']]), {
+      message: 'm.gguf: tokenizer.ggml.pre is "viking"; known are gpt-2, smollm, llama-bpe, qwen2',
+    })
     assert.throws(
       () => filesOf([['tokenizer.ggml.token_type', [1]]]),
       /does not have one entry for each of 12 tokens$/,
