@@ -199,7 +199,9 @@ export function recordDelivered(run: Run, workerId: string, message: Delivered__
 /** Stops after a checkpoint of the last committed step, or at once where there is nothing new to keep. */
 export function concludeStop(run: Run): void {
   const step = run.log.committedStep
-  const isKept = checkpointStep(run.log) >= step
+  // What is being computed again stands in the log; a resume computes it again likewise.
+  const isReplaying = run.plannedThrough < step
+  const isKept = checkpointStep(run.log) >= step || isReplaying
   const canKeep = run.phase === 'running' && members(run).some((w) => w.appliedStep >= step)
   if (!isKept && canKeep && !run.pause) return beginCheckpoint(run, step)
   if (run.checkpoint) return

@@ -107,12 +107,13 @@ function proceed(run: Run): void {
     if (!run.appends.inFlight) membership.formFleet(run)
   }
   if (run.phase !== 'running') return
-  if (!repairSteps(run)) return loseReplay(run)
+  if (!repairSteps(run)) return membership.regather(run)
   if (!isStopping(run)) commitWhenComplete(run)
   membership.admitJoiners(run)
   membership.releaseDrained(run)
   if (isStopping(run)) return concludeStop(run)
-  if (run.log.committedStep >= run.order.numSteps) return concludeRun(run)
+  const isReplaying = run.plannedThrough < run.log.committedStep
+  if (run.log.committedStep >= run.order.numSteps && !isReplaying) return concludeRun(run)
   if (isBetweenSteps(run) && actBetweenSteps(run)) return
   planSteps(run, lastAllowedStep(run))
 }
@@ -162,17 +163,6 @@ function lastAllowedStep(run: Run): number {
   return membership.isFleetChangeDue(run) ? next : run.order.numSteps
 }
 
-function loseReplay(run: Run): void {
-  for (const stepRun of run.steps.values()) {
-    const gone = stepRun.leases.find(
-      ({ deviceClass }) =>
-        deviceClass !== '' && !members(run).some((worker) => worker.deviceClass === deviceClass),
-    )
-    if (!gone) continue
-    membership.regather(run)
-    return
-  }
-}
 
 function askStop(run: Run, now: boolean): void {
   if (now) {
@@ -211,7 +201,7 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   const stepRun = run.steps.get(record.step)
   if (record.kind === 'commit') {
     reportStep(run, record)
-    if (stepRun) stepRun.committed = { sequence: run.log.lastSequence, record }
+    if (stepRun) steps.markCommitted(stepRun, { sequence: run.log.lastSequence, record })
   } else run.steps.delete(record.step)
   if (stepRun) {
     stepRun.isAppending = false
@@ -328,7 +318,12 @@ function takeSliceDone(run: Run, worker: FleetWorker, message: SliceDone__Output
   if (!stepRun || !steps.recordSliceDone(stepRun, worker.workerId, message)) return
   stepRun.progressMs = run.nowMs
   const divergence = steps.replayDivergence(stepRun, message)
-  if (divergence) {
+  if (!divergence) return
+  if (steps.isMixed(stepRun)) {
+    // Contributions of several device classes: which of them counted cannot be repeated.
+    membership.rollBack(run, divergence)
+    membership.regather(run)
+  } else {
     fail(run, {
       code: 'REPLAY_DIVERGED',
       message: `${divergence}. The device class is the same, the bits are not: check the machines' memory.`,
@@ -369,6 +364,10 @@ function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Outp
       return skipStep(run, failure)
     }
     return fail(run, { code, message: `${where}, ${failure.tensor}: ${message}` })
+  }
+  if (code === 'STATE_CONFLICT') {
+    // It lacks sums that nobody has any more: it comes back and takes a snapshot.
+    return membership.declareDead(run, worker.workerId, message)
   }
   worker.numFailures++
   if (worker.status === 'preparing') {

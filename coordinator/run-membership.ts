@@ -20,8 +20,11 @@ import {
 import { lossDivisor, sendCommit } from './run-steps.js'
 import { markLost } from './step-run.js'
 
-/** Sums of so many committed steps lie in every worker's two slots: further behind, a snapshot helps. */
-const maxLag = 2
+/**
+ * Sums of so many committed steps are sure to lie in the slots of whoever applied them: a slot is
+ * taken by the step two further, under way or void. Further behind, a snapshot helps.
+ */
+const maxLag = 1
 const maxBackoffs = 1_000
 
 export function attach(run: Run, attached: AttachedWorker): void {
@@ -123,7 +126,9 @@ export function formFleet(run: Run): void {
   if (!isEnough && waitedMs < run.config.limits.gatherMs) return
   const base = baseOf(run, candidates)
   const missing = missingClass(run, base.step, candidates)
-  if (missing !== null) return rollBack(run, missing)
+  if (missing !== null) {
+    return rollBack(run, `no worker has device class ${missing}, on which they were computed`)
+  }
   if (!base.isOnDevices && base.step === 0) {
     // Weights of a rolled-back past and no checkpoint to load: the start is made again.
     for (const worker of candidates) {
@@ -167,9 +172,10 @@ function missingClass(run: Run, baseStep: number, candidates: FleetWorker[]): st
   return null
 }
 
-export function rollBack(run: Run, missingDeviceClass: string): void {
+/** Steps since the checkpoint cannot be computed again to the same bits: they are no longer true. */
+export function rollBack(run: Run, why: string): void {
   const toStep = checkpointStep(run.log)
-  const reason = `steps ${toStep + 1} to ${run.log.committedStep} were computed on device class ${missingDeviceClass}, which no worker has now`
+  const reason = `steps ${toStep + 1} to ${run.log.committedStep} cannot be replayed: ${why}`
   log(run, 'warn', `rolled back to the checkpoint of step ${toStep}: ${reason}`)
   append(run, { kind: 'rollback', fromStep: run.log.committedStep, toStep, reason })
 }

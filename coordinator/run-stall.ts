@@ -103,7 +103,7 @@ function waitOf(run: Run): Wait | null {
   }
   if (run.phase === 'gathering') return gatheringWait(run)
   if (run.phase !== 'running') return null
-  return loadingWait(run) ?? stepWait(run) ?? sideWait(run)
+  return loadingWait(run) ?? stepWait(run) ?? catchUpWait(run) ?? sideWait(run)
 }
 
 function gatheringWait(run: Run): Wait {
@@ -166,6 +166,12 @@ function applyWait(run: Run, stepRun: StepRun): Wait | null {
       worker.appliedStep < stepRun.step,
   )
   return slow ? waitFor(slow, stepRun.step, 'Applied', stepRun.progressMs) : null
+}
+
+/** A member behind the last commit of steps that are no longer open. */
+function catchUpWait(run: Run): Wait | null {
+  const slow = members(run).find((worker) => worker.appliedStep < run.plannedThrough)
+  return slow ? waitFor(slow, slow.appliedStep + 1, 'Applied', slow.stageSinceMs) : null
 }
 
 function sideWait(run: Run): Wait | null {

@@ -207,6 +207,23 @@ export const divergedSlices = (run: StepRun): SliceRun[] =>
     return addDigests(digests as string[]) !== done.sumDigest
   })
 
+/** From now on a lease may only be computed where it was: other device classes give other bits. */
+export function markCommitted(run: StepRun, committed: NonNullable<StepRun['committed']>): void {
+  run.committed = committed
+  for (const { lease, deviceClass } of committed.record.leases) {
+    const leaseRun = run.leases[lease]
+    if (!leaseRun) continue
+    leaseRun.deviceClass = deviceClass
+    for (const attempt of leaseRun.attempts) {
+      if (attempt.deviceClass !== deviceClass) attempt.isHeld = false
+    }
+  }
+}
+
+/** More than one device class has taken part. */
+export const isMixed = (run: StepRun): boolean =>
+  new Set(run.leases.flatMap((lease) => lease.attempts.map((a) => a.deviceClass))).size > 1
+
 /** A slice of a committed step that came out different when computed again. */
 export function replayDivergence(run: StepRun, message: SliceDone__Output): string | null {
   const expected = run.committed?.record.slices[message.slice]

@@ -115,7 +115,7 @@ function takeResult(run: WorkerRun, event: Result): void {
     case 'sumRequested':
       return sums.serveSum(run, event)
     case 'sumUnavailable':
-      return
+      return sums.recordRefusal(run, event)
     case 'updateApplied':
       return sums.recordApplied(run, event)
     case 'stateLoaded':

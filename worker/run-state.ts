@@ -61,6 +61,7 @@ export interface PendingCommit {
   /** Missing sums were asked for last, and how often. */
   askedAtMs: number
   numAsked: number
+  numRefused: number
 }
 
 export interface Contribution extends LeaseKey {

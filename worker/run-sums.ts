@@ -6,6 +6,9 @@ import { endLeasesOf, freeThrough } from './run-leases.js'
 import { closeSlicesThrough } from './run-slices.js'
 import { isSettled, type PendingCommit, send, type WorkerRun } from './run-state.js'
 
+/** Rounds of asking everybody for a missing sum before a worker gives up on it. */
+const mostRounds = 10
+
 type Event<Kind extends WorkerEvent['kind']> = Extract<WorkerEvent, { kind: Kind }>
 
 /** Steps whose sums the two slots can take. */
@@ -83,7 +86,7 @@ function bySlice(slices: readonly { slice: number; publishedDigest: string }[]):
 
 function keepCommit(
   run: WorkerRun,
-  commit: Omit<PendingCommit, 'sinceMs' | 'askedAtMs' | 'numAsked'>,
+  commit: Omit<PendingCommit, 'sinceMs' | 'askedAtMs' | 'numAsked' | 'numRefused'>,
 ): void {
   const base = run.loading?.step ?? run.appliedStep
   // Sums of two steps fit; a commit further on waits in the log.
@@ -94,6 +97,7 @@ function keepCommit(
     sinceMs: run.nowMs,
     askedAtMs: run.nowMs,
     numAsked: 0,
+    numRefused: 0,
   })
 }
 
@@ -157,6 +161,29 @@ function missingSums(run: WorkerRun, commit: PendingCommit): number[] {
     if (held?.get(slice) !== digest) missing.push(slice)
   })
   return missing
+}
+
+/**
+ * Asked round and round, refused, and no plan to compute the step again: the sums are gone. The
+ * coordinator lets this worker go and gives it a snapshot when it comes back.
+ */
+export function recordRefusal(run: WorkerRun, event: Event<'sumUnavailable'>): void {
+  const commit = run.commits.get(event.step)
+  if (!commit || event.step !== run.appliedStep + 1 || run.plans.has(event.step)) return
+  commit.numRefused++
+  if (commit.numAsked < mostRounds || commit.numRefused < mostRounds) return
+  commit.numAsked = 0
+  commit.numRefused = 0
+  const message = `no worker has the sum of step ${event.step} slice ${event.slice} any more`
+  send(run, {
+    failure: {
+      jobId: run.jobId,
+      step: event.step,
+      microBatch: -1,
+      error: { code: 'STATE_CONFLICT', message, details: [] },
+      tensor: '',
+    },
+  })
 }
 
 /**
