@@ -65,14 +65,18 @@ TileSize choose_tiles(const GemmTask& task, size_t num_threads, size_t row_group
 void multiply(TmContext* context, const GemmTask& task) {
   if (task.m == 0 || task.n == 0) return;
   if (task.k == 0) {
-    for (size_t i = 0; i < task.m && !task.accumulate; i++) {
-      memset(task.c + i * task.c_stride, 0, task.n * sizeof(float));
+    const size_t rows = task.is_c_transposed ? task.n : task.m;
+    const size_t columns = task.is_c_transposed ? task.m : task.n;
+    for (size_t i = 0; i < rows && !task.accumulate; i++) {
+      memset(task.c + i * task.c_stride, 0, columns * sizeof(float));
     }
     return;
   }
   const CpuKernels& kernels = context->kernels;
   const size_t num_threads = static_cast<size_t>(context->pool.num_threads());
-  const TileSize size = choose_tiles(task, num_threads, kernels.gemm_row_group);
+  // Tiles of a narrow product end on whole cache lines of a k-major A.
+  const size_t row_unit = task.n <= 16 ? 48 : kernels.gemm_row_group;
+  const TileSize size = choose_tiles(task, num_threads, row_unit);
   const size_t tiles_across = divide_up(task.n, size.columns);
   const size_t num_tiles = divide_up(task.m, size.rows) * tiles_across;
   context->pool.parallel_for(num_tiles, [&](size_t index, int thread) {
@@ -115,6 +119,7 @@ TmStatus linear_forward(TmContext* context, const TmLinear* args) {
   task.c = args->y;
   task.c_stride = args->y_stride;
   task.alpha = args->alpha;
+  task.b_scale = 1.0f;
   task.accumulate = args->accumulate != 0;
   multiply(context, task);
   return TM_OK;
@@ -136,6 +141,7 @@ TmStatus linear_backward_input(TmContext* context, const TmLinear* args) {
   task.c = const_cast<float*>(args->x);
   task.c_stride = args->x_stride;
   task.alpha = args->alpha;
+  task.b_scale = 1.0f;
   task.accumulate = args->accumulate != 0;
   multiply(context, task);
   return TM_OK;
@@ -148,19 +154,32 @@ TmStatus linear_weight_grad(TmContext* context, const TmLinearWeightGrad* args) 
                 args->x_stride, args->dy_stride, args->in, args->out);
   }
   GemmTask task{};
-  task.m = args->out;
-  task.n = args->in;
   task.k = args->n;
-  task.a = args->dy;
-  task.a_stride = args->dy_stride;
   task.a_layout = GemmA::kDepth;
-  task.b = args->x;
-  task.b_stride = args->x_stride;
   task.b_layout = GemmB::kDepth;
   task.c = args->dw;
   task.c_stride = args->in;
-  task.alpha = args->alpha;
   task.accumulate = args->accumulate != 0;
+  // A low, wide gradient is computed as its transpose, so that the long side is the one read in
+  // place. A product's factors may change sides: fma(a, b, c) = fma(b, a, c).
+  task.is_c_transposed = args->out <= kPanelColumns && args->in > args->out;
+  if (task.is_c_transposed) {
+    task.m = args->in;
+    task.n = args->out;
+    task.a = args->x;
+    task.a_stride = args->x_stride;
+    task.b = args->dy;
+    task.b_stride = args->dy_stride;
+  } else {
+    task.m = args->out;
+    task.n = args->in;
+    task.a = args->dy;
+    task.a_stride = args->dy_stride;
+    task.b = args->x;
+    task.b_stride = args->x_stride;
+  }
+  task.alpha = task.is_c_transposed ? 1.0f : args->alpha;
+  task.b_scale = task.is_c_transposed ? args->alpha : 1.0f;
   multiply(context, task);
   return TM_OK;
 }

@@ -24,7 +24,7 @@ constexpr size_t kPanelColumns = 32;
 constexpr size_t kBlockRows = 192;      // rows of A packed at a time
 constexpr size_t kBlockDepth = 384;     // k at a time
 constexpr size_t kBlockColumns = 1024;  // columns of B packed at a time
-constexpr size_t kGemmScratchA = kBlockRows * kBlockDepth + 64;
+constexpr size_t kGemmScratchA = kBlockRows * (kBlockDepth + 16) + 64;
 constexpr size_t kGemmScratchFloats = kGemmScratchA + kBlockDepth * kBlockColumns;
 
 enum class GemmA {
@@ -49,7 +49,9 @@ struct GemmTask {
   GemmB b_layout;
   float* c;
   size_t c_stride;
-  float alpha;
+  bool is_c_transposed;  // (m, n) at c[n * c_stride + m]
+  float alpha;           // multiplies A
+  float b_scale;         // multiplies B; read for GemmB::kDepth only
   bool accumulate;
 };
 
