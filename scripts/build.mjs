@@ -8,9 +8,9 @@ const wants = (part) => only.length === 0 || only.includes(part)
 
 function buildTypescript() {
   run(process.execPath, ['scripts/gen.mjs'])
-  run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.'])
   for (const name of readdirSync(join(top, 'proto')))
     if (name.endsWith('.proto')) cpSync(join(top, 'proto', name), join(top, 'build/proto', name))
+  run(process.execPath, ['node_modules/typescript/bin/tsc', '-p', '.'])
 }
 
 function buildNative() {

@@ -18,19 +18,26 @@ import {
   type TrainedTensor,
   type UpdateNumbers,
 } from './engine.js'
+import { ExchangeBuffers } from './exchange-buffers.js'
 import type { JobFiles, StoredFile } from './job-files.js'
 
 /** How a worker was started; the same for all its jobs. */
 export type DeviceOptions = Pick<EngineOptions, 'numThreads' | 'instructionPath' | 'packedCacheDir'>
 
-/** Packs of one validation batch: bounded, so that evaluation needs no more memory than training. */
+/** What the coordinator hears of a job that is ready to train. */
 export interface ReadyJob {
   planHash: string
   memory: MemoryPlan
   weightsSha256: string
 }
 
+/** Replicas prove that they are equal at every so many steps; hashing all weights each step would cost more. */
+const digestEverySteps = 10
+
 export class JobEngine {
+  /** Contributions, sums and frames, in the engine's own memory. */
+  readonly exchange: ExchangeBuffers
+
   private constructor(
     readonly prepare: Prepare__Output,
     readonly engine: Engine,
@@ -39,7 +46,9 @@ export class JobEngine {
     private readonly train: PackShard,
     private readonly splits: ReadonlyMap<string, PackShard>,
     readonly ready: ReadyJob,
-  ) {}
+  ) {
+    this.exchange = new ExchangeBuffers(engine.exchangeHandle)
+  }
 
   /** Loads model and data, reserves all memory, starts at the job's start weights. */
   static async open(
@@ -74,6 +83,21 @@ export class JobEngine {
 
   numTokens(packs: readonly number[]): number {
     return batchOf(this.train, packs).tokens.length
+  }
+
+  isDigestStep(step: number): boolean {
+    return step % digestEverySteps === 0
+  }
+
+  /** Linear digest of one micro-batch's gradient, all slices together, in the slot that no lease uses. */
+  async probe(packs: readonly number[], lossDivisor: number): Promise<string> {
+    const slot = this.request.spec.numContributionSlots - 1
+    await this.exchange.clearSlot(slot)
+    await this.microBatch(packs, lossDivisor, slot)
+    const digests = await this.exchange.contributionDigests(slot)
+    await this.exchange.clearSlot(slot)
+    const sum = digests.reduce((total, digest) => total + BigInt(`0x${digest}`), 0n)
+    return BigInt.asUintN(64, sum).toString(16).padStart(16, '0')
   }
 
   /** Loss over a whole split, as many packs at a time as the engine planned tokens for. */

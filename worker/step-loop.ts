@@ -31,9 +31,6 @@ export interface StepLoopOptions {
   onExit(reason: string): void
 }
 
-/** Effects that name the data plane's own methods; it carries them out one after another. */
-type DataPlaneEffect = Extract<WorkerEffect, { kind: Exclude<keyof DataPlane, 'close'> }>
-
 export class StepLoop {
   #job: JobEngine | null = null
   #dataPlane: DataPlane | null = null
@@ -107,7 +104,7 @@ export class StepLoop {
         this.handle({ kind: 'microBatchDone', ...key, ...result, numTokens })
       } catch (error) {
         if (!(error instanceof TunemeshError) || !gradientCodes.has(error.code)) throw error
-        const tensor = (error as TunemeshError & { tensor?: string }).tensor ?? ''
+        const tensor = error.details[0] ?? ''
         const info = { code: error.code, message: error.message }
         this.handle({ kind: 'microBatchFailed', ...key, error: info, tensor })
       }

@@ -5,6 +5,7 @@ import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
 import { BlobService, channelOptions } from '../proto/services.js'
+import type { TrainRequest } from '../proto/train-spec.js'
 import { version } from '../proto/version.js'
 import { AttachStream } from './attach-stream.js'
 import { DataPlane } from './data-plane.js'
@@ -119,7 +120,7 @@ export class Worker {
     if (message.shutdown) return this.#stream.close()
     if (message.prepare) {
       this.#calls.release()
-      this.#loop ??= this.#newLoop()
+      this.#loop ??= this.#newLoop(JSON.parse(message.prepare.trainSpecJson) as TrainRequest)
       this.#doing = 'preparing'
     } else if (message.stepPlan) {
       this.#doing = 'training'
@@ -129,12 +130,13 @@ export class Worker {
     if (message.releaseJob) this.#doing = 'idle'
   }
 
-  #newLoop(): StepLoop {
+  #newLoop(request: TrainRequest): StepLoop {
     const { options } = this
     return new StepLoop({
       machine: new WorkerRunMachine({
         workerId: this.#welcome?.workerId ?? '',
-        numContributionSlots: contributionSlots,
+        // One slot is kept for probes.
+        numContributionSlots: request.spec.numContributionSlots - 1,
         doubtAfterMs: options.doubtAfterMs,
         requestSumEveryMs: options.requestSumEveryMs,
       }),
@@ -178,6 +180,3 @@ export class Worker {
     this.#stream.send(message)
   }
 }
-
-/** Contributions a worker holds at once: this step's, the last one's until applied everywhere, two re-leased ones. */
-const contributionSlots = 4

@@ -8,6 +8,7 @@ import { tokenizeRow } from '../../coordinator/loss-mask.js'
 import { loadTokenizer, type Tokenizer } from '../../coordinator/tokenizer.js'
 import { readGguf } from '../../proto/gguf-metadata.js'
 import { modelConfigFromGguf } from '../../proto/model-config.js'
+import type { TrainSpec } from '../../proto/train-spec.js'
 import { type Engine, openEngine, type TokenBatch } from '../../worker/engine.js'
 import { type CheckList, maxAbsDifference } from './checks.js'
 import { floats, readTensors } from './safetensors.js'
@@ -56,22 +57,36 @@ export async function checkRealModel(
   ) as ExpectedReal
   const tokenizer = await loadTokenizer(what.gguf)
   await checkText({ folder: what.folder, expected, tokenizer }, list)
+  await withEngine(
+    what.gguf,
+    { ...inferenceSpec(expected), finetuning: 'full', lora: null },
+    (engine) => checkTensors(engine, expected, list),
+  )
+  await withEngine(what.gguf, inferenceSpec(expected), (engine) =>
+    checkNumbers({ folder: what.folder, expected, engine, tokenizer }, list),
+  )
+  await checkLoraSteps({ ...what, expected }, list)
+}
+
+async function withEngine(
+  gguf: string,
+  spec: TrainSpec,
+  use: (engine: Engine) => Promise<void>,
+): Promise<void> {
   const engine = openEngine({
-    modelPath: what.gguf,
-    config: modelConfigFromGguf(readGguf(what.gguf), what.gguf),
+    modelPath: gguf,
+    config: modelConfigFromGguf(readGguf(gguf), gguf),
     numThreads: 2,
     instructionPath: 'auto',
     packedCacheDir: null,
   })
   try {
     await engine.load()
-    await checkTensors(engine, expected, list)
-    await engine.prepare(inferenceSpec(expected))
-    await checkNumbers({ folder: what.folder, expected, engine, tokenizer }, list)
+    await engine.prepare(spec)
+    await use(engine)
   } finally {
     await engine.close()
   }
-  await checkLoraSteps({ ...what, expected }, list)
 }
 
 async function checkText(
@@ -131,10 +146,11 @@ async function checkTensors(
   let worst = 0
   let exact = 0
   const names = Object.keys(expected.tensors)
+  const weights = new Map((await engine.weights()).map(({ name, values }) => [name, values]))
   for (const name of names) {
     const want = expected.tensors[name]
-    const got = await engine.baseTensor(name)
-    if (!want) continue
+    const got = weights.get(name)
+    if (!want || !got) return list.failed('tensors', `the engine has no ${name}`)
     let sum = 0
     let absSum = 0
     for (const value of got) {
@@ -247,8 +263,8 @@ function rowBatch(ids: number[], labels: number[]): TokenBatch {
   }
 }
 
-const inferenceSpec = (expected: ExpectedReal) => ({
-  finetuning: 'lora' as const,
+const inferenceSpec = (expected: ExpectedReal): TrainSpec => ({
+  finetuning: 'lora',
   lora: {
     loraRank: expected.lora_training.r,
     alpha: expected.lora_training.alpha,
@@ -259,7 +275,7 @@ const inferenceSpec = (expected: ExpectedReal) => ({
   tokensPerMicroBatch: 512,
   longestDocument: 512,
   lossChunkRows: 64,
-  codec: 'q24' as const,
+  codec: 'q24',
   beta1: 0.9,
   beta2: 0.999,
   epsilon: 1e-8,

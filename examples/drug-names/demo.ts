@@ -1,0 +1,177 @@
+/**
+ * `npm run demo`: a real pretrained model learns, on two workers of an embedded mesh, to answer like a dictionary.
+ * Shows answers before and after side by side, the loss on rephrased questions about seen entries and on entries
+ * never seen, what changed in the weights, and where the adapter lies. Ends by itself.
+ *
+ *   --base PATH   another model (Hugging Face folder or .gguf)     --out FOLDER     --steps N
+ */
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { homedir, tmpdir } from 'node:os'
+import { join, resolve } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { connect, type JobEvent, type TunemeshClient } from '../../client/client.js'
+import { startEmbedded } from '../../client/embedded.js'
+import { writeRows } from './build-rows.js'
+import { answerTable, changeTable, lossTable, type SplitLosses } from './demo-tables.js'
+
+const { values } = parseArgs({
+  options: {
+    base: { type: 'string' },
+    out: { type: 'string', default: 'output/drug-names' },
+    steps: { type: 'string' },
+    workers: { type: 'string', default: '2' },
+  },
+})
+const top = fileURLToPath(new URL('../../..', import.meta.url))
+const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
+
+/** Asked before and after: entries that are trained, asked in other words, and some never seen. */
+const numQuestionsEach = 3
+const maxNewTokens = 40
+
+function baseModel(): string {
+  const path = resolve(values.base ?? join(cacheDir, 'models', 'SmolLM2-135M-Instruct.Q4_1.gguf'))
+  if (existsSync(path)) return path
+  console.error(
+    `MODEL_NOT_FOUND ${path} is not there. Run npm run demo, which fetches it, or give --base PATH.`,
+  )
+  process.exit(2)
+}
+
+interface Row {
+  messages: { role: string; content: string }[]
+}
+const readRows = (path: string): Row[] =>
+  readFileSync(path, 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Row)
+
+/** A fresh output folder: the demo can be run again and again. */
+function freshOutput(): string {
+  const path = resolve(values.out)
+  rmSync(path, { recursive: true, force: true })
+  mkdirSync(resolve(path, '..'), { recursive: true })
+  return path
+}
+
+async function answersOf(
+  client: TunemeshClient,
+  rows: Row[],
+  from: { model?: string; jobId?: string },
+) {
+  const answers: string[] = []
+  for (const { messages } of rows) {
+    let text = ''
+    const question = messages.filter(({ role }) => role === 'user')
+    for await (const part of client.generate({
+      ...from,
+      messages: question,
+      maxNewTokens,
+      temperature: 0,
+    }))
+      text += part.text
+    answers.push(text.trim())
+  }
+  return answers
+}
+
+/** One line a tenth of the way; everything else is on the dashboard. */
+function showProgress(event: JobEvent): void {
+  const { step, stateChanged, log } = event
+  if (step && (step.step === 1 || step.step % Math.max(1, Math.round(step.numSteps / 10)) === 0))
+    console.log(
+      `  step ${String(step.step).padStart(3)} of ${step.numSteps}   loss ${step.loss.toFixed(3)}   ` +
+        `${Math.round(step.tokensPerSecond)} tokens/s   ${Math.round(step.etaMs / 1000)} s left`,
+    )
+  if (log?.level === 'error') console.log(`  ${log.message}`)
+  if (stateChanged?.error?.message)
+    console.log(`  ${stateChanged.error.code} ${stateChanged.error.message}`)
+}
+
+/** Trains and follows; the losses of each validation set at the start and at the end. */
+async function train(client: TunemeshClient, jobFile: string, overrides: string[]) {
+  const submitted = await client.submit({
+    jobFile: readFileSync(jobFile, 'utf8'),
+    jobFileName: 'job.yaml',
+    baseDir: resolve(jobFile, '..'),
+    overrides,
+  })
+  const losses = new Map<string, SplitLosses>()
+  for await (const event of client.watch(submitted.jobId)) {
+    showProgress(event)
+    const { evaluation } = event
+    if (evaluation) {
+      const known = losses.get(evaluation.split)
+      losses.set(evaluation.split, {
+        before: known?.before ?? evaluation.loss,
+        after: evaluation.loss,
+      })
+    }
+  }
+  const job = await client.get(submitted.jobId)
+  if (job.state !== 'SUCCEEDED') {
+    console.error(
+      `The job ended ${job.state}: ${job.error?.code ?? ''} ${job.error?.message ?? ''}`,
+    )
+    process.exit(3)
+  }
+  return { job, losses }
+}
+
+async function demo(client: TunemeshClient, workDir: string): Promise<void> {
+  const model = baseModel()
+  const rowPaths = writeRows(workDir, 1)
+  const seen = readRows(rowPaths.seenRephrased).slice(0, numQuestionsEach)
+  const neverSeen = readRows(rowPaths.neverSeen).slice(0, numQuestionsEach)
+  const questions = [...seen, ...neverSeen]
+  console.log('Asking the base model …')
+  const before = await answersOf(client, questions, { model })
+  console.log(`Training a LoRA adapter on ${values.workers} workers …`)
+  const output = freshOutput()
+  const { job, losses } = await train(client, join(top, 'examples/drug-names/job.yaml'), [
+    `model=${model}`,
+    `data=${rowPaths.train}`,
+    `eval_data=${JSON.stringify({ seen_rephrased: rowPaths.seenRephrased, never_seen: rowPaths.neverSeen })}`,
+    `output_dir=${output}`,
+    ...(values.steps ? [`max_steps=${values.steps}`] : []),
+  ])
+  console.log('Asking the tuned model …')
+  const after = await answersOf(client, questions, { jobId: job.jobId })
+  console.log(
+    `\n${answerTable(
+      questions.map(({ messages }) => messages[0]?.content ?? ''),
+      before,
+      after,
+    )}`,
+  )
+  const control = JSON.parse(
+    readFileSync(join(top, 'bench/results/drug-names-control.json'), 'utf8'),
+  )
+  console.log(`\n${lossTable(losses, control)}`)
+  console.log(
+    `\n${changeTable(JSON.parse(readFileSync(join(output, 'weight_change.json'), 'utf8')))}`,
+  )
+  console.log(
+    `\nThe adapter: ${output}\nQuestions about entries never seen gain the dictionary's style, not its facts: the model ` +
+      'makes them up.\nThis is a demonstration of fine-tuning, and no medical advice.',
+  )
+}
+
+const workDir = mkdtempSync(join(tmpdir(), 'tunemesh-demo-'))
+const mesh = await startEmbedded({
+  stateDir: join(workDir, 'state'),
+  numWorkers: Number(values.workers),
+  threadsPerWorker: 0,
+  natsServerPath: process.env.TUNEMESH_NATS_SERVER,
+})
+const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+try {
+  console.log(`Live dashboard while this runs: ${mesh.endpoint.dashboard}`)
+  await demo(client, workDir)
+} finally {
+  client.close()
+  await mesh.close()
+  rmSync(workDir, { recursive: true, force: true })
+}
