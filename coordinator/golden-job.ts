@@ -72,6 +72,7 @@ export async function prepareGoldenJob(text: string, putBlob: PutBlob): Promise<
     tokenizer: noTokenizer(model.config.vocabSize),
     train,
     validation: null,
+    validations: [],
     schedule: {
       numSteps,
       microBatchesPerStep: data.microBatchesPerStep,

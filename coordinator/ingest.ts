@@ -17,6 +17,7 @@ import { learningRates } from './ingest-schedule.js'
 import { countTargets, lengthBucketTokens, packRows } from './packing.js'
 import { preflightReport, spansOf } from './preflight.js'
 import type {
+  NamedDataset,
   PreparedDataset,
   PreparedJob,
   PrepareRequest,
@@ -39,19 +40,13 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
     checkVocabulary(tokenizer, model, spec)
     const data = await readDatasets({ request, pool, maxLength })
     const packing = { packing: spec.packing, maxLength, bucketTokens: lengthBucketTokens }
-    const train = await storeDataset(
-      packRows(data.trainRows, packing),
-      data.trainRows,
-      request.putBlob,
-    )
-    const validation =
-      data.validationRows.length === 0
-        ? null
-        : await storeDataset(
-            packRows(data.validationRows, packing),
-            data.validationRows,
-            request.putBlob,
-          )
+    const store = (rows: readonly IngestedRow[]) =>
+      storeDataset(packRows(rows, packing), rows, request.putBlob)
+    const train = await store(data.trainRows)
+    const validations: NamedDataset[] = []
+    for (const { name, rows } of data.validations) {
+      validations.push({ name, dataset: await store(rows) })
+    }
     for (const id of data.trainFile.stopIds) {
       if (!tokenizer.stopIds.includes(id)) tokenizer.stopIds.push(id)
     }
@@ -64,10 +59,18 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
       targetModules: targetModulesOf(spec),
       tokenizer,
       train,
-      validation,
+      validation: validations[0]?.dataset ?? null,
+      validations,
       schedule: scheduleOf(spec, train.numPacks),
       startAdapter: null,
-      report: preflightReport({ ...data, train, tokenizer, maxLength, samples }),
+      report: preflightReport({
+        ...data,
+        validationRows: data.validations.flatMap(({ rows }) => rows),
+        train,
+        tokenizer,
+        maxLength,
+        samples,
+      }),
     }
   } finally {
     await pool.close()
@@ -110,7 +113,7 @@ function checkVocabulary(tokenizer: TokenizerInfo, model: BaseModel, spec: JobSp
 interface Datasets {
   trainFile: IngestedFile
   trainRows: IngestedRow[]
-  validationRows: IngestedRow[]
+  validations: { name: string; rows: IngestedRow[] }[]
 }
 
 interface ReadRequest {
@@ -133,27 +136,33 @@ async function readDatasets({ request, pool, maxLength }: ReadRequest): Promise<
       signal,
     })
   const trainFile = await read(spec.data, spec.kind)
+  const { rows } = trainFile
   if (spec.eval_data !== null) {
-    const evalFile = await read(spec.eval_data, trainFile.kind)
-    return { trainFile, trainRows: trainFile.rows, validationRows: evalFile.rows }
+    const validations: Datasets['validations'] = []
+    for (const [name, path] of evalFilesOf(spec.eval_data)) {
+      validations.push({ name, rows: (await read(path, trainFile.kind)).rows })
+    }
+    return { trainFile, trainRows: rows, validations }
   }
-  if (spec.validation_split === 0) {
-    return { trainFile, trainRows: trainFile.rows, validationRows: [] }
+  if (spec.validation_split === 0) return { trainFile, trainRows: rows, validations: [] }
+  if (rows.length < 2) {
+    const problem = `${spec.data} has 1 row, too few to split. Use 0.`
+    throw keyProblem(request, 'validation_split', problem)
   }
-  if (trainFile.rows.length < 2) {
-    throw keyProblem(
-      request,
-      'validation_split',
-      `${spec.data} has 1 row, too few to split. Use 0.`,
-    )
-  }
-  const chosen = heldOut(trainFile.rows.length, spec.validation_split, spec.seed)
+  const chosen = heldOut(rows.length, spec.validation_split, spec.seed)
+  const held = rows.filter((_, row) => chosen.has(row))
   return {
     trainFile,
-    trainRows: trainFile.rows.filter((_, row) => !chosen.has(row)),
-    validationRows: trainFile.rows.filter((_, row) => chosen.has(row)),
+    trainRows: rows.filter((_, row) => !chosen.has(row)),
+    validations: [{ name: onlyValidation, rows: held }],
   }
 }
+
+/** Name of a validation set that the job file gives no name. */
+const onlyValidation = 'validation'
+
+const evalFilesOf = (given: string | Record<string, string>): [name: string, path: string][] =>
+  typeof given === 'string' ? [[onlyValidation, given]] : Object.entries(given)
 
 /** Writes a shard and gives what planning needs of it. */
 export async function storeDataset(

@@ -28,6 +28,11 @@ export interface PreparedDataset {
   longestDocument: number
 }
 
+export interface NamedDataset {
+  name: string
+  dataset: PreparedDataset
+}
+
 export interface TokenizerInfo {
   /** Generation ends at any of these. */
   stopIds: number[]
@@ -63,7 +68,10 @@ export interface PreparedJob {
   targetModules: string[]
   tokenizer: TokenizerInfo
   train: PreparedDataset
+  /** The first of `validations`. */
   validation: PreparedDataset | null
+  /** Validation sets, judged apart, by name: "validation" where there is only one. */
+  validations: NamedDataset[]
   schedule: RunSchedule
   /** Folder of an adapter to start from; only golden jobs have one. */
   startAdapter: string | null

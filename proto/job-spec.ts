@@ -35,10 +35,11 @@ const model = {
 
 const data = {
   data: path.describe('Training rows, a .jsonl file: one JSON object a line.'),
-  eval_data: path
+  eval_data: z
+    .union([path, z.record(z.string().regex(/^[a-z0-9_-]{1,40}$/), path)])
     .nullable()
     .default(null)
-    .describe('Validation rows, a .jsonl file of the same kind.'),
+    .describe('Validation rows of the same kind: a .jsonl file, or several by name, judged apart.'),
   validation_split: z
     .number()
     .min(0)
@@ -334,6 +335,7 @@ function valuesOf(entry: DocumentedKey): string {
   if (entry.const !== undefined) return String(entry.const)
   if (entry.type === 'array') return `a list of ${valuesOf(entry.items ?? {})}`
   if (entry.type === 'boolean') return 'true or false'
+  if (entry.type === 'object') return 'a map of names to paths'
   if (entry.type !== 'number' && entry.type !== 'integer') return entry.type ?? 'any value'
   const above = entry.exclusiveMinimum === undefined ? 'from' : 'above'
   const below = entry.exclusiveMaximum === undefined ? 'to' : 'below'

@@ -228,6 +228,25 @@ describe('preflight', () => {
     ])
   })
 
+  it('keeps several validation files apart by name', async () => {
+    const rows = [text('one'), text('two')]
+    const job = await prepare({
+      rows,
+      evalRows: [text('three'), text('four'), text('five')],
+      settings: { eval_data: { easy: 'eval.jsonl', same: 'rows.jsonl' }, packing: false },
+    })
+    assert.deepEqual(
+      job.validations.map(({ name, dataset }) => [name, dataset.numRows]),
+      [
+        ['easy', 3],
+        ['same', 2],
+      ],
+    )
+    assert.equal(job.validation, job.validations[0]?.dataset)
+    assert.equal(job.report.numValidationRows, 5)
+    assert.deepEqual(job.report.findings, ['Of 5 rows for validation 2 also stand in training.'])
+  })
+
   it('refuses a max_length beyond the model, at its line, and takes the limit itself', async () => {
     const rows = [text('one two')]
     assert.deepEqual(await refusal({ rows, settings: { max_length: 513 } }), [
