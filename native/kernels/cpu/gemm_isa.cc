@@ -65,18 +65,6 @@ void pack_rows(const GemmTask& task, size_t row, const Groups& groups, size_t k,
   }
 }
 
-// Copies alpha * A[row .. row + rows, k .. k + depth], row after row.
-void copy_rows(const GemmTask& task, size_t row, size_t rows, size_t k, size_t depth, float* copy) {
-  const Vec16 alpha = set1(task.alpha);
-  for (size_t r = 0; r < rows; r++) {
-    const float* from = task.a + (row + r) * task.a_stride + k;
-    float* to = copy + r * kCopiedRowStride;
-    for (size_t i = 0; i < depth; i += 16) {
-      store(to + i, load_up_to(from + i, depth - i) * alpha);
-    }
-  }
-}
-
 // Packs B[k .. k + depth, column .. column + columns], columns <= 32, as part of a panel, padded
 // with zeros.
 void pack_columns(const GemmTask& task, size_t k, size_t depth, size_t column, size_t columns,
@@ -144,7 +132,7 @@ Panels panels_of(const GemmTask& task, size_t k, size_t depth, size_t column, si
 // How the kernels see the rows of A in one block.
 enum class ViewOfA {
   kPacked,   // [k][rows] of each group
-  kCopied,   // rows, multiplied by alpha
+  kCopied,   // the rows of one group at a time, multiplied by alpha
   kInPlace,  // the caller's matrix
 };
 
@@ -165,7 +153,7 @@ struct Block {
   size_t column, columns;
   size_t k, depth;
   ViewOfA view;
-  const float* a;  // packed or copied
+  float* a;  // packed or copied
   Panels panels;
 };
 
@@ -178,7 +166,7 @@ inline void set_rows_of_a(const Block& block, size_t group, MicroTile& tile) {
     tile.a = block.a + begin * block.depth;
     tile.a_depth_step = block.groups.height(group);
   } else if (block.view == ViewOfA::kCopied) {
-    tile.a = block.a + begin * kCopiedRowStride;
+    tile.a = block.a;
     tile.a_row_step = kCopiedRowStride;
   } else if (task.a_layout == GemmA::kRows) {
     tile.a = task.a + (block.row + begin) * task.a_stride + block.k;
@@ -219,16 +207,33 @@ inline void multiply_group(const Block& block, size_t group, size_t column) {
                  task.is_c_transposed);
 }
 
+// Copies alpha * A of one group, row after row, into the first level of the cache.
+void copy_group(const Block& block, size_t group) {
+  const GemmTask& task = block.task;
+  const Vec16 alpha = set1(task.alpha);
+  const float* from = task.a + (block.row + block.groups.begin[group]) * task.a_stride + block.k;
+  float* to = block.a;
+  for (size_t r = 0; r < block.groups.height(group); r++) {
+    size_t i = 0;
+    for (; i + 16 <= block.depth; i += 16) store(to + i, load(from + i) * alpha);
+    if (i < block.depth) store(to + i, load_tail(from + i, block.depth - i) * alpha);
+    from += task.a_stride;
+    to += kCopiedRowStride;
+  }
+}
+
 void multiply_block(const Block& block) {
-  if (block.depth <= kShallow) {
-    // C is most of the traffic: in the order in which it lies in memory.
-    for (size_t group = 0; group < block.groups.count; group++) {
+  const size_t num_groups = block.groups.count;
+  if (block.depth <= kShallow || block.view == ViewOfA::kCopied) {
+    // Shallow: C is most of the traffic, so take it in the order in which it lies in memory.
+    for (size_t group = 0; group < num_groups; group++) {
+      if (block.view == ViewOfA::kCopied) copy_group(block, group);
       for (size_t j = 0; j < block.columns; j += kPanelColumns) multiply_group(block, group, j);
     }
     return;
   }
   for (size_t j = 0; j < block.columns; j += kPanelColumns) {
-    for (size_t group = 0; group < block.groups.count; group++) multiply_group(block, group, j);
+    for (size_t group = 0; group < num_groups; group++) multiply_group(block, group, j);
   }
 }
 
@@ -242,10 +247,8 @@ void gemm_tile(const GemmTask& task, const GemmTile& tile) {
       const Panels panels =
           panels_of(task, k, depth, column, columns, tile.scratch + kGemmScratchA);
       for (size_t row = tile.row_begin; row < tile.row_end; row += kBlockRows) {
-        const size_t rows = smaller(kBlockRows, tile.row_end - row);
-        const Groups groups(rows, tallest);
+        const Groups groups(smaller(kBlockRows, tile.row_end - row), tallest);
         if (view == ViewOfA::kPacked) pack_rows(task, row, groups, k, depth, tile.scratch);
-        if (view == ViewOfA::kCopied) copy_rows(task, row, rows, k, depth, tile.scratch);
         multiply_block({task, groups, row, column, columns, k, depth, view, tile.scratch, panels});
       }
     }
