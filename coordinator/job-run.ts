@@ -5,6 +5,7 @@ import type { Mesh } from './coordinator.js'
 import { planOn } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
+import { workerMessage } from './fleet.js'
 import { JobRunner } from './job-runner.js'
 import type { JobRecord, JobState } from './job-store.js'
 import type { NatsConnection } from './nats-connection.js'
@@ -133,7 +134,7 @@ const definedOnly = (limits: object) =>
 
 /** Steps and shares are shown at once, pauses are stored; everything goes into the event log. */
 function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
-  mesh.events.append(job.jobId, event)
+  mesh.events.append(job.jobId, withWorkers(mesh, event))
   if (event.step) {
     const { step = 0, loss = 0, shares = [] } = event.step
     mesh.store.note(job.jobId, { step, lastLoss: Number(loss) })
@@ -155,6 +156,16 @@ function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
       mesh.log.warn({ err: failure }, 'a change of state could not be stored')
     })
   }
+}
+
+/** The machine knows of a worker what its decisions need; the fleet knows the rest. */
+function withWorkers({ fleet }: Mesh, event: JobEvent): JobEvent {
+  if (!event.fleet) return event
+  const workers = (event.fleet.workers ?? []).map((told) => {
+    const worker = fleet.get(told.workerId ?? '')
+    return worker === undefined ? told : { ...workerMessage(worker), state: told.state ?? '' }
+  })
+  return { ...event, fleet: { ...event.fleet, workers } }
 }
 
 async function settle(
@@ -191,7 +202,8 @@ async function settleSuccess(
   await mesh.events.flush()
   const events = await mesh.events.readAll(job.jobId)
   const commits = await mesh.commitLog.readAll(job.jobId)
-  const record = runRecord({ job, prepared, outcome, events, commits })
+  const workers = mesh.fleet.workers.map(workerMessage)
+  const record = runRecord({ job, prepared, outcome, events, commits, workers })
   const texts = { [runRecordName]: `${JSON.stringify(record, null, 2)}\n` }
   await deliver(mesh.blobs, { jobId: job.jobId, outputDir: job.outputDir, artifacts, texts })
   mesh.events.append(job.jobId, {

@@ -162,9 +162,9 @@ export class JobRunner {
 
   async #append(effect: RunEffect & { kind: 'append' }): Promise<RunEvent> {
     const { commitLog, config } = this.options
-    failpoint(`before-append-${effect.record.kind}`)
+    failpoint(`coordinator.before-append-${effect.record.kind}`)
     const result = await commitLog.append(config.jobId, effect.record, effect.expectedLastSequence)
-    failpoint(`after-append-${effect.record.kind}`)
+    failpoint(`coordinator.after-append-${effect.record.kind}`)
     if (effect.record.kind === 'checkpoint' && result.outcome === 'ok') this.#removeOldCheckpoints()
     switch (result.outcome) {
       case 'ok':
@@ -188,9 +188,9 @@ export class JobRunner {
   async #storeCheckpoint(effect: RunEffect & { kind: 'storeCheckpoint' }): Promise<RunEvent> {
     const { step } = effect.manifest
     try {
-      failpoint('before-manifest')
+      failpoint('coordinator.before-manifest')
       const manifestDigest = await this.options.checkpoints.store(effect.manifest)
-      failpoint('after-manifest')
+      failpoint('coordinator.after-manifest')
       return { kind: 'checkpointStored', step, manifestDigest }
     } catch (error) {
       return { kind: 'checkpointFailed', step, failure: failureOf(error) }

@@ -1,6 +1,6 @@
 /** Where a job's results go: checked before it starts, filled at its end, all or nothing. */
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
-import { copyFile, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
+import { chmod, copyFile, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname, isAbsolute, join, normalize } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
@@ -68,6 +68,8 @@ export async function deliver(store: BlobStore, delivery: Delivery): Promise<voi
       const path = join(temp, safeRelative(artifact.path))
       await mkdir(dirname(path), { recursive: true })
       await copyFile(store.pathOf(artifact.digest), path, constants.COPYFILE_FICLONE)
+      // Blobs are for this user only; a result is as open as any new file.
+      await chmod(path, 0o666 & ~process.umask())
       await sync(path)
     }
     for (const [name, text] of Object.entries(delivery.texts)) {

@@ -1,5 +1,6 @@
 /** run.json beside the result: all that is needed to judge a run, or to repeat it. */
 import type { LoggedRecord } from '../proto/commit-record.js'
+import type { WorkerInfo } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
 import { version } from '../proto/version.js'
 import type { StoredEvent } from './event-log.js'
 import type { JobRecord } from './job-store.js'
@@ -12,9 +13,11 @@ export interface RunRecordParts {
   outcome: RunOutcome & { kind: 'succeeded' }
   events: StoredEvent[]
   commits: LoggedRecord[]
+  workers: WorkerInfo[]
 }
 
-export function runRecord({ job, prepared, outcome, events, commits }: RunRecordParts) {
+export function runRecord(parts: RunRecordParts) {
+  const { job, prepared, outcome, events, commits, workers } = parts
   const records = commits.map(({ record }) => record)
   const leases = records.flatMap((record) => (record.kind === 'commit' ? record.leases : []))
   return {
@@ -34,7 +37,8 @@ export function runRecord({ job, prepared, outcome, events, commits }: RunRecord
     weightChange: parsed(outcome.weightChangeJson),
     preflight: events.find((event) => event.preflight)?.preflight ?? null,
     memoryPredicted: events.find((event) => event.plan)?.plan?.memory ?? null,
-    memoryActual: lastFleet(events),
+    /** Resident bytes at the end; other parts of the process are in it too. */
+    memoryActual: workers.map(({ workerId, memoryBytes }) => ({ workerId, memoryBytes })),
     startedAtMs: job.startedAtMs,
     steps: lastOfEachStep(events),
     evaluations: events.flatMap((event) => (event.evaluation ? [event.evaluation] : [])),
@@ -49,12 +53,6 @@ function lastOfEachStep(events: StoredEvent[]) {
   const steps = new Map<number, object>()
   for (const { step, timeMs } of events) if (step?.step) steps.set(step.step, { ...step, timeMs })
   return [...steps.entries()].sort(([a], [b]) => a - b).map(([, step]) => step)
-}
-
-/** Resident bytes of each worker as of the last change of the fleet that was told. */
-function lastFleet(events: StoredEvent[]) {
-  const workers = events.filter((event) => event.fleet).at(-1)?.fleet?.workers ?? []
-  return workers.map(({ workerId, memoryBytes }) => ({ workerId, memoryBytes }))
 }
 
 function parsed(json: string): unknown {
