@@ -36,9 +36,9 @@ export class Output {
     if (!this.isJson) this.stdout.write(text)
   }
 
-  /** A remark beside the result. */
+  /** A remark beside the result: on stderr, where no program reads it as data. */
   note(text: string): void {
-    if (!this.isJson) this.stderr.write(`${text}\n`)
+    this.stderr.write(`${text}\n`)
   }
 
   /** A record for programs; silent without --json. */

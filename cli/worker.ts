@@ -85,6 +85,9 @@ async function untilEnded(context: Context, child: ChildProcess): Promise<void> 
   let isWanted = true
   const restore = context.interrupts.handle((count) => {
     isWanted = false
+    if (count === 1) {
+      context.output.note('Leaving after the step under way. Press Ctrl-C again to leave at once.')
+    }
     child.kill(count === 1 ? 'SIGTERM' : 'SIGKILL')
   })
   const how = await new Promise<string | null>((resolve, reject) => {
