@@ -42,7 +42,9 @@ export async function up(context: Context, options: UpOptions): Promise<void> {
   output.line(labelled(style, 'gRPC', grpc))
   output.line(labelled(style, 'Log', embedded.logPath))
   output.line(labelled(style, 'Join', `tunemesh worker --state-dir ${stateDir}`))
-  output.note('Ctrl-C stops it: jobs keep their commits and go on at the next start.')
+  output.note(
+    'Ctrl-C ends it: a job that runs is stopped with a checkpoint, for `tunemesh resume`.',
+  )
 
   let isWanted = true
   const restore = context.interrupts.handle((count) => {
