@@ -16,16 +16,26 @@ export function noteCadence(run: Run, step: number): void {
 /** Right after the commit of `step` went out, so that the worker acts before it goes on. */
 export function beginWorkAt(run: Run, step: number): void {
   if (run.isCheckpointDue && !run.checkpoint && !run.pause) beginCheckpoint(run, step)
-  const { evaluateEverySteps, hasValidation } = run.config
-  if (!hasValidation || evaluateEverySteps === 0 || run.evaluation) return
-  if (step % evaluateEverySteps !== 0 && step !== run.order.numSteps) return
+  if (isEvaluationDue(run, step)) beginEvaluation(run, step)
+}
+
+function isEvaluationDue(run: Run, step: number): boolean {
+  const { evaluateEverySteps, evaluateOnStart, evaluationSplits } = run.config
+  if (evaluationSplits.length === 0 || run.evaluation) return false
+  if (step === 0) return evaluateOnStart
+  return step === run.order.numSteps || (evaluateEverySteps > 0 && step % evaluateEverySteps === 0)
+}
+
+/** One worker judges every validation set, at the weights of `step`. */
+function beginEvaluation(run: Run, step: number): void {
   // Not the worker that writes the checkpoint, where there is another.
   const worker = members(run).find((w) => w.workerId !== run.checkpoint?.workerId) ?? donor(run)
   if (!worker) return
-  run.evaluation = { workerId: worker.workerId, step }
-  send(run, worker.workerId, {
-    evaluate: { jobId: run.config.jobId, step, split: 'validation' },
-  })
+  const { jobId, evaluationSplits } = run.config
+  run.evaluation = { workerId: worker.workerId, step, splits: new Set(evaluationSplits) }
+  for (const split of evaluationSplits) {
+    send(run, worker.workerId, { evaluate: { jobId, step, split } })
+  }
 }
 
 export function beginCheckpoint(run: Run, step: number): void {
@@ -144,8 +154,10 @@ export function recordEvaluation(
   workerId: string,
   message: EvaluationResult__Output,
 ): void {
-  if (run.evaluation?.workerId !== workerId || run.evaluation.step !== message.step) return
-  run.evaluation = null
+  const work = run.evaluation
+  if (work?.workerId !== workerId || work.step !== message.step) return
+  if (!work.splits.delete(message.split)) return
+  if (work.splits.size === 0) run.evaluation = null
   run.effects.push({
     kind: 'event',
     event: {

@@ -163,7 +163,6 @@ function lastAllowedStep(run: Run): number {
   return membership.isFleetChangeDue(run) ? next : run.order.numSteps
 }
 
-
 function askStop(run: Run, now: boolean): void {
   if (now) {
     return finish(run, {

@@ -4,6 +4,7 @@ import type { Prepared__Output } from '../proto/gen/tunemesh/v1/Prepared.js'
 import type { ProbeResult__Output } from '../proto/gen/tunemesh/v1/ProbeResult.js'
 import type { StateLoaded__Output } from '../proto/gen/tunemesh/v1/StateLoaded.js'
 import type { StateUploaded__Output } from '../proto/gen/tunemesh/v1/StateUploaded.js'
+import { beginWorkAt } from './run-checkpoint.js'
 import type { AttachedWorker } from './run-events.js'
 import { append, checkpointStep, isTrueState, recordedClasses } from './run-log.js'
 import {
@@ -216,6 +217,14 @@ export function enterEpoch(run: Run, record: EpochRecord): void {
   for (const worker of members(run)) bringToBase(run, worker, base)
   run.plannedThrough = base.step
   reportFleet(run, record.reason)
+  const missing = missingClass(run, base.step, members(run))
+  if (missing === null) {
+    if (base.step === 0) beginWorkAt(run, 0)
+    return
+  }
+  // The only worker of a recorded class lags too far behind to take part.
+  rollBack(run, `no member has device class ${missing}, on which they were computed`)
+  regather(run)
 }
 
 const sendEpoch = (run: Run, worker: FleetWorker): void =>
@@ -394,7 +403,11 @@ export function recordSnapshot(run: Run, donorId: string, message: StateUploaded
   const { snapshot } = run
   if (!snapshot || snapshot.donorId !== donorId || snapshot.step !== message.step) return
   if (message.error) {
-    log(run, 'warn', `snapshot of step ${message.step} on worker ${donorId}: ${message.error.message}`)
+    log(
+      run,
+      'warn',
+      `snapshot of step ${message.step} on worker ${donorId}: ${message.error.message}`,
+    )
     return dropSnapshot(run)
   }
   run.snapshot = null
@@ -502,11 +515,19 @@ export function releaseDrained(run: Run): void {
     if (worker.status !== 'drained' && !(worker.isDraining && !isMember(run, worker.workerId))) {
       continue
     }
+    if (isAtWork(run, worker.workerId)) continue
     send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId } })
     send(run, worker.workerId, { shutdown: { reason: 'drained' } })
     run.workers.delete(worker.workerId)
   }
 }
+
+/** Uploads a state, evaluates or delivers: it ends that first. */
+const isAtWork = (run: Run, workerId: string): boolean =>
+  (run.checkpoint?.stage === 'uploading' && run.checkpoint.workerId === workerId) ||
+  run.snapshot?.donorId === workerId ||
+  run.evaluation?.workerId === workerId ||
+  run.delivery?.workerId === workerId
 
 export function reportFleet(run: Run, reason: string): void {
   run.effects.push({

@@ -188,15 +188,19 @@ function sideWait(run: Run): Wait | null {
   return waitFor(joiner, run.log.committedStep, `its ${joiner.stage} to end`, joiner.stageSinceMs)
 }
 
-const waitFor = (
-  worker: FleetWorker,
-  step: number,
-  waitingFor: string,
-  sinceMs: number,
-): Wait => ({ workerId: worker.workerId, step, waitingFor, sinceMs })
+const waitFor = (worker: FleetWorker, step: number, waitingFor: string, sinceMs: number): Wait => ({
+  workerId: worker.workerId,
+  step,
+  waitingFor,
+  sinceMs,
+})
 
 /** A worker that cannot prepare at all, with nobody else there: the job's fault, not the fleet's. */
-export function failWhereNobodyCan(run: Run, code: Parameters<typeof fail>[1]['code'], message: string): void {
+export function failWhereNobodyCan(
+  run: Run,
+  code: Parameters<typeof fail>[1]['code'],
+  message: string,
+): void {
   const others = [...run.workers.values()].filter((w) => w.status !== 'refused')
   if (others.length === 0) fail(run, { code, message })
 }

@@ -37,7 +37,7 @@ export interface Run {
   /** A checkpoint is due at the next committed step. */
   isCheckpointDue: boolean
   snapshot: SnapshotWork | null
-  evaluation: { workerId: string; step: number } | null
+  evaluation: { workerId: string; step: number; splits: Set<string> } | null
   delivery: { workerId: string; sinceMs: number } | null
   delivered: { artifacts: Artifact__Output[]; weightChangeJson: string } | null
   /** Set while paused: why, and when the checkpoint is tried again. */
@@ -113,7 +113,13 @@ export interface FleetWorker extends AttachedWorker {
   tokensPerSecond: number
   numBlocks: number
   planHash: string
-  probe: { step: number; microBatch: number; partnerId: string; own: string; partner: string } | null
+  probe: {
+    step: number
+    microBatch: number
+    partnerId: string
+    own: string
+    partner: string
+  } | null
   numFailures: number
 }
 

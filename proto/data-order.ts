@@ -35,7 +35,11 @@ export class DataOrder {
 
   constructor(readonly options: DataOrderOptions) {
     const { numPacks, packsPerMicroBatch, microBatchesPerStep } = options
-    for (const [name, value] of Object.entries({ numPacks, packsPerMicroBatch, microBatchesPerStep })) {
+    for (const [name, value] of Object.entries({
+      numPacks,
+      packsPerMicroBatch,
+      microBatchesPerStep,
+    })) {
       if (!Number.isInteger(value) || value < 1) {
         throw new TunemeshError('DATA_EMPTY', `${name} is ${value}; training needs at least 1`)
       }

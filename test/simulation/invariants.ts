@@ -1,7 +1,12 @@
 /** DESIGN §4 as assertions on a simulated run. */
 import { isDeepStrictEqual } from 'node:util'
 import type { RunOutcome } from '../../coordinator/run-events.js'
-import { type CommitRecord, decodeRecord, encodeRecord, type LoggedRecord } from '../../proto/commit-record.js'
+import {
+  type CommitRecord,
+  decodeRecord,
+  encodeRecord,
+  type LoggedRecord,
+} from '../../proto/commit-record.js'
 import { referenceRun } from './reference-run.js'
 import type { SimulatedWorker } from './simulated-worker.js'
 import * as toy from './toy-engine.js'

@@ -21,7 +21,7 @@ const dataOrder = (options: SimulationOptions): RunConfig['dataOrder'] => ({
   microBatchesPerStep: options.microBatchesPerStep,
   numEpochs: options.numEpochs,
   maxSteps: Math.min(
-    8,
+    14,
     options.numEpochs *
       Math.ceil(
         Math.ceil(options.numPacks / options.packsPerMicroBatch) / options.microBatchesPerStep,
@@ -51,7 +51,8 @@ export function configFor(options: SimulationOptions, coordinatorId: string): Ru
     onNonFinite: 'skip',
     checkpointEverySteps: options.checkpointEverySteps,
     evaluateEverySteps: options.evaluateEverySteps,
-    hasValidation: options.evaluateEverySteps > 0,
+    evaluateOnStart: options.evaluateEverySteps > 0,
+    evaluationSplits: options.evaluateEverySteps > 0 ? ['seen', 'never_seen'] : [],
     prepare: { jobId: 'job', sliceBlocks: 1, chunkBlocks: 1, trainSpecJson: '{}' },
     outputDir: 'out',
     baseModelName: 'toy',

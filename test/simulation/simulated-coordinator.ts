@@ -80,6 +80,7 @@ export class SimulatedCoordinator {
 
   advance(event: RunEvent): void {
     if (!this.isAlive) return
+    this.world.count(`coordinator ${event.kind}`)
     const effects = this.machine.advance(event, this.world.clock.nowMs)
     for (const effect of effects) this.#perform(effect)
     this.world.checkCoordinatorBounds(this)
@@ -144,6 +145,10 @@ export class SimulatedCoordinator {
       case 'event':
         return world.recordJobEvent(effect.event)
       case 'log':
+        if (effect.level !== 'info')
+          world.count(
+            `coordinator says ${effect.message.replace(/[0-9a-f]{16}|w\d+|\d+(\.\d+)?/g, 'N')}`,
+          )
         return world.trace(`${this.config.coordinatorId}: ${effect.message}`)
     }
   }

@@ -94,7 +94,10 @@ export class SimulatedWorker {
 
   advance(event: WorkerEvent): void {
     if (!this.isAlive) return
-    const effects = this.machine.advance(event, this.world.clock.nowMs)
+    const effects = this.machine.advance(
+      this.world.mutateWorkerEvent(event),
+      this.world.clock.nowMs,
+    )
     for (const effect of effects) this.#perform(this.world.mutateWorkerEffect(effect))
     this.world.checkWorkerBounds(this)
   }
@@ -138,7 +141,13 @@ export class SimulatedWorker {
         return dataPlane.sendSum(effect.step, effect.slice, effect.toWorkerId)
       case 'refuseSum': {
         const { step, slice, toWorkerId } = effect
-        return world.publish({ kind: 'sumRefusal', step, slice, to: toWorkerId, from: this.workerId })
+        return world.publish({
+          kind: 'sumRefusal',
+          step,
+          slice,
+          to: toWorkerId,
+          from: this.workerId,
+        })
       }
       case 'requestSum': {
         const { step, slice, digest, fromWorkerId } = effect

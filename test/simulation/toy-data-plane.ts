@@ -278,9 +278,12 @@ export class ToyDataPlane {
     })
   }
 
-  #sendSum(address: Omit<Extract<Frame, { kind: 'sum' }>, 'kind' | 'chunk' | 'value'>, value: bigint): void {
+  #sendSum(
+    address: Omit<Extract<Frame, { kind: 'sum' }>, 'kind' | 'chunk' | 'value'>,
+    value: bigint,
+  ): void {
     for (let chunk = 0; chunk < numChunks; chunk++) {
-      this.host.publish({ kind: 'sum', ...address, chunk, value })
+      this.host.publish({ ...address, kind: 'sum', chunk, value })
     }
   }
 

@@ -1,10 +1,11 @@
 /** A whole simulated mesh: coordinators, workers, NATS, the faults of a seed, and the invariants. */
 import type { RunOutcome } from '../../coordinator/run-events.js'
+import type { CommitLogRecord } from '../../proto/commit-record.js'
 import type { JobEvent } from '../../proto/gen/tunemesh/v1/JobEvent.js'
 import type { ToWorker__Output } from '../../proto/gen/tunemesh/v1/ToWorker.js'
 import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'
 import { WorkerService } from '../../proto/services.js'
-import type { WorkerEffect } from '../../worker/run-events.js'
+import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
 import { Invariants } from './invariants.js'
 import type { SimulationOptions } from './options.js'
 import { Random } from './random.js'
@@ -33,7 +34,8 @@ export class World {
   uploadFailure = 0.05
   isTracing = false
   outcome: RunOutcome | null = null
-  numPauses = 0
+  /** How often each thing happened: a simulation that never meets a case proves nothing about it. */
+  readonly counts = new Map<string, number>()
   #numWorkerIds = 0
   #numCoordinators = 0
   #isHealed = false
@@ -47,6 +49,7 @@ export class World {
     this.jetStream.onAppended = (logged) => {
       this.trace(`log ${logged.sequence} ${describe(logged.record)}`)
       this.invariants.recordAppended(logged)
+      this.#countRecord(logged.record)
     }
   }
 
@@ -63,6 +66,10 @@ export class World {
     if (options.mode === 'liveness' || this.outcome?.kind === 'succeeded') {
       this.invariants.checkEnd()
     }
+  }
+
+  count(what: string): void {
+    this.counts.set(what, (this.counts.get(what) ?? 0) + 1)
   }
 
   trace(line: string): void {
@@ -112,7 +119,9 @@ export class World {
     })
     const end = {
       send: (message: Parameters<typeof wire.responseSerialize>[0]) =>
-        stream.sendDown(wire.responseDeserialize(wire.responseSerialize(message)) as ToWorker__Output),
+        stream.sendDown(
+          wire.responseDeserialize(wire.responseSerialize(message)) as ToWorker__Output,
+        ),
       close: () => stream.break(),
     }
     let workerId = ''
@@ -130,6 +139,7 @@ export class World {
   }
 
   coordinatorEnded(coordinator: SimulatedCoordinator, outcome: RunOutcome): void {
+    this.count(outcome.kind)
     this.trace(`coordinator ${coordinator.config.coordinatorId} ends: ${JSON.stringify(outcome)}`)
     this.invariants.checkOutcome(outcome)
     if (outcome.kind === 'succeeded') this.outcome = outcome
@@ -252,6 +262,14 @@ export class World {
     })
   }
 
+  #countRecord(record: CommitLogRecord): void {
+    this.count(record.kind === 'epoch' ? `epoch ${record.reason}` : record.kind)
+    if (record.kind !== 'commit') return
+    if (record.leases.some((lease) => lease.leaseAttempt > 1)) this.count('lease computed again')
+    if (record.slices.some((slice) => slice.sliceAttempt > 1)) this.count('slice moved')
+    if (new Set(record.leases.map((lease) => lease.workerId)).size > 1) this.count('shared step')
+  }
+
   // ---- what the processes call ----
 
   emptyContribution(): bigint[] {
@@ -261,6 +279,8 @@ export class World {
   /** Breakages for mutation checks; the product's code is not touched. */
   mutateWorkerEffect(effect: WorkerEffect): WorkerEffect {
     const { mutation } = this.options
+    this.count(`worker ${effect.kind}`)
+    if (effect.kind === 'send') for (const kind of Object.keys(effect.message)) this.count(kind)
     if (mutation === 'countTwice' && effect.kind === 'dropContribution') {
       return { ...effect, kind: 'countContribution', slot: null }
     }
@@ -273,7 +293,13 @@ export class World {
 
   recordJobEvent(event: JobEvent): void {
     if (event.stalled) this.trace(`stalled: ${JSON.stringify(event.stalled)}`)
-    if (event.stateChanged?.state === 'PAUSED') this.numPauses++
+    if (event.stateChanged?.state === 'PAUSED') this.count('pause')
+  }
+
+  mutateWorkerEvent(event: WorkerEvent): WorkerEvent {
+    if (this.options.mutation !== 'trustUnverifiedSums' || event.kind !== 'sumArrived') return event
+    const digest = this.invariants.reference.published[event.step]?.[event.slice]
+    return digest === undefined ? event : { ...event, digest }
   }
 
   checkApplied(worker: SimulatedWorker, step: number, gradients: bigint[]): void {

@@ -1,0 +1,45 @@
+/** Seeded runs of the real machines; a failure prints its seed and every option. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { type Mutation, optionsFor } from './options.js'
+import { World } from './world.js'
+
+const numSeeds = 200
+
+test('simulation: 200 seeds of faults end in the weights of the undisturbed run', () => {
+  const counts = new Map<string, number>()
+  for (let seed = 1; seed <= numSeeds; seed++) {
+    const world = new World(optionsFor(seed))
+    try {
+      world.run()
+    } catch (error) {
+      const options = JSON.stringify(optionsFor(seed))
+      assert.fail(
+        `seed ${seed}: ${error instanceof Error ? error.message : error}\n${options}\n` +
+          `again: npx tsx test/simulation/run-seed.ts ${seed}`,
+      )
+    }
+    for (const [what, count] of world.counts) counts.set(what, (counts.get(what) ?? 0) + count)
+  }
+  const met = ['slice moved', 'lease computed again', 'epoch join', 'epoch drain', 'fenced']
+  met.push('pause', 'stopped', 'skip', 'rollback', 'worker loadState', 'worker readCommitLog')
+  for (const what of met) assert.ok((counts.get(what) ?? 0) > 0, `no seed meets: ${what}`)
+})
+
+for (const mutation of [
+  'skipFencing',
+  'announceBeforeAck',
+  'forgetLease',
+  'trustUnverifiedSums',
+] satisfies Mutation[]) {
+  test(`simulation: the invariants catch the breakage ${mutation}`, () => {
+    for (let seed = 1; seed <= numSeeds; seed++) {
+      try {
+        new World(optionsFor(seed, { mutation })).run()
+      } catch {
+        return
+      }
+    }
+    assert.fail(`${numSeeds} seeds run with ${mutation} and no invariant breaks`)
+  })
+}
