@@ -1,0 +1,81 @@
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { learningRateTable } from '../../coordinator/learning-rate.js'
+import { planLeases } from '../../coordinator/lease-plan.js'
+import { addDigests, updateNumbers } from '../../coordinator/update-numbers.js'
+import { DataOrder, emptyPack } from '../../proto/data-order.js'
+import { chunkRange, numChunks, planSlices, sliceRange } from '../../proto/slices.js'
+
+test('planner: 3 workers of speeds 4:2:1 share 64 micro-batches 37:18:9', () => {
+  const all = Array.from({ length: 64 }, (_, index) => index)
+  const workers = [4, 2, 1].map((speed, index) => ({ workerId: `w${index}`, speed }))
+  const leases = planLeases(all, workers)
+  assert.deepEqual(
+    leases.map((lease) => lease.microBatches.length),
+    [37, 18, 9],
+  )
+  assert.deepEqual(
+    leases.flatMap((lease) => lease.microBatches),
+    all,
+  )
+})
+
+test('data order: each data epoch sees every pack once, the tail is filled with empty packs', () => {
+  const order = new DataOrder({
+    seed: 2 ** 40 + 7,
+    numPacks: 23,
+    packsPerMicroBatch: 3,
+    microBatchesPerStep: 3,
+    numEpochs: 2,
+    maxSteps: null,
+    explicitOrder: null,
+  })
+  assert.equal(order.numSteps, 6)
+  for (const first of [1, 4]) {
+    const packs = [0, 1, 2].flatMap((offset) =>
+      Array.from({ length: order.numMicroBatches(first + offset) }, (_, index) =>
+        order.microBatchPacks(first + offset, index),
+      ).flat(),
+    )
+    assert.equal(packs.filter((pack) => pack === emptyPack).length, 1)
+    const real = packs.filter((pack) => pack !== emptyPack).sort((a, b) => a - b)
+    assert.deepEqual(
+      real,
+      Array.from({ length: 23 }, (_, pack) => pack),
+    )
+  }
+  assert.notDeepEqual(order.microBatchPacks(1, 0), order.microBatchPacks(4, 0))
+})
+
+test('slices: ranges and chunks cover every block once', () => {
+  const layout = planSlices(1_003)
+  let next = 0
+  for (let slice = 0; next < 1_003; slice++) {
+    assert.equal(sliceRange(layout, slice).firstBlock, next)
+    for (let chunk = 0; chunk < numChunks(layout, slice); chunk++) {
+      const range = chunkRange(layout, slice, chunk)
+      assert.equal(range.firstBlock, next)
+      next += range.numBlocks
+    }
+  }
+  assert.equal(next, 1_003)
+})
+
+test('update: clipping and bias corrections as float32, no clipping at 0', () => {
+  const input = { sumSquares: [9, 16], maxGradNorm: 1, learningRate: 1e-3, updateNumber: 1 }
+  const update = updateNumbers({ ...input, beta1: 0.9, beta2: 0.999 })
+  assert.equal(update.gradNorm, 5)
+  assert.equal(update.clipFactor, Math.fround(1 / (5 + 1e-6)))
+  assert.equal(update.biasCorrection1, Math.fround(1 - 0.9))
+  assert.equal(updateNumbers({ ...input, maxGradNorm: 0, beta1: 0.9, beta2: 0.999 }).clipFactor, 1)
+})
+
+test('digests add modulo 2^64', () => {
+  assert.equal(addDigests(['ffffffffffffffff', '0000000000000002']), '0000000000000001')
+})
+
+test('learning rate: linear with warm-up follows the Hugging Face formula', () => {
+  const options = { learningRate: 1, numSteps: 4, warmupSteps: 2, warmupRatio: 0 }
+  assert.deepEqual(learningRateTable({ ...options, schedule: 'linear' }), [0, 0.5, 1, 0.5])
+  assert.deepEqual(learningRateTable({ ...options, schedule: 'constant' }), [1, 1, 1, 1])
+})
