@@ -1,5 +1,4 @@
 /** Preflight of a job: ingest, and the plan that a worker's engine makes of it. */
-import { readJobFile } from './job-file.js'
 import type { PlanRequest__Output } from '../proto/gen/tunemesh/v1/PlanRequest.js'
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
@@ -10,6 +9,7 @@ import { prepareGoldenJob } from './golden-job.js'
 import { prepareJob } from './ingest.js'
 import { assertFits, layoutFor, planResponseOf, trainRequestJson } from './job-plan.js'
 import type { JobRecord } from './job-store.js'
+import { keyPlaces, readJobFile } from './job-file.js'
 import type { PreparedJob } from './prepared-job.js'
 import { anyWorker, askPlan } from './worker-calls.js'
 
@@ -25,10 +25,12 @@ export async function ingestJob(
   if (job.goldenJson !== '') return prepareGoldenJob(job.goldenJson, putBlob)
   const spec = JSON.parse(job.specJson) as PreparedJob['spec']
   const { baseDir, jobFileName, jobId } = job
+  const file = { text: job.jobFile, fileName: jobFileName, overrides: job.overrides }
   return prepareJob({
     spec,
     baseDir,
     jobFileName,
+    keyPlaces: keyPlaces(file),
     putBlob,
     signal,
     onProgress: (numRows) => mesh.log.debug({ jobId, numRows }, 'tokenising'),
@@ -41,11 +43,13 @@ export async function planRequest(
   request: PlanRequest__Output,
 ): Promise<PlanResponse> {
   const fileName = request.jobFileName || 'job.yaml'
-  const spec = readJobFile({ text: request.jobFile, fileName, overrides: request.overrides })
+  const file = { text: request.jobFile, fileName, overrides: request.overrides }
+  const spec = readJobFile(file)
   const prepared = await prepareJob({
     spec,
     baseDir: request.baseDir,
     jobFileName: fileName,
+    keyPlaces: keyPlaces(file),
     putBlob: (pieces) => mesh.blobs.write(pieces),
   })
   const hasWorkers = mesh.options.numWorkers > 0 || mesh.fleet.workers.length > 0

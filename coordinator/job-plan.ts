@@ -18,8 +18,9 @@ const numContributionSlots = 4
 
 /** A first spec, good enough to ask how many blocks there are; slices follow from the answer. */
 export function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSpec {
-  const { spec, train, validation, schedule } = prepared
-  const longestPack = Math.max(train.longestPack, validation?.longestPack ?? 0)
+  const { spec, train, validations, schedule } = prepared
+  const datasets = [train, ...validations.map(({ dataset }) => dataset)]
+  const longestPack = Math.max(...datasets.map((set) => set.longestPack))
   return {
     finetuning: spec.finetuning,
     lora:
@@ -33,7 +34,7 @@ export function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): 
         : null,
     seed: spec.seed,
     tokensPerMicroBatch: longestPack * schedule.packsPerMicroBatch,
-    longestDocument: Math.max(train.longestDocument, validation?.longestDocument ?? 0),
+    longestDocument: Math.max(...datasets.map((set) => set.longestDocument)),
     lossChunkRows,
     codec: spec.gradient_codec,
     beta1: spec.adam_beta1,
@@ -75,9 +76,7 @@ export const prepareMessage = ({ jobId, prepared, layout }: PlannedJob): Prepare
   modelPath: prepared.modelPath,
   modelDigest: prepared.modelDigest,
   datasetDigest: prepared.train.shard.digest,
-  splits: prepared.validation
-    ? [{ name: 'validation', digest: prepared.validation.shard.digest }]
-    : [],
+  splits: prepared.validations.map(({ name, dataset }) => ({ name, digest: dataset.shard.digest })),
   adapterPath: prepared.startAdapter ?? '',
   seed: prepared.spec.seed,
   sliceBlocks: layout.sliceBlocks,

@@ -89,7 +89,7 @@ function runnerFor(parts: RunParts, planned: Planned): JobRunner {
 }
 
 function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): RunConfig {
-  const { spec, train, validation, schedule } = prepared
+  const { spec, train, validations, schedule } = prepared
   return {
     jobId: job.jobId,
     coordinatorId: mesh.coordinatorId,
@@ -112,7 +112,8 @@ function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): R
     onNonFinite: 'stop',
     checkpointEverySteps: spec.save_steps,
     evaluateEverySteps: spec.eval_steps,
-    hasValidation: validation !== null,
+    evaluateOnStart: spec.eval_on_start,
+    evaluationSplits: validations.map(({ name }) => name),
     prepare: prepareMessage({ jobId: job.jobId, prepared, layout }),
     outputDir: job.outputDir,
     baseModelName: spec.model,

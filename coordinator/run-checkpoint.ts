@@ -156,6 +156,10 @@ export function recordEvaluation(
 ): void {
   const work = run.evaluation
   if (work?.workerId !== workerId || work.step !== message.step) return
+  if (message.error) {
+    run.evaluation = null
+    return log(run, 'warn', `evaluation of step ${work.step}: ${message.error.message}; left out`)
+  }
   if (!work.splits.delete(message.split)) return
   if (work.splits.size === 0) run.evaluation = null
   run.effects.push({

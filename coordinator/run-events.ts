@@ -28,9 +28,12 @@ export interface RunConfig {
   onNonFinite: 'stop' | 'skip'
   /** 0: only at the end and on stop. */
   checkpointEverySteps: number
-  /** 0: none. */
+  /** 0: only at the end. */
   evaluateEverySteps: number
-  hasValidation: boolean
+  /** Also before the first step. */
+  evaluateOnStart: boolean
+  /** Names of the validation sets; empty: nothing is evaluated. */
+  evaluationSplits: readonly string[]
   /** Everything a worker needs; the machine sends it to each one that attaches. */
   prepare: Prepare
   outputDir: string

@@ -132,6 +132,10 @@ function actBetweenSteps(run: Run): boolean {
     if (run.nowMs >= run.pause.retryAtMs) beginCheckpoint(run, run.log.committedStep)
     return true
   }
+  if (membership.mustStandStill(run)) {
+    membership.bringInStanding(run)
+    return true
+  }
   if (!membership.isFleetChangeDue(run)) return false
   if (members(run).some((worker) => worker.appliedStep < run.log.committedStep)) return true
   const next = membership.nextMembers(run)
@@ -160,7 +164,8 @@ function lastAllowedStep(run: Run): number {
   const next = run.log.committedStep + 1
   if (run.stopAfterStep !== null) return run.stopAfterStep
   if (run.pause) return run.log.committedStep
-  return membership.isFleetChangeDue(run) ? next : run.order.numSteps
+  const mustWait = membership.isFleetChangeDue(run) || membership.mustStandStill(run)
+  return mustWait ? next : run.order.numSteps
 }
 
 function askStop(run: Run, now: boolean): void {

@@ -374,8 +374,31 @@ export function admitJoiners(run: Run): void {
   }
 }
 
+/**
+ * A worker alone sends no sums over the wire, so nobody can follow it: whoever joins is brought in
+ * while it stands still.
+ */
+export const mustStandStill = (run: Run): boolean =>
+  members(run).length === 1 &&
+  [...run.workers.values()].some(
+    (worker) => worker.status === 'joining' && worker.stage !== 'proved',
+  )
+
+/** Between steps: a joiner gets the lone member's state, then proves itself at that very step. */
+export function bringInStanding(run: Run): void {
+  const step = run.log.committedStep
+  if (members(run).some((member) => member.appliedStep < step)) return
+  for (const worker of run.workers.values()) {
+    if (worker.status !== 'joining' || worker.stage !== 'following') continue
+    if (worker.appliedStep === step && holdsTrueState(run, worker)) requestProbe(run, worker, step)
+    else worker.stage = 'snapshot'
+  }
+  requestSnapshot(run, step)
+}
+
 /** Right after a commit went out: what joiners need of the members at exactly this step. */
 export function serveJoiners(run: Run, step: number): void {
+  if (mustStandStill(run)) return
   requestSnapshot(run, step)
   for (const worker of run.workers.values()) {
     if (worker.status !== 'joining' || worker.stage !== 'following') continue
@@ -469,6 +492,13 @@ export function recordProbe(run: Run, senderId: string, message: ProbeResult__Ou
   for (const worker of run.workers.values()) {
     const { probe } = worker
     if (!probe || probe.step !== message.step) continue
+    const isConcerned = worker.workerId === senderId || probe.partnerId === senderId
+    if (message.error && isConcerned) {
+      // Its weights have moved on: both are asked again right after the next commit.
+      worker.probe = null
+      worker.stage = 'following'
+      continue
+    }
     if (worker.workerId === senderId) probe.own = message.digest
     else if (probe.partnerId === senderId) probe.partner = message.digest
     if (probe.own === '' || probe.partner === '') continue

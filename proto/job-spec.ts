@@ -174,11 +174,7 @@ const cadence = {
   eval_steps: steps()
     .default(50)
     .describe('Steps between validations, where there are such rows. ' + '0: only at the end.'),
-  sample_prompts: z
-    .array(z.string().min(1).max(4000))
-    .max(8)
-    .default([])
-    .describe('User messages that the model answers at each validation.'),
+  eval_on_start: z.boolean().default(false).describe('Also validate before the first step.'),
 }
 
 const numerics = {

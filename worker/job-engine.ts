@@ -89,9 +89,8 @@ export class JobEngine {
     return step % digestEverySteps === 0
   }
 
-  /** Linear digest of one micro-batch's gradient, all slices together, in the slot that no lease uses. */
-  async probe(packs: readonly number[], lossDivisor: number): Promise<string> {
-    const slot = this.request.spec.numContributionSlots - 1
+  /** Linear digest of one micro-batch's gradient, all slices together. */
+  async probe(packs: readonly number[], lossDivisor: number, slot: number): Promise<string> {
     await this.exchange.clearSlot(slot)
     await this.microBatch(packs, lossDivisor, slot)
     const digests = await this.exchange.contributionDigests(slot)

@@ -3,7 +3,7 @@
  * No other file of the worker imports the client.
  */
 import { setTimeout as delay } from 'node:timers/promises'
-import { connect, type NatsConnection as Client, RequestStrategy } from 'nats'
+import { type NatsConnection as Client, connect, RequestStrategy } from 'nats'
 import { decodeRecord, type LoggedRecord } from '../proto/commit-record.js'
 import { TunemeshError } from '../proto/errors.js'
 import { commitStream, commitSubject } from '../proto/subjects.js'

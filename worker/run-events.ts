@@ -4,13 +4,13 @@
  * data plane (worker/data-plane.ts). What answers an effect says so.
  */
 import type { LoggedRecord } from '../proto/commit-record.js'
+import type { Deliver__Output } from '../proto/gen/tunemesh/v1/Deliver.js'
+import type { Delivered } from '../proto/gen/tunemesh/v1/Delivered.js'
 import type { ErrorInfo } from '../proto/gen/tunemesh/v1/ErrorInfo.js'
+import type { Evaluate__Output } from '../proto/gen/tunemesh/v1/Evaluate.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { MemoryPlan } from '../proto/gen/tunemesh/v1/MemoryPlan.js'
 import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
-import type { Deliver__Output } from '../proto/gen/tunemesh/v1/Deliver.js'
-import type { Evaluate__Output } from '../proto/gen/tunemesh/v1/Evaluate.js'
-import type { Delivered } from '../proto/gen/tunemesh/v1/Delivered.js'
 import type { ToWorker__Output } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { UpdateNumbers } from './engine.js'
 
@@ -64,11 +64,24 @@ export type WorkerEvent =
       numTokens: number
       computeMs: number
     } & LeaseKey)
-  | ({ kind: 'microBatchFailed'; slot: number; microBatch: number; error: ErrorInfo; tensor: string } & LeaseKey)
+  | ({
+      kind: 'microBatchFailed'
+      slot: number
+      microBatch: number
+      error: ErrorInfo
+      tensor: string
+    } & LeaseKey)
   /** Linear digest of each slice of a whole contribution, 16 hex digits, slice 0 first. */
   | ({ kind: 'contributionDigested'; slot: number; digests: string[] } & LeaseKey)
   | { kind: 'updateApplied'; step: number; weightsSha256: string; applyMs: number }
-  | { kind: 'stateUploaded'; step: number; purpose: string; digest: string; sizeBytes: number; weightsSha256: string }
+  | {
+      kind: 'stateUploaded'
+      step: number
+      purpose: string
+      digest: string
+      sizeBytes: number
+      weightsSha256: string
+    }
   | { kind: 'stateLoaded'; step: number; sequence: number; weightsSha256: string }
   | { kind: 'probeDone'; step: number; microBatch: number; digest: string }
   | { kind: 'evaluated'; step: number; split: string; lossSum: number; numTargetTokens: number }
@@ -78,9 +91,15 @@ export type WorkerEvent =
   /** The owner has acknowledged every chunk of this contribution to this slice attempt. */
   | ({ kind: 'contributionDelivered' } & LeaseKey & Pick<SliceKey, 'slice' | 'sliceAttempt'>)
   /** As owner: every chunk of one attempt of a lease is here, checked, staged and not yet added. */
-  | ({ kind: 'contributionArrived'; digest: string } & LeaseKey & Pick<SliceKey, 'slice' | 'sliceAttempt'>)
+  | ({ kind: 'contributionArrived'; digest: string } & LeaseKey &
+      Pick<SliceKey, 'slice' | 'sliceAttempt'>)
   /** As owner: the sum stands in the step's sum slot, rounded. */
-  | ({ kind: 'sliceFinished'; sumDigest: string; publishedDigest: string; sumSquares: number } & SliceKey)
+  | ({
+      kind: 'sliceFinished'
+      sumDigest: string
+      publishedDigest: string
+      sumSquares: number
+    } & SliceKey)
   /** All chunks of a published sum are in the step's sum slot; `digest` computed from what is there. */
   | { kind: 'sumArrived'; step: number; slice: number; digest: string }
   /** The first chunk of another attempt has overwritten a sum reported before: it does not stand. */
@@ -119,7 +138,14 @@ export type WorkerEffect =
   /** Answered by stateLoaded. */
   | { kind: 'loadState'; step: number; digest: string; sequence: number }
   /** Linear digest of one micro-batch's whole gradient, computed in a free slot; answered by probeDone. */
-  | { kind: 'probe'; step: number; slot: number; microBatch: number; packs: number[]; lossDivisor: number }
+  | {
+      kind: 'probe'
+      step: number
+      slot: number
+      microBatch: number
+      packs: number[]
+      lossDivisor: number
+    }
   /** Answered by evaluated. */
   | { kind: 'evaluate'; evaluate: Evaluate__Output }
   /** Answered by delivered. */
@@ -137,7 +163,8 @@ export type WorkerEffect =
   /** Stop listening; what is staged goes. */
   | ({ kind: 'closeSlice' } & SliceKey)
   /** Add a staged contribution (`slot` null) or one of this worker's own slots to the slice's sum. */
-  | ({ kind: 'countContribution'; slot: number | null } & LeaseKey & Pick<SliceKey, 'slice' | 'sliceAttempt'>)
+  | ({ kind: 'countContribution'; slot: number | null } & LeaseKey &
+      Pick<SliceKey, 'slice' | 'sliceAttempt'>)
   /** Drop a staged contribution: another attempt was complete first, or the lease is void. */
   | ({ kind: 'dropContribution' } & LeaseKey & Pick<SliceKey, 'slice' | 'sliceAttempt'>)
   /** Round the sum into the step's sum slot; answered by sliceFinished. */

@@ -323,9 +323,16 @@ function refuseWork(run: WorkerRun, work: PendingWork): void {
     message: `the weights stand at step ${run.appliedStep}, step ${work.step} was asked for`,
     details: [],
   }
-  if (work.kind !== 'uploadState') return
-  const { step, purpose } = work
-  send(run, { stateUploaded: { jobId: run.jobId, step, purpose, error } })
+  const { jobId } = run
+  const { step } = work
+  switch (work.kind) {
+    case 'uploadState':
+      return send(run, { stateUploaded: { jobId, step, purpose: work.purpose, error } })
+    case 'evaluate':
+      return send(run, { evaluationResult: { jobId, step, split: work.evaluate.split, error } })
+    case 'probe':
+      return send(run, { probeResult: { jobId, step, microBatch: work.probe.microBatch, error } })
+  }
 }
 
 function report(

@@ -209,8 +209,8 @@ const engineOperations: { [Kind in EngineKind]: EngineOperation<Kind> } = {
     return { kind: 'stateLoaded', step, sequence, weightsSha256 }
   },
 
-  async probe(job, { step, microBatch, packs, lossDivisor }) {
-    const digest = await job.probe(packs, lossDivisor)
+  async probe(job, { step, slot, microBatch, packs, lossDivisor }) {
+    const digest = await job.probe(packs, lossDivisor, slot)
     return { kind: 'probeDone', step, microBatch, digest }
   },
 

@@ -135,8 +135,7 @@ export class Worker {
     return new StepLoop({
       machine: new WorkerRunMachine({
         workerId: this.#welcome?.workerId ?? '',
-        // One slot is kept for probes.
-        numContributionSlots: request.spec.numContributionSlots - 1,
+        numContributionSlots: request.spec.numContributionSlots,
         doubtAfterMs: options.doubtAfterMs,
         requestSumEveryMs: options.requestSumEveryMs,
       }),

@@ -65,7 +65,7 @@ describe('job file', () => {
       save_steps: 50,
       save_total_limit: 3,
       eval_steps: 50,
-      sample_prompts: [],
+      eval_on_start: false,
       gradient_codec: 'q24',
       dtype: 'float32',
     } satisfies JobSpec)
@@ -171,7 +171,6 @@ target_modules: [q_proj, q_proj]`
       ['max_length=8', 'max_length=7'],
       ['max_steps=-1', 'max_steps=-2'],
       ['seed=4294967295', 'seed=4294967296'],
-      ['sample_prompts=[a]', 'sample_prompts=[""]'],
     ] as const) {
       read(minimal, [good])
       assert.equal(refusal(minimal, [bad]).length, 1, bad)
