@@ -141,8 +141,8 @@ TrainSpec train_spec(const Napi::Object& from) {
   spec.longest_document = count_field(from, "longestDocument");
   spec.loss_chunk_rows = count_field(from, "lossChunkRows");
   spec.significant_bits = significant_bits(from);
-  spec.beta1 = static_cast<float>(number_field(from, "beta1"));
-  spec.beta2 = static_cast<float>(number_field(from, "beta2"));
+  spec.beta1 = number_field(from, "beta1");
+  spec.beta2 = number_field(from, "beta2");
   spec.epsilon = static_cast<float>(number_field(from, "epsilon"));
   spec.weight_decay = static_cast<float>(number_field(from, "weightDecay"));
   spec.num_contribution_slots = static_cast<int>(count_field(from, "numContributionSlots"));

@@ -38,7 +38,8 @@ void read_full_weights(const Device& device, const WeightSource& source,
 
 struct AdamWNumbers {
   float learning_rate, clip_factor, bias_correction1, bias_correction2_sqrt;
-  float beta1, beta2, epsilon, weight_decay;
+  double beta1, beta2;
+  float epsilon, weight_decay;
 };
 // Decay acts on tensors of two and more dimensions only.
 struct UpdateArgs {

@@ -21,7 +21,8 @@ struct TrainSpec {
   size_t longest_document = 0;
   size_t loss_chunk_rows = 0;
   int significant_bits = 24;  // codec q24, q12, q8
-  float beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
+  double beta1 = 0, beta2 = 0;
+  float epsilon = 0, weight_decay = 0;
   int num_contribution_slots = 0;
   size_t slice_blocks = 0, chunk_blocks = 0;
 };

@@ -140,15 +140,16 @@ typedef struct {
 // AdamW, float32, in exactly this order per element (no fma unless written; all values float32):
 //   g = gradient * clip_factor
 //   p = p - p * (learning_rate * weight_decay)        [only where decay; the product of the two scalars first]
-//   m = m + (g - m) * (1 - beta1)                     [1 - beta1 rounded to float32 once]
-//   v = v * beta2 + (g * g) * (1 - beta2)
+//   m = m + (g - m) * (1 - beta1)                     [1 - beta in float64, rounded to float32 once: 1 - 0.999f in
+//   v = v * beta2 + (g * g) * (1 - beta2)              float32 would be 1e-5 off and so would be every update]
 //   denominator = sqrt(v) / bias_correction2_sqrt + epsilon
 //   p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient first]
 typedef struct {
   float* p; float* m; float* v; const float* gradient;
   size_t n;
   float learning_rate, clip_factor, bias_correction1, bias_correction2_sqrt;
-  float beta1, beta2, epsilon, weight_decay;        // weight_decay 0: no decay
+  double beta1, beta2;
+  float epsilon, weight_decay;                      // weight_decay 0: no decay
 } TmAdamW;
 
 // Exchange (DESIGN 5). A block is 256 elements; a gradient vector is num_blocks * 256 floats, unused tail elements zero.

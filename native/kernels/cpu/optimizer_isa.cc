@@ -3,8 +3,9 @@
 //   order   every operation is one IEEE 754 float32 operation, rounded to nearest even: + - * and
 //           also / and sqrt are the correctly rounded ones (divps and sqrtps; __fdiv_rn and
 //           __fsqrt_rn on a GPU). Nothing is fused, subnormal numbers are kept
-//   scalars learning_rate * weight_decay, 1 - beta1, 1 - beta2 and learning_rate /
-//           bias_correction1 are float32 operations done once
+//   scalars learning_rate * weight_decay and learning_rate / bias_correction1 are float32
+//   operations
+//           done once; 1 - beta1 and 1 - beta2 are float64 ones, then rounded to float32
 //   floor   28 bytes an element: bound by memory
 //   source  Loshchilov & Hutter 2019, in the order of PyTorch's single-tensor AdamW
 #include "kernels/cpu/ops_table.h"
@@ -16,8 +17,10 @@ namespace {
 
 void adamw(const TmAdamW& a, Range elements) {
   const Vec16 decay = set1(a.learning_rate * a.weight_decay);
-  const Vec16 one_minus_beta1 = set1(1.0f - a.beta1), one_minus_beta2 = set1(1.0f - a.beta2);
-  const Vec16 beta2 = set1(a.beta2), clip = set1(a.clip_factor), epsilon = set1(a.epsilon);
+  const Vec16 one_minus_beta1 = set1(static_cast<float>(1.0 - a.beta1));
+  const Vec16 one_minus_beta2 = set1(static_cast<float>(1.0 - a.beta2));
+  const Vec16 beta2 = set1(static_cast<float>(a.beta2)), clip = set1(a.clip_factor),
+              epsilon = set1(a.epsilon);
   const Vec16 correction2 = set1(a.bias_correction2_sqrt);
   const Vec16 step_size = set1(a.learning_rate / a.bias_correction1);
   const bool decays = a.weight_decay != 0.0f;

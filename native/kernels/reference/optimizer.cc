@@ -8,8 +8,9 @@ namespace tunemesh::reference {
 
 void adamw(const TmAdamW& a) {
   const float decay = a.learning_rate * a.weight_decay;
-  const float one_minus_beta1 = 1.0f - a.beta1;
-  const float one_minus_beta2 = 1.0f - a.beta2;
+  const float one_minus_beta1 = static_cast<float>(1.0 - a.beta1);
+  const float one_minus_beta2 = static_cast<float>(1.0 - a.beta2);
+  const float beta2 = static_cast<float>(a.beta2);
   const float step_size = a.learning_rate / a.bias_correction1;
   for (size_t i = 0; i < a.n; ++i) {
     const float g = a.gradient[i] * a.clip_factor;
@@ -20,7 +21,7 @@ void adamw(const TmAdamW& a) {
     }
     const float toward = (g - a.m[i]) * one_minus_beta1;
     const float m = a.m[i] + toward;
-    const float kept = a.v[i] * a.beta2;
+    const float kept = a.v[i] * beta2;
     const float fresh = (g * g) * one_minus_beta2;
     const float v = kept + fresh;
     const float root = std::sqrt(v) / a.bias_correction2_sqrt;
