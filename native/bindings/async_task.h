@@ -6,6 +6,7 @@
 #pragma once
 #include <napi.h>
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -27,13 +28,21 @@ inline Napi::Error js_error(Napi::Env env, const EngineError& error) {
 // The way from an engine's thread to JavaScript. Made and ended on the JavaScript thread.
 class TaskQueue : public std::enable_shared_from_this<TaskQueue> {
  public:
-  explicit TaskQueue(Napi::Env env) {
+  explicit TaskQueue(Napi::Env env) : env_(env) {
     const auto nothing = Napi::Function::New(env, [](const Napi::CallbackInfo&) {});
     reply_ = Napi::ThreadSafeFunction::New(env, nothing, "tunemesh engine", 0, 1);
     reply_.Unref(env);
+    // Runs before the environment closes the thread-safe function, which nobody may touch after.
+    cleanup_ = env.AddCleanupHook(std::function<void()>([this] { close(); }));
   }
-  ~TaskQueue() { reply_.Release(); }
+  ~TaskQueue() {
+    if (is_closed_) return;
+    cleanup_.Remove(env_);
+    close();
+  }
 
+  // Asks long commands to end early; they look at it.
+  std::atomic<bool>& is_ending() { return is_ending_; }
   CommandThread& thread() { return thread_; }
 
   // From the engine's thread, inside a task: runs `callback` on the JavaScript thread, before the
@@ -58,9 +67,22 @@ class TaskQueue : public std::enable_shared_from_this<TaskQueue> {
   }
 
  private:
+  using Hook = decltype(std::declval<Napi::Env>().AddCleanupHook(std::function<void()>()));
+
+  void close() {
+    is_ending_ = true;
+    thread_.stop();
+    reply_.Release();
+    is_closed_ = true;
+  }
+
+  Napi::Env env_;
   Napi::ThreadSafeFunction reply_;
-  size_t num_running_ = 0;  // JavaScript thread only
-  CommandThread thread_;    // last: ends first
+  Hook cleanup_;
+  bool is_closed_ = false;  // JavaScript thread only, as num_running_
+  size_t num_running_ = 0;
+  std::atomic<bool> is_ending_{false};
+  CommandThread thread_;
 };
 
 template <class T>
@@ -81,13 +103,16 @@ struct AsyncTask {
     const Napi::Promise promise = running->deferred.Promise();
     const std::shared_ptr<TaskQueue> owner = running->task.queue;
     auto settle = [running](Napi::Env settle_env) {
-      const auto last = running->task.queue;
+      // Taken out here: the engine's thread may hold `running` a moment longer, and must not be the
+      // one that lets the queue go, whose end joins that very thread.
+      const auto last = std::move(running->task.queue);
+      const auto to_js = std::move(running->task.to_js);
       last->end(settle_env);
       if (running->failure) {
         running->deferred.Reject(js_error(settle_env, *running->failure).Value());
         return;
       }
-      running->deferred.Resolve(running->task.to_js(settle_env, *running->result));
+      running->deferred.Resolve(to_js(settle_env, *running->result));
     };
     owner->begin(env);
     try {

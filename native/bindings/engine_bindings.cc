@@ -12,11 +12,10 @@ namespace {
 
 struct Nothing {};
 
-// What the JavaScript object, its tasks and the clean-up hook share.
+// What the JavaScript object and its tasks share.
 struct EngineHandle {
   std::shared_ptr<TaskQueue> queue;
   std::shared_ptr<Engine> engine;
-  std::atomic<bool> is_closing{false};  // ends a generation early
 };
 using Handle = std::shared_ptr<EngineHandle>;
 using Info = const Napi::CallbackInfo&;
@@ -169,7 +168,7 @@ void add_life_methods(Napi::Object object, const Handle& handle) {
     return run_value<Prepared>(info, handle, std::make_pair(work, convert));
   });
   set_method(object, "close", [handle](Info info) -> Napi::Value {
-    handle->is_closing = true;
+    handle->queue->is_ending() = true;
     auto work = [handle] {
       handle->engine.reset();
       return Nothing{};
@@ -282,7 +281,7 @@ Napi::Value start_generation(Info info, const Handle& handle) {
     std::optional<EngineError> failure;
   };
   auto work = [handle, options, is_aborted, on_token]() -> Outcome {
-    const std::atomic<bool>* closing = &handle->is_closing;
+    const std::atomic<bool>* closing = &handle->queue->is_ending();
     GenerateHooks hooks;
     hooks.is_aborted = is_aborted.get();
     hooks.on_token = [&, closing](int32_t id) {
@@ -332,16 +331,6 @@ Napi::Value create_engine(Info info) {
   add_step_methods(object, handle);
   add_file_methods(object, handle);
   set_method(object, "generate", [handle](Info call) { return start_generation(call, handle); });
-  // At the environment's end: stop a generation, finish the running command, and join the thread.
-  info.Env().AddCleanupHook(
-      [](std::weak_ptr<EngineHandle>* weak) {
-        if (const Handle held = weak->lock()) {
-          held->is_closing = true;
-          held->queue->thread().stop();
-        }
-        delete weak;
-      },
-      new std::weak_ptr<EngineHandle>(handle));
   return object;
 }
 
