@@ -47,6 +47,8 @@ export interface Shipment {
   pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]>
   sent(chunk: number, bytes: number): void
   failed(error: unknown): void
+  /** The server has read what was sent so far, or the connection has gone. */
+  flushed?(): void
 }
 
 /** Chunks packed by one native call. */
@@ -136,6 +138,7 @@ export class DataPlaneLink {
       }
       this.pump()
       await this.transport.flush().catch(() => undefined)
+      shipment.flushed?.()
     } catch (error) {
       shipment.isCancelled = true
       shipment.failed(error)

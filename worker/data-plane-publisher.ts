@@ -3,6 +3,7 @@
  * slice to a worker that asked. Paced by the receivers' acknowledgements, so that no subscriber has more
  * than 16 MiB of all owners' sums pending at the server.
  */
+import { failpoint } from '../proto/failpoint.js'
 import type { CreditOf } from '../proto/frame.js'
 import { creditSubject, sumSubject } from '../proto/subjects.js'
 import type { EpochScope, Shipment } from './data-plane-link.js'
@@ -32,6 +33,7 @@ interface Receiver {
 
 class FanOut implements Shipment {
   readonly pending: number[]
+  #numSent = 0
   isCancelled = false
   readonly receivers = new Map<string, Receiver>()
 
@@ -61,6 +63,8 @@ class FanOut implements Shipment {
   }
 
   sent(chunk: number, bytes: number): void {
+    // The client writes a frame out when the next one is published: the first is gone, the second is not.
+    if (++this.#numSent === 2) failpoint('worker.mid-publish')
     this.publisher.noteFrameBytes(bytes)
     for (const [workerId, receiver] of this.receivers) {
       if (receiver.unacknowledged.get(chunk) !== 0) continue
@@ -72,6 +76,10 @@ class FanOut implements Shipment {
 
   failed(error: unknown): void {
     this.scope.fail('publishSum', this.key.step, error)
+  }
+
+  flushed(): void {
+    if (this.pending.length === 0 && !this.isCancelled) failpoint('worker.after-publish')
   }
 
   acknowledge(workerId: string, chunks: readonly number[]): void {
@@ -120,6 +128,7 @@ export class DataPlanePublisher {
   }
 
   publish(key: SumKey): void {
+    failpoint('worker.before-publish')
     const { jobId, fleetEpoch, workerId, workerIds } = this.scope
     const others = workerIds.filter((id) => id !== workerId && !this.#silent.has(id))
     this.#start(key, sumSubject({ job: jobId, fleetEpoch, ...key }), others)

@@ -18,6 +18,8 @@ export class ExchangeBus {
   readonly subjects: string[] = []
   numDamaged = 0
   numDropped = 0
+  /** True: this message is lost. */
+  loses: (subject: string, data: Uint8Array) => boolean = () => false
   readonly #subscribers = new Set<Subscriber>()
   #state: number
 
@@ -47,7 +49,7 @@ export class ExchangeBus {
   #publish(owner: string, subject: string, data: Uint8Array, reply: string | undefined): void {
     for (const subscriber of this.#subscribers) {
       if (subscriber.owner === owner || !subscriber.pattern.test(subject)) continue
-      if (this.#chance(this.faults.drop)) {
+      if (this.loses(subject, data) || this.#chance(this.faults.drop)) {
         this.numDropped++
         continue
       }

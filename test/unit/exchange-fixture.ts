@@ -1,9 +1,7 @@
 /** Exchange buffers without an engine, and a small crew of data planes that adds one step's gradients. */
-import { existsSync } from 'node:fs'
-import { createRequire } from 'node:module'
-import { fileURLToPath } from 'node:url'
 import { planSlices, type SliceLayout } from '../../proto/slices.js'
 import { DataPlane, type DataPlaneClock } from '../../worker/data-plane.js'
+import { loadAddon } from '../../worker/engine.js'
 import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import type { GradientTransport } from '../../worker/nats-connection.js'
 import type { WorkerEvent } from '../../worker/run-events.js'
@@ -21,18 +19,8 @@ interface Addon {
   createExchange(options: TrialOptions): TrialExchange
 }
 
-/** Beside the compiled tests, or in build/ when run from the sources. */
-function addonPath(): string {
-  const places = ['../../native/tunemesh.node', '../../build/native/tunemesh.node']
-  const given = process.env.TUNEMESH_TEST_ADDON
-  const found = places.map((place) => fileURLToPath(new URL(place, import.meta.url)))
-  const path = given ?? found.find((place) => existsSync(place))
-  if (path === undefined) throw new Error('The native addon is not built: npm run build.')
-  return path
-}
-
 export const createExchange = (options: TrialOptions): TrialExchange =>
-  (createRequire(import.meta.url)(addonPath()) as Addon).createExchange(options)
+  (loadAddon() as unknown as Addon).createExchange(options)
 
 /** Heavy-tailed values of block-wise scales, with zeros: a pure function of the seed. */
 export function gradientLike(numElements: number, seed: number): Float32Array {
