@@ -12,7 +12,7 @@ const mayImport = {
   client: ['client', 'proto'],
   cli: ['cli', 'client', 'proto'],
   dashboard: ['dashboard', 'proto'],
-  bench: ['bench', 'client', 'worker', 'coordinator', 'proto'],
+  bench: ['bench', 'examples', 'client', 'worker', 'coordinator', 'proto'],
   test: [
     'test',
     'cli',

@@ -13,7 +13,8 @@ import { parseArgs } from 'node:util'
 import { connect, type JobEvent, type TunemeshClient } from '../../client/client.js'
 import { startEmbedded } from '../../client/embedded.js'
 import { writeRows } from './build-rows.js'
-import { answerTable, changeTable, lossTable, type SplitLosses } from './demo-tables.js'
+import { answerTable, changeTable, lossTable } from './demo-tables.js'
+import { trainAndJudge } from './train-and-judge.js'
 
 const { values } = parseArgs({
   options: {
@@ -90,36 +91,6 @@ function showProgress(event: JobEvent): void {
     console.log(`  ${stateChanged.error.code} ${stateChanged.error.message}`)
 }
 
-/** Trains and follows; the losses of each validation set at the start and at the end. */
-async function train(client: TunemeshClient, jobFile: string, overrides: string[]) {
-  const submitted = await client.submit({
-    jobFile: readFileSync(jobFile, 'utf8'),
-    jobFileName: 'job.yaml',
-    baseDir: resolve(jobFile, '..'),
-    overrides,
-  })
-  const losses = new Map<string, SplitLosses>()
-  for await (const event of client.watch(submitted.jobId)) {
-    showProgress(event)
-    const { evaluation } = event
-    if (evaluation) {
-      const known = losses.get(evaluation.split)
-      losses.set(evaluation.split, {
-        before: known?.before ?? evaluation.loss,
-        after: evaluation.loss,
-      })
-    }
-  }
-  const job = await client.get(submitted.jobId)
-  if (job.state !== 'SUCCEEDED') {
-    console.error(
-      `The job ended ${job.state}: ${job.error?.code ?? ''} ${job.error?.message ?? ''}`,
-    )
-    process.exit(3)
-  }
-  return { job, losses }
-}
-
 async function demo(client: TunemeshClient, workDir: string): Promise<void> {
   const model = baseModel()
   const rowPaths = writeRows(workDir, 1)
@@ -130,13 +101,14 @@ async function demo(client: TunemeshClient, workDir: string): Promise<void> {
   const before = await answersOf(client, questions, { model })
   console.log(`Training a LoRA adapter on ${values.workers} workers …`)
   const output = freshOutput()
-  const { job, losses } = await train(client, join(top, 'examples/drug-names/job.yaml'), [
-    `model=${model}`,
-    `data=${rowPaths.train}`,
-    `eval_data=${JSON.stringify({ seen_rephrased: rowPaths.seenRephrased, never_seen: rowPaths.neverSeen })}`,
-    `output_dir=${output}`,
-    ...(values.steps ? [`max_steps=${values.steps}`] : []),
-  ])
+  const { job, losses } = await trainAndJudge(client, {
+    model,
+    rows: rowPaths,
+    data: rowPaths.train,
+    outputDir: output,
+    overrides: values.steps ? [`max_steps=${values.steps}`] : [],
+    onEvent: showProgress,
+  })
   console.log('Asking the tuned model …')
   const after = await answersOf(client, questions, { jobId: job.jobId })
   console.log(
