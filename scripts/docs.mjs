@@ -25,7 +25,9 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const page = jobFilePage(jobFileDocs())
   if (!process.argv.includes('--check')) writeFileSync(path, page)
   else if (readFileSync(path, 'utf8') !== page) {
-    console.error('docs/job-file.md is not what proto/job-spec.ts gives. Run: node scripts/docs.mjs')
+    console.error(
+      'docs/job-file.md is not what proto/job-spec.ts gives. Run: node scripts/docs.mjs',
+    )
     process.exitCode = 1
   }
 }
