@@ -12,6 +12,8 @@ import { channelOptions, WorkerService } from '../proto/services.js'
 
 const firstDelayMs = 100
 const maxDelayMs = 2_000
+/** How long the coordinator may take to end a stream that this side has ended. */
+const endGraceMs = 1_000
 
 export interface AttachOptions {
   address: string
@@ -26,7 +28,11 @@ export interface AttachOptions {
 }
 
 export class AttachStream {
+  /** Welcomed; null while the stream is away. */
   #call: grpc.ClientDuplexStream<FromWorker, ToWorker> | null = null
+  /** Asked for, welcomed or not. */
+  #newestCall: grpc.ClientDuplexStream<FromWorker, ToWorker> | null = null
+  readonly #closing = new AbortController()
   #client: InstanceType<typeof WorkerService>
   #workerId = ''
   #isClosed = false
@@ -54,7 +60,8 @@ export class AttachStream {
         this.options.onBreak(reason)
       }
       if (performance.now() - lastSeenMs > this.options.giveUpAfterMs) throw new Error(reason)
-      await delay(delayMs * (0.5 + Math.random() / 2))
+      const { signal } = this.#closing
+      await delay(delayMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {})
       delayMs = Math.min(delayMs * 2, maxDelayMs)
     }
   }
@@ -63,6 +70,7 @@ export class AttachStream {
     return new Promise((resolve) => {
       let sawWelcome = false
       const call = this.#client.attach(this.#metadata)
+      this.#newestCall = call
       call.on('data', (message: ToWorker) => {
         if (message.welcome) {
           sawWelcome = true
@@ -90,7 +98,13 @@ export class AttachStream {
 
   close(): void {
     this.#isClosed = true
-    this.#call?.end()
+    this.#closing.abort()
+    const call = this.#newestCall
+    // What was said before still goes out; a coordinator that stands still must not hold us here.
+    if (this.#call) {
+      this.#call.end()
+      setTimeout(() => call?.cancel(), endGraceMs).unref()
+    } else call?.cancel()
     this.#client.close()
   }
 }

@@ -1,5 +1,5 @@
 /** `worker/main.js`: reads its options once and runs a worker. Started by the coordinator or by `tunemesh worker`. */
-import { mkdtempSync, readFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { homedir, hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
@@ -38,12 +38,15 @@ function workerOptions() {
   if (!values.testing && (values.failpoints !== '' || values.tuning !== '{}'))
     throw new TunemeshError('JOB_INVALID', '--failpoints and --tuning are for tests: add --testing')
   armFailpoints(values.failpoints)
+  const workDir = values['work-dir'] ?? mkdtempSync(join(tmpdir(), 'tunemesh-worker-'))
+  // However this process ends, short of kill -9: its parent gone, a failure before it attached.
+  process.once('exit', () => rmSync(workDir, { recursive: true, force: true }))
   return {
     coordinator: values.coordinator,
     token: readFileSync(values['token-file'], 'utf8').trim(),
     name: values.name,
     host: hostname(),
-    workDir: values['work-dir'] ?? mkdtempSync(join(tmpdir(), 'tunemesh-worker-')),
+    workDir,
     device: {
       numThreads: Number(values.threads),
       instructionPath: values['instruction-path'] as 'auto',

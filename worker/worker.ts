@@ -41,6 +41,8 @@ export class Worker {
   #welcome: Welcome | null = null
   #heartbeat: NodeJS.Timeout | null = null
   #doing = 'idle'
+  #isDraining = false
+  #isAttached = false
   #step = 0
 
   constructor(private readonly options: WorkerOptions) {
@@ -84,14 +86,21 @@ export class Worker {
     }
   }
 
-  /** Leaves between steps; at once where no job runs. */
+  /** Leaves between steps; at once where no job runs, or where nobody is there to hand over to. */
   drain(reason: string): void {
-    if (this.#loop) this.#loop.handle({ kind: 'drainAsked', reason })
-    else this.#stream.close()
+    this.#isDraining = true
+    this.#loop?.handle({ kind: 'drainAsked', reason })
+    this.#closeIfDrained()
+  }
+
+  #closeIfDrained(): void {
+    const isFree = this.#doing === 'idle' || !this.#isAttached
+    if (this.#isDraining && isFree) this.#stream.close()
   }
 
   #attached(welcome: Welcome): void {
     this.#welcome = welcome
+    this.#isAttached = true
     this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
     if (this.#heartbeat) clearInterval(this.#heartbeat)
     this.#heartbeat = setInterval(() => this.#beat(), welcome.heartbeatMs || 1_000)
@@ -99,7 +108,9 @@ export class Worker {
 
   #detached(reason: string): void {
     this.options.log('warn', `the coordinator's stream broke: ${reason}`)
+    this.#isAttached = false
     this.#loop?.handle({ kind: 'detached' })
+    this.#closeIfDrained()
   }
 
   #beat(): void {
@@ -127,7 +138,10 @@ export class Worker {
       this.#step = message.stepPlan.step
     }
     this.#loop?.handle({ kind: 'message', message })
-    if (message.releaseJob) this.#doing = 'idle'
+    if (message.releaseJob) {
+      this.#doing = 'idle'
+      this.#closeIfDrained()
+    }
   }
 
   #newLoop(request: TrainRequest): StepLoop {

@@ -143,8 +143,6 @@ describe('command line with a mesh of its own', { skip: engineMissing() }, () =>
     const job = await start('train', folder.jobPath, '--json').ended
     assert.equal(job.code, 0, job.stderr + job.stdout)
     worker.interrupt()
-    await worker.until(/Press Ctrl-C again/)
-    worker.interrupt()
     const left = await worker.ended
     assert.equal(left.code, 0, left.stderr)
 
