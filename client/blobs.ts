@@ -9,9 +9,10 @@ import { TunemeshError } from '../proto/errors.js'
 import type { BlobServiceClient } from '../proto/gen/tunemesh/v1/BlobService.js'
 import type { PutRequest } from '../proto/gen/tunemesh/v1/PutRequest.js'
 import type { StatResponse__Output } from '../proto/gen/tunemesh/v1/StatResponse.js'
+import { errorOfRpc } from '../proto/rpc-error.js'
 import { blobPieceBytes } from '../proto/services.js'
 import { withRetries } from './retry.js'
-import { callOnce, errorOfCall, metadataWith, readStream, type StartUnary } from './rpc.js'
+import { callOnce, metadataWith, readStream, type StartUnary } from './rpc.js'
 
 /** One attempt may take this long; what it moved is kept, and the next one goes on from there. */
 const transferDeadlineMs = 30 * 60_000
@@ -100,7 +101,7 @@ export class Blobs {
     return new Promise((resolve, reject) => {
       const options = { deadline: Date.now() + transferDeadlineMs }
       const stream = this.service.put(metadataWith(this.token), options, (error) => {
-        if (error) reject(errorOfCall(error))
+        if (error) reject(errorOfRpc(error))
         else resolve()
       })
       const pieces = Readable.from(piecesOf(upload, onProgress))

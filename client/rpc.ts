@@ -4,11 +4,8 @@ import {
   type ClientReadableStream,
   Metadata,
   type requestCallback,
-  type ServiceError,
-  status,
 } from '@grpc/grpc-js'
-import { TunemeshError } from '../proto/errors.js'
-import { errorMetadataKey, errorOfRpc } from '../proto/rpc-error.js'
+import { errorOfRpc } from '../proto/rpc-error.js'
 import { abortReason } from './retry.js'
 
 /** Sends a unary request through a generated client: `(m, o, done) => jobs.get(request, m, o, done)`. */
@@ -42,7 +39,7 @@ export function callOnce<Response>(
   return new Promise((resolve, reject) => {
     const options = { deadline: Date.now() + context.deadlineMs }
     start(metadataWith(context.token), options, (error, response) => {
-      if (error) reject(errorOfCall(error))
+      if (error) reject(errorOfRpc(error))
       else resolve(response as Response)
     })
   })
@@ -63,23 +60,9 @@ export async function* readStream<Response>(
   try {
     for await (const message of stream) yield message as Response
   } catch (error) {
-    throw signal?.aborted ? abortReason(signal) : errorOfCall(error)
+    throw signal?.aborted ? abortReason(signal) : errorOfRpc(error)
   } finally {
     signal?.removeEventListener('abort', cancel)
     stream.cancel()
   }
-}
-
-/**
- * What the coordinator means to say carries its words in the trailer. A call that was reset without
- * them, and not by us, lost its connection: that passes, and idempotent calls are sent again.
- */
-export function errorOfCall(failure: unknown): TunemeshError {
-  const { code, details, metadata } = failure as Partial<ServiceError>
-  const isBare = metadata === undefined || metadata.get(errorMetadataKey).length === 0
-  if (isBare && (code === status.CANCELLED || code === status.INTERNAL)) {
-    const message = `The connection to the coordinator broke: ${details ?? 'reset'}`
-    return new TunemeshError('COORDINATOR_UNREACHABLE', message, { cause: failure })
-  }
-  return errorOfRpc(failure)
 }

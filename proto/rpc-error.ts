@@ -36,8 +36,10 @@ export function errorOfRpc(failure: unknown): TunemeshError {
   const carried = metadata?.get(errorMetadataKey)[0]
   const parsed = typeof carried === 'string' ? parseTrailer(carried) : null
   if (parsed !== null) return new TunemeshError(parsed.code, parsed.message, parsed)
-  const text = details ?? (failure instanceof Error ? failure.message : String(failure))
-  return new TunemeshError(codeOfBareStatus(code), text, { cause: failure })
+  const text = details || (failure instanceof Error ? failure.message : String(failure))
+  const bareCode = codeOfBareStatus(code)
+  const message = isReset(code) ? `The connection to the coordinator broke: ${text}` : text
+  return new TunemeshError(bareCode, message, { cause: failure })
 }
 
 function trailerOf(code: ErrorCode, message: string, details: string[]): string {
@@ -70,8 +72,15 @@ function parseTrailer(text: string) {
 
 function codeOfBareStatus(code: status | undefined): ErrorCode {
   if (code === status.DEADLINE_EXCEEDED) return 'DEADLINE_EXCEEDED'
-  if (code === status.UNAVAILABLE) return 'COORDINATOR_UNREACHABLE'
+  if (code === status.UNAVAILABLE || isReset(code)) return 'COORDINATOR_UNREACHABLE'
   if (code === status.UNAUTHENTICATED) return 'NOT_AUTHENTICATED'
-  if (code === status.CANCELLED) return 'JOB_STOPPED'
   return 'INTERNAL'
 }
+
+/**
+ * What the other side means to say carries its words in the trailer. A call that was reset without
+ * them lost its connection: that passes, and idempotent calls are sent again. Whoever cancels a call
+ * itself knows why and does not ask here.
+ */
+const isReset = (code: status | undefined) =>
+  code === status.CANCELLED || code === status.INTERNAL

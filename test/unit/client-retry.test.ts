@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { Metadata, status } from '@grpc/grpc-js'
 import { isLoopback } from '../../client/client.js'
 import { namedEndpoint, parseEndpoint, stateDirFor } from '../../client/endpoint.js'
 import { backoffMs, defaultRetryPolicy, withRetries } from '../../client/retry.js'
 import { TunemeshError } from '../../proto/errors.js'
+import { errorOfRpc, rpcStatusOf } from '../../proto/rpc-error.js'
 
 const policy = { maxAttempts: 3, firstDelayMs: 100, maxDelayMs: 250 }
 
@@ -80,4 +82,17 @@ test('connect: only addresses of this machine count as loopback', () => {
   for (const address of ['127.0.0.1.example.org:1', '10.0.0.1:1', 'localhost.example:1']) {
     assert.equal(isLoopback(address), false, address)
   }
+})
+
+test('rpc: a call reset without words has lost its connection, which passes; words are kept', () => {
+  for (const code of [status.CANCELLED, status.INTERNAL, status.UNAVAILABLE]) {
+    const bare = Object.assign(new Error('reset'), { code, details: '', metadata: new Metadata() })
+    assert.equal(errorOfRpc(bare).code, 'COORDINATOR_UNREACHABLE')
+  }
+  const late = Object.assign(new Error(''), { code: status.DEADLINE_EXCEEDED, details: 'late' })
+  assert.equal(errorOfRpc(late).code, 'DEADLINE_EXCEEDED')
+  const told = [new TunemeshError('JOB_STOPPED', 'halted'), new Error('a bug')].map(
+    (error) => errorOfRpc(Object.assign(new Error(''), rpcStatusOf(error))).code,
+  )
+  assert.deepEqual(told, ['JOB_STOPPED', 'INTERNAL'])
 })
