@@ -94,7 +94,7 @@ class LiveFeed {
     this.#fullSinceMs = null
     const serverTimeMs = this.sources.nowMs()
     const jobs = this.sources.store.list().slice(0, numListedJobs).map(listed)
-    const jobsText = JSON.stringify(jobs.map(({ jobId, state }) => [jobId, state]))
+    const jobsText = JSON.stringify(jobs.map(({ jobId, state, specJson }) => [jobId, state, specJson]))
     if (jobsText === this.#lastJobs) this.#send({ type: 'ping', serverTimeMs })
     else this.#send({ type: 'hello', jobs, serverTimeMs })
     this.#lastJobs = jobsText
@@ -117,12 +117,11 @@ class LiveFeed {
   }
 }
 
-/** Without the texts that only Get needs. */
+/** Without the job file's text, which only Get needs; the page shows settings from `specJson`. */
 const listed = (record: Parameters<typeof jobMessage>[0]) => ({
   ...jobMessage(record),
   jobId: record.jobId as string,
   jobFile: '',
-  specJson: '',
 })
 
 function parseSubscribe(text: string): Subscribe | null {

@@ -3,7 +3,7 @@ import { useEffect, useState } from 'preact/hooks'
 import { ChartsPanel } from './charts-panel.js'
 import { EventsPanel } from './events-panel.js'
 import { Header } from './header.js'
-import type { JobView } from './job-view.js'
+import { type JobView, workersNow } from './job-view.js'
 import type { LiveFeed } from './live-feed.js'
 import { PreflightPanel } from './preflight-panel.js'
 import { RunPanel } from './run-panel.js'
@@ -22,6 +22,7 @@ export function App({ feed }: { feed: LiveFeed }) {
 }
 
 function Job({ feed, view, nowMs }: { feed: LiveFeed; view: JobView; nowMs: number }) {
+  const workers = workersNow(view, feed.workers)
   return (
     <main>
       {view.error && <Failure error={view.error} isPaused={view.state === 'PAUSED'} />}
@@ -32,7 +33,7 @@ function Job({ feed, view, nowMs }: { feed: LiveFeed; view: JobView; nowMs: numb
           <EventsPanel lines={view.lines} />
         </div>
         <div class="column">
-          <WorkersPanel workers={view.workers} fleetEpoch={view.fleetEpoch} />
+          <WorkersPanel workers={workers} fleetEpoch={view.fleetEpoch} />
           <RunPanel view={view} job={feed.jobs.find((job) => job.jobId === view.jobId)} />
           {view.preflight && <PreflightPanel report={view.preflight} />}
         </div>

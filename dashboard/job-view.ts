@@ -189,6 +189,22 @@ export function workerRows(workers: readonly FeedWorker[], before: readonly Work
   })
 }
 
+/**
+ * A job's workers as they are now: its events end with it, the fleet goes on. What the coordinator
+ * does not list is gone; one that has taken up another job is elsewhere.
+ */
+export function workersNow(view: JobView, live: readonly FeedWorker[] | null): WorkerRow[] {
+  if (live === null) return view.workers
+  const byId = new Map(live.map((worker) => [worker.workerId ?? '', worker]))
+  return view.workers.map((row) => {
+    const worker = byId.get(row.workerId)
+    if (worker === undefined) return { ...row, state: 'gone' }
+    const isElsewhere = Boolean(worker.jobId) && worker.jobId !== view.jobId
+    const state = isElsewhere ? 'elsewhere' : worker.state || row.state
+    return { ...row, state, memoryBytes: worker.memoryBytes || row.memoryBytes }
+  })
+}
+
 const unknownWorker = (workerId: string): WorkerRow => ({
   workerId,
   host: '',

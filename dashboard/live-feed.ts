@@ -12,7 +12,8 @@ const deadAfterMs = 5 * staleAfterMs
 
 export class LiveFeed {
   jobs: FeedJob[] = []
-  workers: FeedWorker[] = []
+  /** All of the mesh, whatever they do; null until the coordinator has told. */
+  workers: FeedWorker[] | null = null
   chosen: JobView | null = null
   isOpen = false
   lastHeardMs: number | null = null

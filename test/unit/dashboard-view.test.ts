@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import type { FeedEvent } from '../../dashboard/feed-messages.js'
 import { formatBytes, formatDuration, formatLoss } from '../../dashboard/format.js'
 import { freshnessOf, freshnessText, reconnectDelayMs } from '../../dashboard/freshness.js'
-import { JobView, timeLeftMs } from '../../dashboard/job-view.js'
+import { JobView, timeLeftMs, workersNow } from '../../dashboard/job-view.js'
 import { smoothed } from '../../dashboard/smoothing.js'
 
 type Body = Omit<FeedEvent, 'sequence' | 'jobId' | 'timeMs'>
@@ -104,6 +104,18 @@ test('view: shares of a step are parts of its micro-batches', () => {
       ['w-2', 0.25],
     ],
   )
+})
+
+test('view: workers show what they do now, not what they did when the job ended', () => {
+  const view = new JobView('j')
+  view.apply(run)
+  const statesWith = (live: Parameters<typeof workersNow>[1]) =>
+    workersNow(view, live).map((worker) => worker.state)
+  const first = { workerId: 'w-1', state: 'training' }
+  assert.deepEqual(statesWith(null), ['training', ''])
+  assert.deepEqual(statesWith([first]), ['training', 'gone'])
+  assert.deepEqual(statesWith([{ workerId: 'w-1', state: 'idle', jobId: '' }]), ['idle', 'gone'])
+  assert.deepEqual(statesWith([{ ...first, jobId: 'other' }]), ['elsewhere', 'gone'])
 })
 
 test('view: a failure keeps its code and words; a resume clears them', () => {
