@@ -1,10 +1,10 @@
 /** Who may call: one secret token a state folder, one-time tickets and cookies for the browser. */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import {
-  type ServerInterceptingCallInterface,
-  ServerInterceptingCall,
-  type ServerInterceptor,
   type Metadata,
+  ServerInterceptingCall,
+  type ServerInterceptingCallInterface,
+  type ServerInterceptor,
 } from '@grpc/grpc-js'
 import { TunemeshError } from '../proto/errors.js'
 import { rpcStatusOf } from '../proto/rpc-error.js'

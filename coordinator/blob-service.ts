@@ -1,10 +1,11 @@
 /** BlobService: moves bytes between sockets and the blob store, and parses none. */
+
+import { TunemeshError } from '../proto/errors.js'
 import type { BlobServiceHandlers } from '../proto/gen/tunemesh/v1/BlobService.js'
 import type { GetBlobRequest__Output } from '../proto/gen/tunemesh/v1/GetBlobRequest.js'
 import type { GetBlobResponse } from '../proto/gen/tunemesh/v1/GetBlobResponse.js'
 import type { PutBegin__Output } from '../proto/gen/tunemesh/v1/PutBegin.js'
 import type { PutRequest__Output } from '../proto/gen/tunemesh/v1/PutRequest.js'
-import { TunemeshError } from '../proto/errors.js'
 import { blobPieceBytes } from '../proto/services.js'
 import type { BlobStore } from './blob-store.js'
 import type { ResponseWriter, RpcHandlers } from './rpc-handlers.js'

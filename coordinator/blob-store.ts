@@ -1,7 +1,7 @@
 /**
- * Content-addressed files in one folder: written to a temporary file, synced, renamed, or not there.
- * An unfinished upload stays in `partial/` and goes on from where it broke. A file that lies on this
- * machine anyway is referenced by path instead of copied.
+ * Content-addressed files in one folder: written to a temporary file, synced, renamed, or not
+ * there. An unfinished upload stays in `partial/` and goes on from where it broke. A file that lies
+ * on this machine anyway is referenced by path instead of copied.
  */
 import { createHash, type Hash, randomBytes } from 'node:crypto'
 import { createReadStream, existsSync, mkdirSync, readFileSync, statSync } from 'node:fs'
@@ -10,7 +10,9 @@ import { join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import { writePrivate } from './state-folder.js'
 
-/** "sha256:<64 hex digits>": the only form of a digest, and the only text that becomes a file name. */
+/**
+ * "sha256:<64 hex digits>": the only form of a digest, and the only text that becomes a file name.
+ */
 const digestForm = /^sha256:([0-9a-f]{64})$/
 
 /** Unfinished uploads older than this are removed when the store is opened. */
@@ -118,7 +120,10 @@ export class BlobStore {
     }
   }
 
-  /** Makes a local file a blob without copying it. Changing it later makes the blob corrupt, never wrong. */
+  /**
+   * Makes a local file a blob without copying it. Changing it later makes the blob corrupt, never
+   * wrong.
+   */
   async reference(path: string): Promise<StoredBlob> {
     const { size, mtimeMs } = await stat(path)
     const hash = createHash('sha256')

@@ -10,7 +10,9 @@ import { type BlobStore, diskError, syncFolder } from './blob-store.js'
 import type { CheckpointManifest } from './run-events.js'
 
 export class CheckpointStore {
-  /** @param keep how many checkpoints of a job are kept, at least 2: the newest may be found corrupt */
+  /**
+   * @param keep how many checkpoints of a job are kept, at least 2: the newest may be found corrupt
+   */
   constructor(
     private readonly blobs: BlobStore,
     private readonly keep: number,

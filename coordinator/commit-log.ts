@@ -9,7 +9,12 @@ import {
   type LoggedRecord,
 } from '../proto/commit-record.js'
 import { commitStream, commitSubject } from '../proto/subjects.js'
-import { type AppendResult, fileStorage, type NatsConnection, readSubject } from './nats-connection.js'
+import {
+  type AppendResult,
+  fileStorage,
+  type NatsConnection,
+  readSubject,
+} from './nats-connection.js'
 
 export class CommitLog {
   private constructor(private readonly connection: NatsConnection) {}

@@ -1,7 +1,8 @@
 /**
  * The coordinator: decides, never touches a tensor. This file is its main path.
  *
- *   state folder → nats-server → logs and stores → fleet → job queue → gRPC and page → local workers
+ *   state folder → nats-server → logs and stores → fleet → job queue → gRPC and page
+ *   → local workers
  *
  * A job goes Submit → ingest (job-queue.ts) → plan and run (job-run.ts, run-machine.ts) → delivery.
  */

@@ -1,5 +1,6 @@
 /**
- * What happened to each job, in order and without gaps: appended in batches, read from any sequence.
+ * What happened to each job, in order and without gaps: appended in batches, read from any
+ * sequence.
  *
  * A batch is one message (a JSON array), and a job has one append under way at a time, so order and
  * numbering survive retries. Readers see an event only once it is stored: what they were shown is
@@ -114,7 +115,9 @@ export class EventLog {
     return events
   }
 
-  /** Resolves when something after the sequence is stored, at the signal, or when the log is closed. */
+  /**
+   * Resolves when something after the sequence is stored, at the signal, or when the log is closed.
+   */
   async waitFor(jobId: string, afterSequence: number, signal: AbortSignal): Promise<void> {
     const job = await this.#open(jobId)
     while (job.stored <= afterSequence && !signal.aborted && !this.#closed) {

@@ -1,6 +1,10 @@
-/** All workers attached now: who they are, what they do, how to reach them. Decides only who is dead. */
+/**
+ * All workers attached now: who they are, what they do, how to reach them. Decides only who is
+ * dead.
+ */
 import { randomBytes } from 'node:crypto'
 import { EventEmitter } from 'node:events'
+import { TunemeshError } from '../proto/errors.js'
 import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { Heartbeat__Output } from '../proto/gen/tunemesh/v1/Heartbeat.js'
 import type { Hello__Output } from '../proto/gen/tunemesh/v1/Hello.js'
@@ -8,7 +12,6 @@ import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { WorkerInfo } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
 import { type WorkerId, workerId } from '../proto/ids.js'
 import { version } from '../proto/version.js'
-import { TunemeshError } from '../proto/errors.js'
 
 /** One attached stream; the service makes it, the fleet ends it. */
 export interface WorkerStream {

@@ -86,7 +86,9 @@ async function chooseModel(mesh: Mesh, request: GenerateRequest__Output): Promis
   return { modelPath: request.model || prepared.modelPath, adapterPath: result, stopIds }
 }
 
-/** The job's files by their names again, from the blob store: the output folder may have been moved. */
+/**
+ * The job's files by their names again, from the blob store: the output folder may have been moved.
+ */
 async function resultFolder(mesh: Mesh, job: JobRecord): Promise<string> {
   const folder = join(mesh.folder.tempDir, `result-${job.jobId}`)
   const part = `${folder}.${crypto.randomUUID()}`

@@ -1,4 +1,7 @@
-/** The dashboard's server: built pages and one websocket, for a browser on this machine that holds our cookie. */
+/**
+ * The dashboard's server: built pages and one websocket, for a browser on this machine that holds
+ * our cookie.
+ */
 import { createReadStream } from 'node:fs'
 import { stat } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
@@ -140,7 +143,10 @@ export class HttpServer {
       'cache-control': pathname.startsWith('/assets/') ? 'private, max-age=31536000' : 'no-store',
     })
     if (request.method === 'HEAD') response.end()
-    else createReadStream(path).on('error', () => response.destroy()).pipe(response)
+    else
+      createReadStream(path)
+        .on('error', () => response.destroy())
+        .pipe(response)
   }
 
   /** Cookies do not tell ports apart, and two coordinators may run. */

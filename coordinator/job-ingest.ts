@@ -7,9 +7,9 @@ import type { Mesh } from './coordinator.js'
 import type { FleetWorker } from './fleet.js'
 import { prepareGoldenJob } from './golden-job.js'
 import { prepareJob } from './ingest.js'
+import { keyPlaces, readJobFile } from './job-file.js'
 import { assertFits, layoutFor, planResponseOf, trainRequestJson } from './job-plan.js'
 import type { JobRecord } from './job-store.js'
-import { keyPlaces, readJobFile } from './job-file.js'
 import type { PreparedJob } from './prepared-job.js'
 import { anyWorker, askPlan } from './worker-calls.js'
 
@@ -38,10 +38,7 @@ export async function ingestJob(
 }
 
 /** JobService.Plan: everything that Submit would find out; stores no job. */
-export async function planRequest(
-  mesh: Mesh,
-  request: PlanRequest__Output,
-): Promise<PlanResponse> {
+export async function planRequest(mesh: Mesh, request: PlanRequest__Output): Promise<PlanResponse> {
   const fileName = request.jobFileName || 'job.yaml'
   const file = { text: request.jobFile, fileName, overrides: request.overrides }
   const spec = readJobFile(file)
@@ -87,7 +84,10 @@ export async function planOn(
   return plan
 }
 
-/** The largest batch that fits, by asking the engine for smaller ones: the nearest setting, never guessed. */
+/**
+ * The largest batch that fits, by asking the engine for smaller ones: the nearest setting, never
+ * guessed.
+ */
 async function fittingBatch(
   prepared: PreparedJob,
   memoryBytes: number,

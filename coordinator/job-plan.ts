@@ -1,10 +1,14 @@
-/** From a prepared job to what its workers are told: train spec, slices, the machine's configuration. */
-import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
+/**
+ * From a prepared job to what its workers are told: train spec, slices, the machine's
+ * configuration.
+ */
+
+import { TunemeshError } from '../proto/errors.js'
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import { maxChunkBlocks, planSlices, type SliceLayout } from '../proto/slices.js'
-import { TunemeshError } from '../proto/errors.js'
+import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
 import type { PreparedJob } from './prepared-job.js'
 import type { Tuning } from './tuning.js'
 

@@ -48,7 +48,10 @@ export class JobQueue {
 
   constructor(private readonly options: JobQueueOptions) {}
 
-  /** Goes on with what an earlier coordinator left: a run under way first, then ingests, then the queue. */
+  /**
+   * Goes on with what an earlier coordinator left: a run under way first, then ingests, then the
+   * queue.
+   */
   async recover(): Promise<void> {
     if (this.options.isHeld) return
     const { store } = this.options
@@ -221,7 +224,10 @@ export class JobQueue {
     const ended = job.outcome
       .catch((error) => this.#failure(error))
       .then((outcome) => this.#enter(queued.jobId, { endedAtMs: this.options.nowMs(), ...outcome }))
-      .then(() => {}, (error) => this.options.log.error({ err: error }, 'an outcome was lost'))
+      .then(
+        () => {},
+        (error) => this.options.log.error({ err: error }, 'an outcome was lost'),
+      )
       .finally(() => {
         this.#running = null
         this.#pump()
@@ -268,4 +274,3 @@ function goldenOf(text: string): { outputDir?: string } {
     throw new TunemeshError('JOB_INVALID', 'golden_json is not JSON.', { cause })
   }
 }
-

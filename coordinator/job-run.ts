@@ -1,11 +1,12 @@
 /** One run of a job, from its place in the queue to its result on disk. */
 import { TunemeshError } from '../proto/errors.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
+import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
+import { workerMessage } from './fleet.js'
 import { planOn } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
-import { workerMessage } from './fleet.js'
 import { JobRunner } from './job-runner.js'
 import type { JobRecord, JobState } from './job-store.js'
 import type { NatsConnection } from './nats-connection.js'
@@ -15,7 +16,6 @@ import type { PreparedJob } from './prepared-job.js'
 import { defaultRunLimits, type RunConfig, type RunLimits, type RunOutcome } from './run-events.js'
 import { runRecord } from './run-record.js'
 import { anyWorker } from './worker-calls.js'
-import type { SliceLayout } from '../proto/slices.js'
 
 export interface RunParts {
   mesh: Mesh
@@ -63,7 +63,9 @@ interface Planned {
   layout: SliceLayout
 }
 
-/** Waits for a first worker and asks its engine what the job takes; refuses a job that does not fit. */
+/**
+ * Waits for a first worker and asks its engine what the job takes; refuses a job that does not fit.
+ */
 async function plan({ mesh, job }: RunParts, signal: AbortSignal): Promise<Planned> {
   const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
   const limits = limitsOf(mesh)
@@ -151,7 +153,9 @@ function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
     const { state, error } = event.stateChanged
     const change = {
       state: state as JobState,
-      error: error ? { code: error.code ?? 'INTERNAL', message: error.message ?? '', details: [] } : null,
+      error: error
+        ? { code: error.code ?? 'INTERNAL', message: error.message ?? '', details: [] }
+        : null,
     }
     queue.noteRunState(job.jobId, change).catch((failure) => {
       mesh.log.warn({ err: failure }, 'a change of state could not be stored')

@@ -146,7 +146,10 @@ export class JobRunner {
     }
   }
 
-  /** The event that answers an effect; what it throws is ours and ends the run, unless `otherwise` says. */
+  /**
+   * The event that answers an effect; what it throws is ours and ends the run, unless `otherwise`
+   * says.
+   */
   #answer(work: Promise<RunEvent>, otherwise: RunEvent | null): void {
     work.then(
       (event) => this.#take(event),

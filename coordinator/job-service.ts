@@ -37,7 +37,10 @@ export function jobHandlers(options: JobServiceOptions): JobServiceHandlers {
     Submit: rpc.unary(async (request) => jobMessage(await queue.submit(request))),
     Get: rpc.unary(({ jobId }) => jobMessage(store.get(jobId))),
     List: rpc.unary(({ limit }) => ({
-      jobs: store.list().slice(0, limit > 0 ? limit : defaultListLimit).map(jobMessage),
+      jobs: store
+        .list()
+        .slice(0, limit > 0 ? limit : defaultListLimit)
+        .map(jobMessage),
     })),
     Stop: rpc.unary(async ({ jobId, now }) => jobMessage(await queue.stop(jobId, now))),
     Resume: rpc.unary(async ({ jobId }) => jobMessage(await queue.resume(jobId))),
@@ -62,7 +65,8 @@ async function watch(
   store.get(request.jobId)
   let state: JobState | null = null
   let lastSequence = request.afterSequence
-  // The record says that it ended; its last event may be a moment behind, or lost with a coordinator.
+  // The record says that it ended; its last event may be a moment behind, or lost with a
+  // coordinator.
   const done = new AbortController()
   let timer: NodeJS.Timeout | undefined
   const endSoon = () => {

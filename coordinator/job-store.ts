@@ -1,4 +1,7 @@
-/** Every job this mesh has had: in memory, and each change first in a JetStream stream, one subject a job. */
+/**
+ * Every job this mesh has had: in memory, and each change first in a JetStream stream, one subject
+ * a job.
+ */
 import { randomBytes } from 'node:crypto'
 import { setTimeout as delay } from 'node:timers/promises'
 import { TunemeshError } from '../proto/errors.js'
@@ -114,10 +117,7 @@ export class JobStore {
    * Stores a change before anyone sees it.
    * @param change the new fields, given the job as it is now; null: leave it
    */
-  update(
-    id: JobId,
-    change: (now: JobRecord) => Partial<JobRecord> | null,
-  ): Promise<JobRecord> {
+  update(id: JobId, change: (now: JobRecord) => Partial<JobRecord> | null): Promise<JobRecord> {
     return this.#write(id, () => {
       const now = this.get(id)
       const changed = change(now)
@@ -125,7 +125,10 @@ export class JobStore {
     })
   }
 
-  /** Progress that the commit log proves anyway: shown at once, stored with the next change of state. */
+  /**
+   * Progress that the commit log proves anyway: shown at once, stored with the next change of
+   * state.
+   */
   note(id: JobId, progress: Pick<JobRecord, 'step' | 'lastLoss'>): void {
     const job = this.#jobs.get(id)
     if (job !== undefined) job.record = { ...job.record, ...progress }

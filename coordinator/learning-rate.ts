@@ -26,9 +26,7 @@ export function learningRateTable(options: LearningRateOptions): number[] {
 export const numWarmupSteps = (
   options: Pick<LearningRateOptions, 'numSteps' | 'warmupSteps' | 'warmupRatio'>,
 ): number =>
-  options.warmupSteps > 0
-    ? options.warmupSteps
-    : Math.ceil(options.numSteps * options.warmupRatio)
+  options.warmupSteps > 0 ? options.warmupSteps : Math.ceil(options.numSteps * options.warmupRatio)
 
 function factor(
   schedule: LearningRateSchedule,

@@ -94,7 +94,9 @@ class LiveFeed {
     this.#fullSinceMs = null
     const serverTimeMs = this.sources.nowMs()
     const jobs = this.sources.store.list().slice(0, numListedJobs).map(listed)
-    const jobsText = JSON.stringify(jobs.map(({ jobId, state, specJson }) => [jobId, state, specJson]))
+    const jobsText = JSON.stringify(
+      jobs.map(({ jobId, state, specJson }) => [jobId, state, specJson]),
+    )
     if (jobsText === this.#lastJobs) this.#send({ type: 'ping', serverTimeMs })
     else this.#send({ type: 'hello', jobs, serverTimeMs })
     this.#lastJobs = jobsText

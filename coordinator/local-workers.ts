@@ -1,4 +1,7 @@
-/** Workers of this machine: child processes, started again with back-off when they crash, ended with us. */
+/**
+ * Workers of this machine: child processes, started again with back-off when they crash, ended with
+ * us.
+ */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'

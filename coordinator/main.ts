@@ -115,7 +115,9 @@ async function main(): Promise<number> {
   const coordinator = await startCoordinator(options)
   const { grpc, token, dashboard } = coordinator
   // A token on a terminal would stay in its history; a parent reads it from our pipe.
-  const shown = values['end-with-parent'] ? { token } : { tokenFile: join(options.stateDir, 'token') }
+  const shown = values['end-with-parent']
+    ? { token }
+    : { tokenFile: join(options.stateDir, 'token') }
   say({ ready: true, grpc, dashboard, pid: process.pid, ...shown })
   const reason = await endAsked(coordinator)
   process.once('SIGINT', () => process.exit(130))

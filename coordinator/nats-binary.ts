@@ -1,4 +1,6 @@
-/** Finds a nats-server that is new enough. Nothing is downloaded here: `npm run setup` does that. */
+/**
+ * Finds a nats-server that is new enough. Nothing is downloaded here: `npm run setup` does that.
+ */
 import { execFile } from 'node:child_process'
 import { accessSync, constants, readdirSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
@@ -23,7 +25,8 @@ export interface NatsBinary {
 }
 
 /**
- * @throws TunemeshError NATS_SERVER_MISSING, or NATS_SERVER_TOO_OLD where only older ones were found
+ * @throws TunemeshError NATS_SERVER_MISSING, or NATS_SERVER_TOO_OLD where only older ones were
+ *   found
  */
 export async function findNatsServer(search: NatsSearch): Promise<NatsBinary> {
   const tooOld: string[] = []

@@ -4,11 +4,11 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import {
+  type NatsConnection as Client,
   type ConnectionOptions,
   connect,
-  ErrorCode as NatsErrorCode,
-  type NatsConnection as Client,
   NatsError,
+  ErrorCode as NatsErrorCode,
   RequestStrategy,
   StorageType,
   type StreamConfig,
@@ -92,7 +92,9 @@ export class NatsConnection {
     }
   }
 
-  /** Calls back at each loss and return of the connection, until the returned function is called. */
+  /**
+   * Calls back at each loss and return of the connection, until the returned function is called.
+   */
   onStatus(onChange: (isUp: boolean) => void): () => void {
     this.listeners.add(onChange)
     return () => this.listeners.delete(onChange)
@@ -186,7 +188,10 @@ export class NatsConnection {
     }
   }
 
-  /** Fails at once when the connection is lost: an answer to what was sent before cannot come any more. */
+  /**
+   * Fails at once when the connection is lost: an answer to what was sent before cannot come any
+   * more.
+   */
   private whileUp<T>(work: Promise<T>): Promise<T> {
     return new Promise((resolve, reject) => {
       const stop = this.onStatus((isUp) => {

@@ -171,7 +171,10 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     }
   }
 
-  /** A commit that an operating system's crash can lose is none: the setting is read back, not trusted. */
+  /**
+   * A commit that an operating system's crash can lose is none: the setting is read back, not
+   * trusted.
+   */
   async #assertSynchronous(): Promise<void> {
     const connection = await NatsConnection.open(this.systemAddress, startTimeoutMs)
     try {

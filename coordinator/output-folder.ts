@@ -86,7 +86,9 @@ export async function deliver(store: BlobStore, delivery: Delivery): Promise<voi
   }
 }
 
-/** A coordinator may have died between the rename and saying so; anything else there is not ours. */
+/**
+ * A coordinator may have died between the rename and saying so; anything else there is not ours.
+ */
 async function removeEarlierDelivery({ jobId, outputDir }: Delivery): Promise<void> {
   if (!existsSync(outputDir)) return
   const isOurs = jobIdIn(join(outputDir, runRecordName)) === jobId
@@ -113,7 +115,10 @@ function safeRelative(path: string): string {
   const clean = normalize(path)
   const isInside = clean !== '' && !isAbsolute(clean) && !clean.split('/').includes('..')
   if (isInside && !clean.includes('\0')) return clean
-  throw new TunemeshError('WORKER_FAILED', `A worker delivered a file named ${JSON.stringify(path)}.`)
+  throw new TunemeshError(
+    'WORKER_FAILED',
+    `A worker delivered a file named ${JSON.stringify(path)}.`,
+  )
 }
 
 async function sync(path: string): Promise<void> {

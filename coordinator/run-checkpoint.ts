@@ -5,7 +5,7 @@ import type { EvaluationResult__Output } from '../proto/gen/tunemesh/v1/Evaluati
 import type { StateUploaded__Output } from '../proto/gen/tunemesh/v1/StateUploaded.js'
 import type { RunFailure } from './run-events.js'
 import { append, checkpointStep } from './run-log.js'
-import { fail, type FleetWorker, finish, log, members, type Run, send } from './run-state.js'
+import { type FleetWorker, fail, finish, log, members, type Run, send } from './run-state.js'
 
 /** Marks what is due at a step that has just been committed. */
 export function noteCadence(run: Run, step: number): void {
@@ -212,7 +212,10 @@ export function recordDelivered(run: Run, workerId: string, message: Delivered__
   })
 }
 
-/** Stops after a checkpoint of the last committed step, or at once where there is nothing new to keep. */
+/**
+ * Stops after a checkpoint of the last committed step, or at once where there is nothing new to
+ * keep.
+ */
 export function concludeStop(run: Run): void {
   const step = run.log.committedStep
   // What is being computed again stands in the log; a resume computes it again likewise.

@@ -1,15 +1,16 @@
 /**
  * What goes into and comes out of a job's run machine (coordinator/run-machine.ts). The shell turns
- * sockets, the log and the clock into events and carries out the effects in order; it decides nothing.
+ * sockets, the log and the clock into events and carries out the effects in order; it decides
+ * nothing.
  */
-import type { LoggedRecord, CommitLogRecord } from '../proto/commit-record.js'
+import type { CommitLogRecord, LoggedRecord } from '../proto/commit-record.js'
 import type { DataOrderOptions } from '../proto/data-order.js'
+import type { ErrorCode } from '../proto/errors.js'
+import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
 import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
-import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
-import type { ErrorCode } from '../proto/errors.js'
 
 export interface RunConfig {
   jobId: string
@@ -38,7 +39,9 @@ export interface RunConfig {
   prepare: Prepare
   outputDir: string
   baseModelName: string
-  /** The first fleet is formed when so many workers are ready, or `gatherMs` have passed with one. */
+  /**
+   * The first fleet is formed when so many workers are ready, or `gatherMs` have passed with one.
+   */
   wantedWorkers: number
   limits: RunLimits
 }
@@ -86,7 +89,9 @@ export interface RunFailure {
 export type RunEvent =
   /** First event, and the answer to `readLog`: the whole commit log of the job, oldest first. */
   | { kind: 'started'; log: readonly LoggedRecord[] }
-  /** A worker's stream stands, its Hello was accepted. Also after a lost stream, under its old id. */
+  /**
+   * A worker's stream stands, its Hello was accepted. Also after a lost stream, under its old id.
+   */
   | { kind: 'workerAttached'; worker: AttachedWorker }
   /** Its stream broke or ended. */
   | { kind: 'workerLost'; workerId: string; reason: string }
@@ -120,16 +125,23 @@ export interface AttachedWorker {
 
 export type RunEffect =
   | { kind: 'send'; workerId: string; message: ToWorker }
-  /** At most one is out at a time. Answered by appendAcknowledged, appendRefused or appendUnknown. */
+  /**
+   * At most one is out at a time. Answered by appendAcknowledged, appendRefused or appendUnknown.
+   */
   | { kind: 'append'; record: CommitLogRecord; expectedLastSequence: number }
   | { kind: 'readLastRecord' }
   /** Answered by another `started`: somebody appended while this coordinator was starting. */
   | { kind: 'readLog' }
   /** The body of a JobEvent: exactly one of its oneof fields. */
   | { kind: 'event'; event: JobEvent }
-  /** Make the manifest durable (temporary folder, fsync, rename); answer checkpointStored or -Failed. */
+  /**
+   * Make the manifest durable (temporary folder, fsync, rename); answer checkpointStored or
+   * -Failed.
+   */
   | { kind: 'storeCheckpoint'; manifest: CheckpointManifest }
-  /** End the worker's stream: it counts as dead and must attach anew. No workerLost event follows. */
+  /**
+   * End the worker's stream: it counts as dead and must attach anew. No workerLost event follows.
+   */
   | { kind: 'disconnect'; workerId: string; reason: string }
   | { kind: 'finish'; outcome: RunOutcome }
   | { kind: 'log'; level: 'info' | 'warn' | 'error'; message: string; workerId?: string }

@@ -67,9 +67,9 @@ export function tickAppends(run: Run): void {
 }
 
 /**
- * What the last record says about the append that is out: it stands (its logged form is answered), it
- * does not stand yet (sent again under the same condition, so that at most one of the tries counts),
- * or another coordinator's record stands, which fences this one.
+ * What the last record says about the append that is out: it stands (its logged form is answered),
+ * it does not stand yet (sent again under the same condition, so that at most one of the tries
+ * counts), or another coordinator's record stands, which fences this one.
  */
 export function settle(run: Run, last: LoggedRecord | null): LoggedRecord | null {
   const { inFlight } = run.appends
@@ -156,7 +156,10 @@ export function isTrueState(view: LogView, appliedStep: number, appliedSequence:
   return view.checkpoint?.step === appliedStep && view.checkpoint.commitSequence === appliedSequence
 }
 
-/** Device classes that computed each micro-batch of a committed step; null: skipped, nothing to compute. */
+/**
+ * Device classes that computed each micro-batch of a committed step; null: skipped, nothing to
+ * compute.
+ */
 export function recordedClasses(view: LogView, step: number): Map<string, number[]> | null {
   const committed = view.commits.get(step)
   if (!committed || committed.record.kind === 'skip') return null

@@ -1,6 +1,6 @@
 /**
- * One job's training run, as decisions only: events in, effects out; no clock, no sockets, no chance.
- * `advance` is the main path. The seeded simulation (test/simulation) runs this very code.
+ * One job's training run, as decisions only: events in, effects out; no clock, no sockets, no
+ * chance. `advance` is the main path. The seeded simulation (test/simulation) runs this very code.
  * proto/PROTOCOL.md is normative; the other run-*.ts files hold the parts.
  */
 import type { LoggedRecord } from '../proto/commit-record.js'
@@ -19,15 +19,15 @@ import {
   noteCadence,
   recordDelivered,
   recordEvaluation,
-  recordStoreFailed,
   recordStored,
+  recordStoreFailed,
   recordUploaded,
 } from './run-checkpoint.js'
 import type { RunConfig, RunEffect, RunEvent } from './run-events.js'
 import * as commitLog from './run-log.js'
 import * as membership from './run-membership.js'
 import { failWhereNobodyCan, shiftWaits, watch } from './run-stall.js'
-import { fail, type FleetWorker, finish, members, newRun, type Run } from './run-state.js'
+import { type FleetWorker, fail, finish, members, newRun, type Run } from './run-state.js'
 import { announce, commitWhenComplete, planSteps, repairSteps } from './run-steps.js'
 import * as steps from './step-run.js'
 

@@ -1,4 +1,6 @@
-/** Who takes part in a run: attaching, forming a fleet, deaths, joins, drains. PROTOCOL.md §6, §7. */
+/**
+ * Who takes part in a run: attaching, forming a fleet, deaths, joins, drains. PROTOCOL.md §6, §7.
+ */
 import type { EpochRecord } from '../proto/commit-record.js'
 import type { Prepared__Output } from '../proto/gen/tunemesh/v1/Prepared.js'
 import type { ProbeResult__Output } from '../proto/gen/tunemesh/v1/ProbeResult.js'
@@ -173,7 +175,9 @@ function missingClass(run: Run, baseStep: number, candidates: FleetWorker[]): st
   return null
 }
 
-/** Steps since the checkpoint cannot be computed again to the same bits: they are no longer true. */
+/**
+ * Steps since the checkpoint cannot be computed again to the same bits: they are no longer true.
+ */
 export function rollBack(run: Run, why: string): void {
   const toStep = checkpointStep(run.log)
   const reason = `steps ${toStep + 1} to ${run.log.committedStep} cannot be replayed: ${why}`
@@ -237,7 +241,9 @@ const sendEpoch = (run: Run, worker: FleetWorker): void =>
     },
   })
 
-/** A member at the base stays, one a little behind gets the commits, any other loads the checkpoint. */
+/**
+ * A member at the base stays, one a little behind gets the commits, any other loads the checkpoint.
+ */
 function bringToBase(
   run: Run,
   worker: FleetWorker,
@@ -282,7 +288,9 @@ function sendLoad(
   send(run, worker.workerId, { loadState: { jobId: run.config.jobId, ...state } })
 }
 
-/** No member is left, or the replay cannot run: begin as after a restart, under this coordinator. */
+/**
+ * No member is left, or the replay cannot run: begin as after a restart, under this coordinator.
+ */
 export function regather(run: Run): void {
   run.steps.clear()
   run.phase = 'gathering'

@@ -1,6 +1,6 @@
 /** What a run waits for, named within seconds, and given up within minutes (I8). */
 import { declareDead } from './run-membership.js'
-import { fail, type FleetWorker, members, type Run } from './run-state.js'
+import { type FleetWorker, fail, members, type Run } from './run-state.js'
 import type { StepRun } from './step-run.js'
 
 interface Wait {
@@ -195,7 +195,9 @@ const waitFor = (worker: FleetWorker, step: number, waitingFor: string, sinceMs:
   sinceMs,
 })
 
-/** A worker that cannot prepare at all, with nobody else there: the job's fault, not the fleet's. */
+/**
+ * A worker that cannot prepare at all, with nobody else there: the job's fault, not the fleet's.
+ */
 export function failWhereNobodyCan(
   run: Run,
   code: Parameters<typeof fail>[1]['code'],

@@ -7,8 +7,8 @@ import { append, isAppending, recordedClasses } from './run-log.js'
 import {
   appliedByAll,
   audience,
-  fail,
   type FleetWorker,
+  fail,
   gateStep,
   log,
   members,
@@ -145,8 +145,9 @@ function sendPlan(run: Run, stepRun: StepRun): void {
 }
 
 /**
- * After a death or a dropped contribution. A step that some member has applied needs no repair: that
- * member has every sum. Answers false where a lease's device class is gone: the replay cannot run.
+ * After a death or a dropped contribution. A step that some member has applied needs no repair:
+ * that member has every sum. Answers false where a lease's device class is gone: the replay cannot
+ * run.
  */
 export function repairSteps(run: Run): boolean {
   const live = members(run)
@@ -228,7 +229,9 @@ function commitBody(
   }
 }
 
-/** The attempt most slices counted; its class, or `mixed` where slices counted different classes. */
+/**
+ * The attempt most slices counted; its class, or `mixed` where slices counted different classes.
+ */
 function countedAttempt(stepRun: StepRun, lease: number) {
   const counted = stepRun.slices.flatMap(
     (slice) => slice.done?.counted.filter((key) => key.lease === lease) ?? [],

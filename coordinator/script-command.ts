@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url'
 export function scriptCommand(withoutExtension: URL): [string, ...string[]] {
   const extension = extname(import.meta.url)
   // Under tsx the loader stands in execArgv; without it a .ts file would not start.
-  const loader = extension === '.ts' ? process.execArgv.filter((arg) => !arg.startsWith('--test')) : []
+  const loader =
+    extension === '.ts' ? process.execArgv.filter((arg) => !arg.startsWith('--test')) : []
   return [process.execPath, ...loader, fileURLToPath(withoutExtension) + extension]
 }

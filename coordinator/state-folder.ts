@@ -1,4 +1,7 @@
-/** The one folder that holds all state: who may use it, where things lie in it, how others find the coordinator. */
+/**
+ * The one folder that holds all state: who may use it, where things lie in it, how others find the
+ * coordinator.
+ */
 import { randomBytes } from 'node:crypto'
 import {
   existsSync,
@@ -59,7 +62,13 @@ export class StateFolder {
    */
   static open(path: string): StateFolder {
     const folder = new StateFolder(path)
-    for (const dir of [path, folder.jetstreamDir, folder.blobsDir, folder.natsDir, folder.logsDir]) {
+    for (const dir of [
+      path,
+      folder.jetstreamDir,
+      folder.blobsDir,
+      folder.natsDir,
+      folder.logsDir,
+    ]) {
       mkdirSync(dir, { recursive: true, mode: 0o700 })
     }
     takeLock(folder.#lockPath, path)
@@ -107,7 +116,8 @@ function takeLock(lockPath: string, folder: string): void {
   const owner: LockOwner = { pid: process.pid, startedAt: startTimeOf(process.pid) ?? '' }
   writeFileSync(mine, JSON.stringify(owner), { mode: 0o600 })
   try {
-    // link() fails where the name exists, so exactly one process gets it; each failed turn removes a dead lock.
+    // link() fails where the name exists, so exactly one process gets it; each failed turn removes
+    // a dead lock.
     for (let turn = 0; turn < 5; turn++) {
       if (tryLink(mine, lockPath)) return
       const holder = readOwner(lockPath)
@@ -130,7 +140,10 @@ function tryLink(from: string, to: string): boolean {
   }
 }
 
-/** Two may find the same dead lock; the slower one would move the quicker one's new lock, so it looks and puts it back. */
+/**
+ * Two may find the same dead lock; the slower one would move the quicker one's new lock, so it
+ * looks and puts it back.
+ */
 function moveDeadLockAway(lockPath: string, away: string): void {
   try {
     renameSync(lockPath, away)

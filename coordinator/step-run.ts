@@ -152,9 +152,9 @@ export const isComplete = (run: StepRun): boolean =>
   run.slices.every((slice) => slice.done) && run.leases.every((lease) => lease.losses)
 
 /**
- * Gives every slice a live owner and every missing contribution a live worker. Changes nothing where
- * nothing is missing. Answers whether the plan has changed; null: no live worker of a device class
- * that a lease needs.
+ * Gives every slice a live owner and every missing contribution a live worker. Changes nothing
+ * where nothing is missing. Answers whether the plan has changed; null: no live worker of a device
+ * class that a lease needs.
  */
 export function repair(run: StepRun, live: readonly LiveWorker[]): boolean | null {
   let changed = moveOrphanedSlices(run, live)
@@ -184,7 +184,9 @@ export function repair(run: StepRun, live: readonly LiveWorker[]): boolean | nul
   return changed
 }
 
-/** A sum that does not match its contributions is added again, by another owner where there is one. */
+/**
+ * A sum that does not match its contributions is added again, by another owner where there is one.
+ */
 export function moveSlice(run: StepRun, slice: SliceRun, live: readonly LiveWorker[]): void {
   const others = live.filter((worker) => worker.workerId !== slice.workerId)
   const candidates = (others.length > 0 ? others : live).map((worker) => worker.workerId)
@@ -194,8 +196,8 @@ export function moveSlice(run: StepRun, slice: SliceRun, live: readonly LiveWork
 }
 
 /**
- * Slices whose integer sum is not the sum of the contributions it claims, or which do not count every
- * lease exactly once.
+ * Slices whose integer sum is not the sum of the contributions it claims, or which do not count
+ * every lease exactly once.
  */
 export const divergedSlices = (run: StepRun): SliceRun[] =>
   run.slices.filter(({ slice, done }) => {
@@ -244,7 +246,9 @@ function moveOrphanedSlices(run: StepRun, live: readonly LiveWorker[]): boolean 
   return changed
 }
 
-/** Slices for which no live worker holds or computes this lease and whose owner does not have it. */
+/**
+ * Slices for which no live worker holds or computes this lease and whose owner does not have it.
+ */
 function missingSlices(run: StepRun, lease: LeaseRun, live: readonly LiveWorker[]): number[] {
   const sources = lease.attempts.filter(
     (attempt) => attempt.isHeld && live.some((worker) => worker.workerId === attempt.workerId),
@@ -277,8 +281,8 @@ const ownedSlices = (run: StepRun, workerId: string): number =>
   run.slices.filter((slice) => slice.workerId === workerId).length
 
 /**
- * The digest that a lease's contribution to a slice has. Where the counted attempt's worker died before
- * it could report, another attempt on the same device class has the same bits.
+ * The digest that a lease's contribution to a slice has. Where the counted attempt's worker died
+ * before it could report, another attempt on the same device class has the same bits.
  */
 function contributionDigest(
   run: StepRun,

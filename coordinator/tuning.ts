@@ -1,9 +1,14 @@
-/** Knobs for tests: time limits, sizes, failpoints. Refused by main.ts unless --testing is given. */
+/**
+ * Knobs for tests: time limits, sizes, failpoints. Refused by main.ts unless --testing is given.
+ */
 import { z } from 'zod'
 import { TunemeshError } from '../proto/errors.js'
 
 const ms = z.int().min(10).max(3_600_000)
-const blocks = z.int().min(1).max(1 << 20)
+const blocks = z
+  .int()
+  .min(1)
+  .max(1 << 20)
 
 const runLimits = z
   .strictObject({

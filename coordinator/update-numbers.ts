@@ -1,6 +1,6 @@
 /**
- * The numbers of one optimizer update, computed once by the coordinator and sent as float32 bits, so
- * that every replica uses the same (DESIGN: optimizer specified to the bit).
+ * The numbers of one optimizer update, computed once by the coordinator and sent as float32 bits,
+ * so that every replica uses the same (DESIGN: optimizer specified to the bit).
  */
 import type { CommitRecord } from '../proto/commit-record.js'
 

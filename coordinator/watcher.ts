@@ -2,7 +2,8 @@
  * Runs one program for as long as the pipe on stdin stays open: `node watcher.js PROGRAM ARGS…`.
  *
  * The kernel closes the pipe when the parent ends, however it ends, also by kill -9; a program that
- * does not read stdin (nats-server) would outlive it. The first line on stdout is the program's pid.
+ * does not read stdin (nats-server) would outlive it. The first line on stdout is the program's
+ * pid.
  */
 import { spawn } from 'node:child_process'
 
