@@ -1,4 +1,6 @@
-/** Content-addressed files to and from the coordinator, with resume by offset and a digest check. */
+/**
+ * Content-addressed files to and from the coordinator, with resume by offset and a digest check.
+ */
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { mkdir, open, rename, rm, stat } from 'node:fs/promises'
@@ -106,7 +108,8 @@ export class Blobs {
       })
       const pieces = Readable.from(piecesOf(upload, onProgress))
       pipeline(pieces, stream as unknown as Writable).catch((error: unknown) => {
-        // A refused call breaks the pipe as well, and its own error is the true one: it comes first.
+        // A refused call breaks the pipe as well, and its own error is the true one: it comes
+        // first.
         pieces.destroy()
         setImmediate(() => reject(error))
         stream.cancel()

@@ -1,9 +1,10 @@
 /**
  * An embedded mesh: the coordinator as a child process that lives exactly as long as we do.
  *
- * The child holds the reading end of our pipe (`--end-with-parent`): when the pipe closes, by close()
- * or because this process died in whatever way, the coordinator ends its workers, its nats-server and
- * itself. It has a process group of its own, so that a terminal's Ctrl-C reaches only us, and we decide.
+ * The child holds the reading end of our pipe (`--end-with-parent`): when the pipe closes, by
+ * close() or because this process died in whatever way, the coordinator ends its workers, its
+ * nats-server and itself. It has a process group of its own, so that a terminal's Ctrl-C reaches
+ * only us, and we decide.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, renameSync, statSync } from 'node:fs'
@@ -65,7 +66,9 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedC
   }
 }
 
-/** Arguments of node for one of our programs: from build/ as it is, from the sources through tsx. */
+/**
+ * Arguments of node for one of our programs: from build/ as it is, from the sources through tsx.
+ */
 export function nodeArgs(program: 'coordinator' | 'worker', args: string[]): string[] {
   const extension = extname(fileURLToPath(import.meta.url))
   const main = fileURLToPath(new URL(`../${program}/main${extension}`, import.meta.url))

@@ -1,4 +1,6 @@
-/** Finds the coordinator to talk to: the one that was named, else the live one of the state folder. */
+/**
+ * Finds the coordinator to talk to: the one that was named, else the live one of the state folder.
+ */
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { join } from 'node:path'

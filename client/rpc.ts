@@ -8,7 +8,10 @@ import {
 import { errorOfRpc } from '../proto/rpc-error.js'
 import { abortReason } from './retry.js'
 
-/** Sends a unary request through a generated client: `(m, o, done) => jobs.get(request, m, o, done)`. */
+/**
+ * Sends a unary request through a generated client: `(m, o, done) => jobs.get(request, m, o,
+ * done)`.
+ */
 export type StartUnary<Response> = (
   metadata: Metadata,
   options: CallOptions,

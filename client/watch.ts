@@ -36,7 +36,8 @@ export interface WatchOptions {
   onReconnect?: ((error: TunemeshError) => void) | undefined
 }
 
-// A coordinator that restarts needs some seconds; 40 attempts under a cap of 2 s wait about a minute.
+// A coordinator that restarts needs some seconds; 40 attempts under a cap of 2 s wait about a
+// minute.
 const watchPolicy: RetryPolicy = { ...defaultRetryPolicy, maxAttempts: 40 }
 
 export async function* watchEvents(
