@@ -1,4 +1,6 @@
-/** What every verb gets: the places and switches that main.ts read once from argv and environment. */
+/**
+ * What every verb gets: the places and switches that main.ts read once from argv and environment.
+ */
 import type { Interrupts } from './interrupts.js'
 import type { Output } from './output.js'
 

@@ -1,4 +1,6 @@
-/** Checks of what surrounds the program: node, the state folder, disk, ports, a running coordinator. */
+/**
+ * Checks of what surrounds the program: node, the state folder, disk, ports, a running coordinator.
+ */
 import { mkdir, rm, statfs, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { join } from 'node:path'

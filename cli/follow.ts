@@ -1,4 +1,6 @@
-/** Follows a job to its end, shows what happens, and turns Ctrl-C into a stop that can be resumed. */
+/**
+ * Follows a job to its end, shows what happens, and turns Ctrl-C into a stop that can be resumed.
+ */
 import type { Job } from '../client/client.js'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'

@@ -1,4 +1,7 @@
-/** Reads a job file for sending: its text as it is, and the folder that its relative paths start from. */
+/**
+ * Reads a job file for sending: its text as it is, and the folder that its relative paths start
+ * from.
+ */
 import { readFileSync } from 'node:fs'
 import { basename, dirname, resolve } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'

@@ -1,4 +1,7 @@
-/** The coordinator a verb talks to: the named one, the live one, or one of its own for as long as it runs. */
+/**
+ * The coordinator a verb talks to: the named one, the live one, or one of its own for as long as it
+ * runs.
+ */
 import { availableParallelism } from 'node:os'
 import { connect, type TunemeshClient } from '../client/client.js'
 import { type EmbeddedCoordinator, startEmbedded } from '../client/embedded.js'

@@ -1,4 +1,6 @@
-/** A failure as its reader needs it: code, what happened, every further problem, what to do next. */
+/**
+ * A failure as its reader needs it: code, what happened, every further problem, what to do next.
+ */
 import { type ErrorCode, TunemeshError } from '../proto/errors.js'
 import { escapeLine, escapeText } from './escape.js'
 import type { Style } from './style.js'
@@ -20,7 +22,9 @@ export function renderError(error: TunemeshError, style: Style): string {
   return lines.join('\n')
 }
 
-/** What is not a TunemeshError is a bug of ours: one line, the stack only where it was asked for. */
+/**
+ * What is not a TunemeshError is a bug of ours: one line, the stack only where it was asked for.
+ */
 export function asTunemeshError(error: unknown): TunemeshError {
   if (error instanceof TunemeshError) return error
   const system = error as NodeJS.ErrnoException

@@ -1,4 +1,7 @@
-/** `tunemesh train`: submits a job, shows its preflight and progress, and says where the result lies. */
+/**
+ * `tunemesh train`: submits a job, shows its preflight and progress, and says where the result
+ * lies.
+ */
 
 import type { Context } from './context.js'
 import { escapeLine } from './escape.js'

@@ -1,4 +1,6 @@
-/** `tunemesh up`: a coordinator that stays, on fixed ports, for workers and clients to come and go. */
+/**
+ * `tunemesh up`: a coordinator that stays, on fixed ports, for workers and clients to come and go.
+ */
 import { startEmbedded } from '../client/embedded.js'
 import { liveEndpoint } from '../client/endpoint.js'
 import { TunemeshError } from '../proto/errors.js'
