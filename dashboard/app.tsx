@@ -72,7 +72,9 @@ function Waiting({ isOpen }: { isOpen: boolean }) {
   )
 }
 
-/** Redraws when the feed has changed, at most once a frame, and each second for what counts time. */
+/**
+ * Redraws when the feed has changed, at most once a frame, and each second for what counts time.
+ */
 function useFeed(feed: LiveFeed): number {
   const [, redraw] = useState(0)
   useEffect(() => {

@@ -25,7 +25,9 @@ export function freshnessText(freshness: Freshness): string {
   return freshness.seconds === null ? 'connecting' : `disconnected ${freshness.seconds} s`
 }
 
-/** Delay before attempt n (from 1) to connect again: 250 ms doubling to 5 s, half of it by chance. */
+/**
+ * Delay before attempt n (from 1) to connect again: 250 ms doubling to 5 s, half of it by chance.
+ */
 export function reconnectDelayMs(attempt: number, random: number): number {
   const ceiling = Math.min(5_000, 250 * 2 ** Math.min(attempt - 1, 10))
   return ceiling * (0.5 + random / 2)

@@ -223,7 +223,10 @@ function finite(value: unknown): number | null {
 export const isFinal = (state: JobState): boolean =>
   state === 'SUCCEEDED' || state === 'FAILED' || state === 'STOPPED'
 
-/** Time left now: the last estimate less what has passed since; null when nothing is left to wait for. */
+/**
+ * Time left now: the last estimate less what has passed since; null when nothing is left to wait
+ * for.
+ */
 export function timeLeftMs(view: JobView, nowMs: number): number | null {
   const last = view.points.at(-1)
   if (view.state !== 'RUNNING' || !last || last.step >= view.numSteps) return null
