@@ -31,7 +31,9 @@ const committedSlice = z.object({
   slice: z.number().int().nonnegative(),
   sliceAttempt: z.number().int().positive(),
   workerId: z.string(),
-  /** Linear digest of the exact integer sum, and of the rounded values that every replica applies. */
+  /**
+   * Linear digest of the exact integer sum, and of the rounded values that every replica applies.
+   */
   sumDigest: uint64Hex,
   publishedDigest: uint64Hex,
   sumSquares: z.number(),
@@ -76,7 +78,9 @@ const skipRecord = z.object({
   reason: z.string(),
 })
 
-/** Appended only after the manifest is durable: before this record the checkpoint does not exist. */
+/**
+ * Appended only after the manifest is durable: before this record the checkpoint does not exist.
+ */
 const checkpointRecord = z.object({
   kind: z.literal('checkpoint'),
   ...author,
@@ -87,7 +91,10 @@ const checkpointRecord = z.object({
   sizeBytes: z.number().int().nonnegative(),
 })
 
-/** Steps after `toStep` are no longer true: they could not be computed again on their device classes. */
+/**
+ * Steps after `toStep` are no longer true: they could not be computed again on their device
+ * classes.
+ */
 const rollbackRecord = z.object({
   kind: z.literal('rollback'),
   ...author,

@@ -118,8 +118,8 @@ function shuffle(order: Uint32Array, nextWord: () => number): void {
 }
 
 /**
- * 32-bit words of sfc32 (C. Doty-Humphrey, PractRand), its state seeded with the low and high half of
- * the seed, the data epoch and 1, the first 15 words dropped.
+ * 32-bit words of sfc32 (C. Doty-Humphrey, PractRand), its state seeded with the low and high half
+ * of the seed, the data epoch and 1, the first 15 words dropped.
  */
 function randomWords(seed: number, dataEpoch: number): () => number {
   let a = seed >>> 0

@@ -9,7 +9,10 @@ interface ErrorKind {
   grpc: number
   /** May the same call be sent again unchanged? */
   retry: boolean
-  /** Exit code of the command line: 2 the user's mistake, 3 the job failed, 4 nobody to talk to, 1 ours. */
+  /**
+   * Exit code of the command line: 2 the user's mistake, 3 the job failed, 4 nobody to talk to, 1
+   * ours.
+   */
   exit: 1 | 2 | 3 | 4
 }
 

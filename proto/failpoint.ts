@@ -1,6 +1,7 @@
 /**
- * Named places where a test kills its own process: before and after each durable act, and in the middle of an
- * owner's publishing (proto/PROTOCOL.md lists them). Nothing is armed unless a main.ts was started with --testing.
+ * Named places where a test kills its own process: before and after each durable act, and in the
+ * middle of an owner's publishing (proto/PROTOCOL.md lists them). Nothing is armed unless a main.ts
+ * was started with --testing.
  */
 const armed = new Map<string, number>()
 

@@ -1,6 +1,6 @@
 /**
- * What travels on the gradient subjects (proto/subjects.ts): frames of packed integers, and the small
- * messages that grant, acknowledge and ask again.
+ * What travels on the gradient subjects (proto/subjects.ts): frames of packed integers, and the
+ * small messages that grant, acknowledge and ask again.
  *
  * A frame is a 64-byte little-endian header and its payload, 1 MiB at most; no NATS headers.
  *
@@ -143,14 +143,16 @@ interface SumAddress {
 }
 
 /**
- * JSON on a worker's credit subject. `from` is the sender. Every message may be lost, doubled or late;
- * each is sent again by a timer of the side that waits.
+ * JSON on a worker's credit subject. `from` is the sender. Every message may be lost, doubled or
+ * late; each is sent again by a timer of the side that waits.
  *
  *   contributor → owner   offer      "I hold this contribution, numChunks frames, so many bytes"
- *   owner → contributor   grant      "send all of it": counts against the owner's 16 MiB until it is added or dropped
+ *   owner → contributor   grant      "send all of it": counts against the owner's 16 MiB until it
+ *   is added or dropped
  *                         need       "these chunks did not come, or came damaged"
  *                         delivered  "all of it is here (or its lease has counted already): stop"
- *   receiver → publisher  stored     "these chunks of your sum are verified and kept": paces the fan-out
+ *   receiver → publisher  stored     "these chunks of your sum are verified and kept": paces the
+ *   fan-out
  *                         needSum    "these chunks came damaged"
  *   any → any             wantSum    "I lack this sum of a committed step"
  *                         noSum      "I do not hold it (any more)"

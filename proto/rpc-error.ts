@@ -1,10 +1,16 @@
-/** One mapper between TunemeshError and what gRPC carries: a status, and the whole error in trailing metadata. */
+/**
+ * One mapper between TunemeshError and what gRPC carries: a status, and the whole error in trailing
+ * metadata.
+ */
 import { Metadata, type ServiceError, status } from '@grpc/grpc-js'
 import { type ErrorCode, errorKinds, isErrorCode, TunemeshError } from './errors.js'
 
 export const errorMetadataKey = 'tunemesh-error'
 
-/** Trailers are limited (8 KiB by default in most stacks), so long lists of details are cut and counted. */
+/**
+ * Trailers are limited (8 KiB by default in most stacks), so long lists of details are cut and
+ * counted.
+ */
 const maxTrailerBytes = 6_000
 const maxMessageChars = 2_000
 
@@ -29,7 +35,10 @@ export function rpcStatusOf(error: unknown): RpcStatus {
   return { code: errorKinds[known.code].grpc, details: `${known.code} ${message}`, metadata }
 }
 
-/** The error that the other side threw; a broken connection and a passed deadline get codes of their own. */
+/**
+ * The error that the other side threw; a broken connection and a passed deadline get codes of their
+ * own.
+ */
 export function errorOfRpc(failure: unknown): TunemeshError {
   if (failure instanceof TunemeshError) return failure
   const { code, details, metadata } = failure as Partial<ServiceError>
@@ -79,8 +88,7 @@ function codeOfBareStatus(code: status | undefined): ErrorCode {
 
 /**
  * What the other side means to say carries its words in the trailer. A call that was reset without
- * them lost its connection: that passes, and idempotent calls are sent again. Whoever cancels a call
- * itself knows why and does not ask here.
+ * them lost its connection: that passes, and idempotent calls are sent again. Whoever cancels a
+ * call itself knows why and does not ask here.
  */
-const isReset = (code: status | undefined) =>
-  code === status.CANCELLED || code === status.INTERNAL
+const isReset = (code: status | undefined) => code === status.CANCELLED || code === status.INTERNAL

@@ -1,4 +1,7 @@
-/** The gRPC contract, loaded once: service definitions, options that both ends share, client constructors. */
+/**
+ * The gRPC contract, loaded once: service definitions, options that both ends share, client
+ * constructors.
+ */
 import { fileURLToPath } from 'node:url'
 import * as grpc from '@grpc/grpc-js'
 import { loadSync } from '@grpc/proto-loader'
@@ -27,7 +30,10 @@ export const { JobService, WorkerService, BlobService } = types.tunemesh.v1
 /** Bytes of one piece of a blob on the wire. */
 export const blobPieceBytes = 1 << 20
 
-/** Limits and keepalive, the same on both ends: a server that allows fewer pings than its clients send cuts them. */
+/**
+ * Limits and keepalive, the same on both ends: a server that allows fewer pings than its clients
+ * send cuts them.
+ */
 export const channelOptions: grpc.ChannelOptions = {
   'grpc.max_receive_message_length': 4 << 20,
   'grpc.max_send_message_length': 4 << 20,

@@ -1,4 +1,7 @@
-/** NATS subjects and streams. Core NATS carries frames and credits, JetStream the commit log and job events. */
+/**
+ * NATS subjects and streams. Core NATS carries frames and credits, JetStream the commit log and job
+ * events.
+ */
 
 /** One stream for all jobs' commit subjects: compare-and-set on a subject's last sequence. */
 export const commitStream = 'TM_COMMITS'
@@ -16,8 +19,8 @@ interface SliceAddress {
 }
 
 /**
- * A contribution's frames for one slice. Only the current owner subscribes, under the current fleet epoch and
- * slice attempt: what a zombie sends has no interest and dies at the server.
+ * A contribution's frames for one slice. Only the current owner subscribes, under the current fleet
+ * epoch and slice attempt: what a zombie sends has no interest and dies at the server.
  */
 export const contributionSubject = (a: SliceAddress) =>
   `tm.g.${a.job}.${a.fleetEpoch}.c.${a.slice}.${a.sliceAttempt}`

@@ -1,6 +1,6 @@
 /**
- * What fixes a job's arithmetic and memory on a device: made by the coordinator from the job file, carried out by every
- * worker's engine. Travels as `train_spec_json` of Prepare and PlanCall.
+ * What fixes a job's arithmetic and memory on a device: made by the coordinator from the job file,
+ * carried out by every worker's engine. Travels as `train_spec_json` of Prepare and PlanCall.
  */
 import type { ModelConfig } from './model-config.js'
 
@@ -32,7 +32,10 @@ export interface TrainSpec {
   weightDecay: number
   /** int64 accumulators of contributions that a worker may hold at once (kept until applied). */
   numContributionSlots: number
-  /** Blocks of 256 elements in a slice, and in one frame; 0: by proto/slices.ts once the vector's size is known. */
+  /**
+   * Blocks of 256 elements in a slice, and in one frame; 0: by proto/slices.ts once the vector's
+   * size is known.
+   */
   sliceBlocks: number
   chunkBlocks: number
 }
