@@ -1,6 +1,7 @@
 /**
- * The worker's one stream to the coordinator. It comes back by itself with capped, jittered delays after a break,
- * names the worker id it had, and never queues more than `maxQueuedMessages` while it is away.
+ * The worker's one stream to the coordinator. It comes back by itself with capped, jittered delays
+ * after a break, names the worker id it had, and never queues more than `maxQueuedMessages` while
+ * it is away.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import * as grpc from '@grpc/grpc-js'
@@ -21,7 +22,9 @@ export interface AttachOptions {
   hello: Hello
   onWelcome(welcome: Welcome): void
   onMessage(message: ToWorker): void
-  /** The stream is away; messages meant for it are gone, the run machine decides what to say again. */
+  /**
+   * The stream is away; messages meant for it are gone, the run machine decides what to say again.
+   */
   onBreak(reason: string): void
   /** How long a worker tries to come back before it gives up and ends. */
   giveUpAfterMs: number

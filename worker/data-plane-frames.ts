@@ -1,4 +1,7 @@
-/** The first look at a frame: whole, undamaged, of this job and epoch, or refused before anything believes it. */
+/**
+ * The first look at a frame: whole, undamaged, of this job and epoch, or refused before anything
+ * believes it.
+ */
 import { type FrameHeader, type FrameKind, readFrameHeader } from '../proto/frame.js'
 import type { EpochScope } from './data-plane-link.js'
 

@@ -1,4 +1,6 @@
-/** One fleet epoch's way to the bus: subscriptions, credits, and frames sent from a few slab slots. */
+/**
+ * One fleet epoch's way to the bus: subscriptions, credits, and frames sent from a few slab slots.
+ */
 import { type CreditMessage, encodeCredit } from '../proto/frame.js'
 import { creditSubject } from '../proto/subjects.js'
 import type { ExchangeBuffers } from './exchange-buffers.js'

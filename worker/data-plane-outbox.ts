@@ -1,7 +1,7 @@
 /**
- * The contributor's side: each slice of a contribution is offered to its owner, sent when granted, and
- * offered again until the owner says that all of it has arrived. Offers are small and idempotent, so one
- * timer heals every loss.
+ * The contributor's side: each slice of a contribution is offered to its owner, sent when granted,
+ * and offered again until the owner says that all of it has arrived. Offers are small and
+ * idempotent, so one timer heals every loss.
  */
 import type { CreditOf } from '../proto/frame.js'
 import { contributionSubject } from '../proto/subjects.js'

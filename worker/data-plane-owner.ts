@@ -1,7 +1,7 @@
 /**
- * The owner's side: grants offers within 16 MiB, stages the chunks of each attempt apart, and adds a
- * contribution only when the run machine counts it. What is staged is never mixed between attempts, and
- * a lease that has counted is not taken again.
+ * The owner's side: grants offers within 16 MiB, stages the chunks of each attempt apart, and adds
+ * a contribution only when the run machine counts it. What is staged is never mixed between
+ * attempts, and a lease that has counted is not taken again.
  */
 import { TunemeshError } from '../proto/errors.js'
 import { type CreditOf, digestText, type FrameHeader } from '../proto/frame.js'
@@ -119,7 +119,9 @@ export class DataPlaneOwner {
     this.#grant()
   }
 
-  /** Rounds the sum into the published slot; `onWhole` hears its digest before the run machine does. */
+  /**
+   * Rounds the sum into the published slot; `onWhole` hears its digest before the run machine does.
+   */
   async finish(effect: Effect<'finishSlice'>, onWhole: (digest: string) => void): Promise<void> {
     const slice = this.#find(effect)
     if (slice === null) return

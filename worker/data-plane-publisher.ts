@@ -1,7 +1,7 @@
 /**
- * Sends sums out: one publish that the server fans out to every worker of the epoch, or the frames of one
- * slice to a worker that asked. Paced by the receivers' acknowledgements, so that no subscriber has more
- * than 16 MiB of all owners' sums pending at the server.
+ * Sends sums out: one publish that the server fans out to every worker of the epoch, or the frames
+ * of one slice to a worker that asked. Paced by the receivers' acknowledgements, so that no
+ * subscriber has more than 16 MiB of all owners' sums pending at the server.
  */
 import { failpoint } from '../proto/failpoint.js'
 import type { CreditOf } from '../proto/frame.js'
@@ -63,7 +63,8 @@ class FanOut implements Shipment {
   }
 
   sent(chunk: number, bytes: number): void {
-    // The client writes a frame out when the next one is published: the first is gone, the second is not.
+    // The client writes a frame out when the next one is published: the first is gone, the second
+    // is not.
     if (++this.#numSent === 2) failpoint('worker.mid-publish')
     this.publisher.noteFrameBytes(bytes)
     for (const [workerId, receiver] of this.receivers) {

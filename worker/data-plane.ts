@@ -1,10 +1,11 @@
 /**
- * Moves gradients between the workers of a job: carries out the run machine's effects that name slices,
- * contributions and sums, and tells it what arrived. It decides nothing about steps; it keeps every
- * buffer bounded and heals what a core NATS server may lose.
+ * Moves gradients between the workers of a job: carries out the run machine's effects that name
+ * slices, contributions and sums, and tells it what arrived. It decides nothing about steps; it
+ * keeps every buffer bounded and heals what a core NATS server may lose.
  *
- *   sendContribution → offer → (owner) grant → frames → contributionArrived → countContribution → the sum
- *   finishSlice → the published slot → publishSum → frames to every worker → stored … → sumArrived
+ *   sendContribution → offer → (owner) grant → frames → contributionArrived → countContribution →
+ *   the sum finishSlice → the published slot → publishSum → frames to every worker → stored … →
+ *   sumArrived
  */
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import { type CreditMessage, decodeCredit, isFrame, jobHash } from '../proto/frame.js'

@@ -63,7 +63,9 @@ export interface TrainedTensor {
   name: string
   shape: number[]
   numElements: number
-  /** First block; a block never straddles tensors, the last one of a tensor is filled with zeros. */
+  /**
+   * First block; a block never straddles tensors, the last one of a tensor is filled with zeros.
+   */
   firstBlock: number
 }
 
@@ -131,19 +133,26 @@ export interface Engine {
   readonly deviceClass: string
   /** Computes every buffer, takes no device memory, needs no load(). */
   plan(spec: TrainSpec): MemoryPlan
-  /** Opens the model's files and checks every tensor against the configuration. Once, before anything below. */
+  /**
+   * Opens the model's files and checks every tensor against the configuration. Once, before
+   * anything below.
+   */
   load(): Promise<void>
   /**
-   * Reserves the arena exactly as planned and seals it; initialises adapter or trained weights and optimizer.
-   * Once in an engine's life. LoRA packs or maps the frozen model here, unless generation did before.
+   * Reserves the arena exactly as planned and seals it; initialises adapter or trained weights and
+   * optimizer. Once in an engine's life. LoRA packs or maps the frozen model here, unless
+   * generation did before.
    */
   prepare(spec: TrainSpec): Promise<{ memory: MemoryPlan; tensors: TrainedTensor[] }>
-  /** Adapter in PEFT layout: the job's start where a job is prepared, else for generation and evaluation only. */
+  /**
+   * Adapter in PEFT layout: the job's start where a job is prepared, else for generation and
+   * evaluation only.
+   */
   loadAdapter(folder: string): Promise<void>
   /**
-   * Gradient of one micro-batch, its loss divided by `lossDivisor`, rounded by the codec and added to a
-   * contribution slot. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE (the tensor's name in `details[0]`)
-   * and leaves the slot unusable until cleared.
+   * Gradient of one micro-batch, its loss divided by `lossDivisor`, rounded by the codec and added
+   * to a contribution slot. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE (the tensor's name
+   * in `details[0]`) and leaves the slot unusable until cleared.
    */
   microBatch(batch: TokenBatch, lossDivisor: number, slot: number): Promise<MicroBatchResult>
   /** Loss only. */
@@ -152,12 +161,20 @@ export interface Engine {
   applyUpdate(step: number, update: UpdateNumbers): Promise<void>
   /** SHA-256 (hex) of the trained tensors' float32 bytes in canonical order, without fill. */
   weightsDigest(): Promise<string>
-  /** Trained weights and both moments into a file (safetensors, weight.<name>, m.<name>, v.<name>, metadata step). */
+  /**
+   * Trained weights and both moments into a file (safetensors, weight.<name>, m.<name>, v.<name>,
+   * metadata step).
+   */
   writeState(path: string, step: number): Promise<void>
   readState(path: string): Promise<{ step: number }>
-  /** PEFT adapter folder, or for `full` the model folder's model.safetensors. The folder must exist. */
+  /**
+   * PEFT adapter folder, or for `full` the model folder's model.safetensors. The folder must exist.
+   */
   writeAdapter(folder: string, baseModelName: string): Promise<void>
-  /** Mean absolute change of each trained tensor's effective weight since the start, by tensor or LoRA module. */
+  /**
+   * Mean absolute change of each trained tensor's effective weight since the start, by tensor or
+   * LoRA module.
+   */
   weightChange(): Promise<{ name: string; meanAbsChange: number }[]>
   /** Logits of every position, row-major [N, V]; for tests and the golden runs. */
   logits(batch: TokenBatch): Promise<Float32Array>

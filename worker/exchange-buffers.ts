@@ -1,7 +1,7 @@
 /**
- * The gradient memory of a job as the data plane uses it: contributions, the owner's sums, published
- * sums of two steps, frame slabs. Everything that touches elements runs natively on the exchange's own
- * thread; here are only numbers of slots, slices and chunks.
+ * The gradient memory of a job as the data plane uses it: contributions, the owner's sums,
+ * published sums of two steps, frame slabs. Everything that touches elements runs natively on the
+ * exchange's own thread; here are only numbers of slots, slices and chunks.
  */
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import { type FrameAddress, maxFrameBytes } from '../proto/frame.js'
@@ -90,7 +90,9 @@ export class ExchangeBuffers {
     return measures.map((measure) => measure.digest)
   }
 
-  /** Bytes of a slice's frames; the most they can be while the contribution has not been digested. */
+  /**
+   * Bytes of a slice's frames; the most they can be while the contribution has not been digested.
+   */
   packedBytes(slot: number, slice: number): number {
     return this.#packedBytes.get(slot)?.[slice] ?? this.numChunks(slice) * maxFrameBytes
   }

@@ -1,4 +1,7 @@
-/** One job on this worker's engine: its data, its weights, and the operations that the run machine asks for. */
+/**
+ * One job on this worker's engine: its data, its weights, and the operations that the run machine
+ * asks for.
+ */
 import { createHash } from 'node:crypto'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -31,7 +34,10 @@ export interface ReadyJob {
   weightsSha256: string
 }
 
-/** Replicas prove that they are equal at every so many steps; hashing all weights each step would cost more. */
+/**
+ * Replicas prove that they are equal at every so many steps; hashing all weights each step would
+ * cost more.
+ */
 const digestEverySteps = 10
 
 export class JobEngine {
@@ -182,7 +188,9 @@ export function batchOf(shard: PackShard, packs: readonly number[]): TokenBatch 
   return { tokens, targets, documentStarts: Int32Array.from(starts) }
 }
 
-/** Two workers may train together only where this is equal: arithmetic, slices, names and shapes. */
+/**
+ * Two workers may train together only where this is equal: arithmetic, slices, names and shapes.
+ */
 function planHashOf(request: TrainRequest, tensors: TrainedTensor[]): string {
   const { numContributionSlots: _, ...numeric } = request.spec
   const shapes = tensors.map(({ name, shape, firstBlock }) => [name, shape, firstBlock])

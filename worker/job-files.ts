@@ -1,4 +1,7 @@
-/** A job's bulk files on this worker: read in place on the coordinator's machine, else fetched by digest. */
+/**
+ * A job's bulk files on this worker: read in place on the coordinator's machine, else fetched by
+ * digest.
+ */
 import { existsSync } from 'node:fs'
 import { copyFile, mkdir, readdir, readFile, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'

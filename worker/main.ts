@@ -1,4 +1,7 @@
-/** `worker/main.js`: reads its options once and runs a worker. Started by the coordinator or by `tunemesh worker`. */
+/**
+ * `worker/main.js`: reads its options once and runs a worker. Started by the coordinator or by
+ * `tunemesh worker`.
+ */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { homedir, hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -1,7 +1,7 @@
 /**
- * What goes into and comes out of a worker's run machine (worker/run-machine.ts), one job at a time.
- * The shell carries out the effects in order: engine calls queue on the engine's thread, frames on the
- * data plane (worker/data-plane.ts). What answers an effect says so.
+ * What goes into and comes out of a worker's run machine (worker/run-machine.ts), one job at a
+ * time. The shell carries out the effects in order: engine calls queue on the engine's thread,
+ * frames on the data plane (worker/data-plane.ts). What answers an effect says so.
  */
 import type { LoggedRecord } from '../proto/commit-record.js'
 import type { Deliver__Output } from '../proto/gen/tunemesh/v1/Deliver.js'
@@ -100,9 +100,13 @@ export type WorkerEvent =
       publishedDigest: string
       sumSquares: number
     } & SliceKey)
-  /** All chunks of a published sum are in the step's sum slot; `digest` computed from what is there. */
+  /**
+   * All chunks of a published sum are in the step's sum slot; `digest` computed from what is there.
+   */
   | { kind: 'sumArrived'; step: number; slice: number; digest: string }
-  /** The first chunk of another attempt has overwritten a sum reported before: it does not stand. */
+  /**
+   * The first chunk of another attempt has overwritten a sum reported before: it does not stand.
+   */
   | { kind: 'sumOverwritten'; step: number; slice: number }
   /** Another worker lacks a sum: answered by sendSum or refuseSum. */
   | { kind: 'sumRequested'; step: number; slice: number; digest: string; byWorkerId: string }
@@ -137,7 +141,10 @@ export type WorkerEffect =
   | { kind: 'uploadState'; step: number; purpose: string }
   /** Answered by stateLoaded. */
   | { kind: 'loadState'; step: number; digest: string; sequence: number }
-  /** Linear digest of one micro-batch's whole gradient, computed in a free slot; answered by probeDone. */
+  /**
+   * Linear digest of one micro-batch's whole gradient, computed in a free slot; answered by
+   * probeDone.
+   */
   | {
       kind: 'probe'
       step: number
@@ -151,7 +158,9 @@ export type WorkerEffect =
   /** Answered by delivered. */
   | { kind: 'deliver'; deliver: Deliver__Output }
   // the data plane
-  /** Listen to this epoch's sums, credits and requests; drop every frame and sender of other epochs. */
+  /**
+   * Listen to this epoch's sums, credits and requests; drop every frame and sender of other epochs.
+   */
   | { kind: 'openEpoch'; fleetEpoch: number; workerIds: string[] }
   /** Send one slice of a contribution until acknowledged; answered by contributionDelivered. */
   | ({ kind: 'sendContribution'; slot: number; ownerWorkerId: string; digest: string } & LeaseKey &
@@ -162,7 +171,9 @@ export type WorkerEffect =
   | ({ kind: 'openSlice' } & SliceKey)
   /** Stop listening; what is staged goes. */
   | ({ kind: 'closeSlice' } & SliceKey)
-  /** Add a staged contribution (`slot` null) or one of this worker's own slots to the slice's sum. */
+  /**
+   * Add a staged contribution (`slot` null) or one of this worker's own slots to the slice's sum.
+   */
   | ({ kind: 'countContribution'; slot: number | null } & LeaseKey &
       Pick<SliceKey, 'slice' | 'sliceAttempt'>)
   /** Drop a staged contribution: another attempt was complete first, or the lease is void. */
@@ -170,7 +181,10 @@ export type WorkerEffect =
   /** Round the sum into the step's sum slot; answered by sliceFinished. */
   | ({ kind: 'finishSlice' } & SliceKey)
   | ({ kind: 'publishSum' } & SliceKey)
-  /** Ask one worker for a sum of a committed step; answered by sumArrived or sumUnavailable, or not at all. */
+  /**
+   * Ask one worker for a sum of a committed step; answered by sumArrived or sumUnavailable, or not
+   * at all.
+   */
   | { kind: 'requestSum'; step: number; slice: number; fromWorkerId: string; digest: string }
   | { kind: 'sendSum'; step: number; slice: number; toWorkerId: string }
   | { kind: 'refuseSum'; step: number; slice: number; toWorkerId: string }

@@ -1,4 +1,7 @@
-/** Leases of a worker: computed micro-batch by micro-batch, kept in slots, sent to the slices' owners. */
+/**
+ * Leases of a worker: computed micro-batch by micro-batch, kept in slots, sent to the slices'
+ * owners.
+ */
 import type { Lease__Output } from '../proto/gen/tunemesh/v1/Lease.js'
 import type { StepPlan__Output } from '../proto/gen/tunemesh/v1/StepPlan.js'
 import type { LeaseKey, SliceKey, WorkerEvent } from './run-events.js'
@@ -13,7 +16,10 @@ import {
 
 type Event<Kind extends WorkerEvent['kind']> = Extract<WorkerEvent, { kind: Kind }>
 
-/** Takes up new leases of a plan. What the worker was leased before stands: a lease is never taken back alone. */
+/**
+ * Takes up new leases of a plan. What the worker was leased before stands: a lease is never taken
+ * back alone.
+ */
 export function takeLeases(run: WorkerRun, plan: StepPlan__Output): void {
   for (const lease of plan.leases) {
     if (lease.workerId !== run.workerId) continue
@@ -42,7 +48,9 @@ const keyOf = (plan: StepPlan__Output, lease: Lease__Output): LeaseKey => ({
   leaseAttempt: lease.leaseAttempt,
 })
 
-/** Starts the next micro-batch, if the weights stand where a lease needs them and a slot is free. */
+/**
+ * Starts the next micro-batch, if the weights stand where a lease needs them and a slot is free.
+ */
 export function computeNext(run: WorkerRun): void {
   if (run.computing || !isSettled(run)) return
   const next = [...run.contributions.values()]
@@ -172,7 +180,9 @@ export const markDelivered = (
   contribution.delivered.set(slice, sliceAttempt)
 }
 
-/** Once all that the plan asks for is at its owners: from then on the worker may die without loss. */
+/**
+ * Once all that the plan asks for is at its owners: from then on the worker may die without loss.
+ */
 function reportDelivered(run: WorkerRun, contribution: Contribution, plan: StepPlan__Output): void {
   const wanted = plan.owners.filter(
     ({ slice }) => contribution.onlySlices === null || contribution.onlySlices.includes(slice),
@@ -194,7 +204,9 @@ function reportDelivered(run: WorkerRun, contribution: Contribution, plan: StepP
 
 // ---- slots ----
 
-/** A free slot; where there is none, one whose contribution is least needed. Null: all are needed. */
+/**
+ * A free slot; where there is none, one whose contribution is least needed. Null: all are needed.
+ */
 export function takeSlot(run: WorkerRun, user: string): number | null {
   let slot = run.slots.indexOf(null)
   if (slot < 0) {
@@ -205,7 +217,9 @@ export function takeSlot(run: WorkerRun, user: string): number | null {
   return slot
 }
 
-/** Contributions of applied steps first: every sum of theirs is here. Then one that all owners have. */
+/**
+ * Contributions of applied steps first: every sum of theirs is here. Then one that all owners have.
+ */
 function dropOne(run: WorkerRun): boolean {
   const kept = [...run.contributions.values()].filter((c) => c.state === 'done')
   const applied = kept.find((c) => c.step <= run.appliedStep)
@@ -253,7 +267,10 @@ export function freeThrough(run: WorkerRun, step: number): void {
   }
 }
 
-/** The step is applied: what was not finished of it is over; what was is kept until all have applied. */
+/**
+ * The step is applied: what was not finished of it is over; what was is kept until all have
+ * applied.
+ */
 export function endLeasesOf(run: WorkerRun, step: number): void {
   for (const [name, contribution] of run.contributions) {
     if (contribution.step > step) continue

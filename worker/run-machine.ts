@@ -1,6 +1,6 @@
 /**
- * A worker's part in a job, as decisions only: events in, effects out; no clock, no sockets, no chance.
- * `advance` is the main path. The seeded simulation (test/simulation) runs this very code.
+ * A worker's part in a job, as decisions only: events in, effects out; no clock, no sockets, no
+ * chance. `advance` is the main path. The seeded simulation (test/simulation) runs this very code.
  * proto/PROTOCOL.md is normative; the other run-*.ts files hold the parts.
  */
 import type { EpochRaised__Output } from '../proto/gen/tunemesh/v1/EpochRaised.js'
@@ -12,13 +12,7 @@ import { numSlices } from '../proto/slices.js'
 import type { WorkerEffect, WorkerEvent, WorkerRunConfig } from './run-events.js'
 import * as leases from './run-leases.js'
 import * as slices from './run-slices.js'
-import {
-  isSettled,
-  newWorkerRun,
-  type PendingWork,
-  send,
-  type WorkerRun,
-} from './run-state.js'
+import { isSettled, newWorkerRun, type PendingWork, send, type WorkerRun } from './run-state.js'
 import * as sums from './run-sums.js'
 
 /** Uploads, probes and evaluations that may wait for a step. */
@@ -162,7 +156,10 @@ function pendingWork(message: ToWorker__Output): PendingWork | null {
   return deliver ? { kind: 'deliver', step: -1, deliver } : null
 }
 
-/** The same job again after a lost stream: device state is kept, and told as soon as it stands still. */
+/**
+ * The same job again after a lost stream: device state is kept, and told as soon as it stands
+ * still.
+ */
 function takePrepare(run: WorkerRun, prepare: Prepare__Output): void {
   if (run.jobId === prepare.jobId && run.prepare) {
     run.owesPrepared = true
@@ -346,7 +343,10 @@ function report(
   send(run, { stateUploaded: { ...result, jobId } })
 }
 
-function reportFailure(run: WorkerRun, event: Extract<WorkerEvent, { kind: 'engineFailed' }>): void {
+function reportFailure(
+  run: WorkerRun,
+  event: Extract<WorkerEvent, { kind: 'engineFailed' }>,
+): void {
   const { operation, step, error } = event
   const { jobId } = run
   if (operation === 'uploadState') {

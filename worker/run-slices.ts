@@ -2,7 +2,14 @@
 import type { StepPlan__Output } from '../proto/gen/tunemesh/v1/StepPlan.js'
 import type { WorkerEvent } from './run-events.js'
 import { markDelivered } from './run-leases.js'
-import { leaseKey, type OwnedSlice, send, sliceKey, sliceName, type WorkerRun } from './run-state.js'
+import {
+  leaseKey,
+  type OwnedSlice,
+  send,
+  sliceKey,
+  sliceName,
+  type WorkerRun,
+} from './run-state.js'
 
 type Event<Kind extends WorkerEvent['kind']> = Extract<WorkerEvent, { kind: Kind }>
 
@@ -28,8 +35,8 @@ export function takeSlices(run: WorkerRun, plan: StepPlan__Output): void {
 }
 
 /**
- * Opens what may be opened (a slice has one accumulator, and the step's sum slot must be free), adds
- * this worker's own contributions, and finishes what is complete.
+ * Opens what may be opened (a slice has one accumulator, and the step's sum slot must be free),
+ * adds this worker's own contributions, and finishes what is complete.
  */
 export function advanceSlices(run: WorkerRun): void {
   for (const owned of run.ownedSlices.values()) {

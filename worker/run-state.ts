@@ -7,7 +7,13 @@ import type { MicroBatchLoss } from '../proto/gen/tunemesh/v1/MicroBatchLoss.js'
 import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
 import type { Probe__Output } from '../proto/gen/tunemesh/v1/Probe.js'
 import type { StepPlan__Output } from '../proto/gen/tunemesh/v1/StepPlan.js'
-import type { LeaseKey, SliceKey, WorkerEffect, WorkerEvent, WorkerRunConfig } from './run-events.js'
+import type {
+  LeaseKey,
+  SliceKey,
+  WorkerEffect,
+  WorkerEvent,
+  WorkerRunConfig,
+} from './run-events.js'
 
 type EnginePrepared = Extract<WorkerEvent, { kind: 'enginePrepared' }>
 

@@ -1,4 +1,6 @@
-/** Sums and commits: a worker applies a step when it holds the commit and every verified sum of it. */
+/**
+ * Sums and commits: a worker applies a step when it holds the commit and every verified sum of it.
+ */
 import type { CommitRecord, LoggedRecord, SkipRecord } from '../proto/commit-record.js'
 import type { Commit__Output } from '../proto/gen/tunemesh/v1/Commit.js'
 import type { WorkerEvent } from './run-events.js'
@@ -56,7 +58,9 @@ export function recordCommit(run: WorkerRun, commit: Commit__Output): void {
   })
 }
 
-/** In doubt the stream tells: what stands there is committed, whether or not anybody announced it. */
+/**
+ * In doubt the stream tells: what stands there is committed, whether or not anybody announced it.
+ */
 export function recordCommitLog(run: WorkerRun, records: readonly LoggedRecord[]): void {
   for (const { record } of records) {
     // Weights of a past that was rolled back: the coordinator says what to load.
@@ -187,8 +191,8 @@ export function recordRefusal(run: WorkerRun, event: Event<'sumUnavailable'>): v
 }
 
 /**
- * Asks for sums that a commit names and that are not here: their owner first, then every other worker
- * in turn. All workers keep the sums of the last two steps.
+ * Asks for sums that a commit names and that are not here: their owner first, then every other
+ * worker in turn. All workers keep the sums of the last two steps.
  */
 export function requestMissingSums(run: WorkerRun): void {
   const commit = run.commits.get(run.appliedStep + 1)

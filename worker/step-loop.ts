@@ -1,6 +1,7 @@
 /**
- * The worker's main path. One job: what the coordinator says, what the engine answers and what the data plane brings
- * become events of the run machine (worker/run-machine.ts), which decides; its effects are carried out here, in order.
+ * The worker's main path. One job: what the coordinator says, what the engine answers and what the
+ * data plane brings become events of the run machine (worker/run-machine.ts), which decides; its
+ * effects are carried out here, in order.
  *
  *   StepPlan → computeMicroBatch … → digestContribution → sendContribution to each slice's owner
  *            → as owner: countContribution … → finishSlice → publishSum → (coordinator commits)
@@ -34,7 +35,9 @@ export interface StepLoopOptions {
 export class StepLoop {
   #job: JobEngine | null = null
   #dataPlane: DataPlane | null = null
-  /** Engine operations run in the order they were asked for, each after the one before has answered. */
+  /**
+   * Engine operations run in the order they were asked for, each after the one before has answered.
+   */
   #engineTail: Promise<void> = Promise.resolve()
   readonly #tick: NodeJS.Timeout
 
@@ -93,7 +96,10 @@ export class StepLoop {
     })
   }
 
-  /** A gradient that fails is the step's news, not the engine's end: the slot stays void, the machine decides. */
+  /**
+   * A gradient that fails is the step's news, not the engine's end: the slot stays void, the
+   * machine decides.
+   */
   #computeMicroBatch(effect: Extract<WorkerEffect, { kind: 'computeMicroBatch' }>): void {
     this.#enqueue('computeMicroBatch', effect.step, async () => {
       const { kind: _, packs, lossDivisor, ...key } = effect

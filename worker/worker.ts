@@ -1,4 +1,7 @@
-/** A worker process: attached to the coordinator by one stream, it trains one job at a time and answers engine calls. */
+/**
+ * A worker process: attached to the coordinator by one stream, it trains one job at a time and
+ * answers engine calls.
+ */
 import { credentials } from '@grpc/grpc-js'
 import { Blobs } from '../client/blobs.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
