@@ -1,13 +1,19 @@
-// Writes adamw_vectors.json beside this file: the update of backend.h computed without any of our native code.
-// JavaScript's float64 has more than 2 * 24 + 2 bits, so rounding each float64 result of + - * / sqrt to float32 gives
-// exactly the IEEE float32 result. Every number is the float32's bits as an unsigned integer. Run: node adamw_vectors.mjs
+// Writes adamw_vectors.json beside this file: the update of backend.h computed without any of our
+// native code. JavaScript's float64 has more than 2 * 24 + 2 bits, so rounding each float64 result of
+// + - * / sqrt to float32 gives exactly the IEEE float32 result. Every number is the float32's bits as
+// an unsigned integer; of the float64 scalars beta1 and beta2 the high word, then the low word.
+// Run: node adamw_vectors.mjs
 import { writeFileSync } from 'node:fs'
 
 const f = Math.fround
-const view = new DataView(new ArrayBuffer(4))
+const view = new DataView(new ArrayBuffer(8))
 const bits = (x) => {
   view.setFloat32(0, x)
   return view.getUint32(0)
+}
+const doubleBits = (x) => {
+  view.setFloat64(0, x)
+  return [view.getUint32(0), view.getUint32(4)]
 }
 
 function update(s, [p0, m0, v0, gradient]) {
@@ -18,7 +24,7 @@ function update(s, [p0, m0, v0, gradient]) {
   const g = f(gradient * s.clipFactor)
   const p = s.weightDecay === 0 ? p0 : f(p0 - f(p0 * decay))
   const m = f(m0 + f(f(g - m0) * oneMinusBeta1))
-  const v = f(f(v0 * s.beta2) + f(f(g * g) * oneMinusBeta2))
+  const v = f(f(v0 * f(s.beta2)) + f(f(g * g) * oneMinusBeta2))
   const denominator = f(f(f(Math.sqrt(v)) / s.biasCorrection2Sqrt) + s.epsilon)
   return [f(p - f(stepSize * f(m / denominator))), m, v]
 }
@@ -31,39 +37,88 @@ function uniform() {
   t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
   return ((t ^ (t >>> 14)) >>> 0) / 4294967296
 }
-const signedPower = (low, high) => f((uniform() < 0.5 ? -1 : 1) * 10 ** (low + (high - low) * uniform()))
-const element = () => [signedPower(-4, 1), signedPower(-9, -1), Math.abs(signedPower(-14, -2)), signedPower(-9, 2)]
+const signedPower = (low, high) =>
+  f((uniform() < 0.5 ? -1 : 1) * 10 ** (low + (high - low) * uniform()))
+const element = () => [
+  signedPower(-4, 1),
+  signedPower(-9, -1),
+  Math.abs(signedPower(-14, -2)),
+  signedPower(-9, 2),
+]
 
 const scalars = (changes) => {
-  const s = { learningRate: 3e-4, clipFactor: 1, biasCorrection1: 0.1, biasCorrection2Sqrt: 0.0316,
-    beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weightDecay: 0, ...changes }
-  return Object.fromEntries(Object.entries(s).map(([key, value]) => [key, f(value)]))
+  const s = {
+    learningRate: 3e-4,
+    clipFactor: 1,
+    biasCorrection1: 0.1,
+    biasCorrection2Sqrt: 0.0316,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weightDecay: 0,
+    ...changes,
+  }
+  const isDouble = (key) => key.startsWith('beta')
+  return Object.fromEntries(
+    Object.entries(s).map(([key, value]) => [key, isDouble(key) ? value : f(value)]),
+  )
 }
 const edge = [
-  [0, 0, 0, 0], [-0, 0, 0, -0], [1, 0, 0, 1], [1, 0, 0, 1e-20], [1, 0, 0, 1e-23], [1, 1e-40, 1e-44, 1e-41],
-  [1e-38, 1e-3, 1e-6, 1e-3], [3e38, 1, 1, 1], [1, 1, 1, 1.8e19], [1, -1, 1, -1.8e19], [0.1, 0.2, 0.3, 0.2],
+  [0, 0, 0, 0],
+  [-0, 0, 0, -0],
+  [1, 0, 0, 1],
+  [1, 0, 0, 1e-20],
+  [1, 0, 0, 1e-23],
+  [1, 1e-40, 1e-44, 1e-41],
+  [1e-38, 1e-3, 1e-6, 1e-3],
+  [3e38, 1, 1, 1],
+  [1, 1, 1, 1.8e19],
+  [1, -1, 1, -1.8e19],
+  [0.1, 0.2, 0.3, 0.2],
 ].map((row) => row.map(f))
-const step = (t) => ({ biasCorrection1: 1 - 0.9 ** t, biasCorrection2Sqrt: Math.sqrt(1 - 0.999 ** t) })
+const step = (t) => ({
+  biasCorrection1: 1 - 0.9 ** t,
+  biasCorrection2Sqrt: Math.sqrt(1 - 0.999 ** t),
+})
 const cases = [
   { name: 'first step', scalars: scalars(step(1)) },
-  { name: 'step 1000, clipped', scalars: scalars({ ...step(1000), clipFactor: 0.37, learningRate: 1e-5 }) },
+  {
+    name: 'step 1000, clipped',
+    scalars: scalars({ ...step(1000), clipFactor: 0.37, learningRate: 1e-5 }),
+  },
   { name: 'weight decay', scalars: scalars({ ...step(7), weightDecay: 0.01 }) },
-  { name: 'beta2 0.95, strong decay', scalars: scalars({ ...step(3), beta2: 0.95, weightDecay: 0.3, epsilon: 1e-6 }) },
-  { name: 'learning rate zero', scalars: scalars({ ...step(2), learningRate: 0, weightDecay: 0.1 }) },
+  {
+    name: 'beta2 0.95, strong decay',
+    scalars: scalars({ ...step(3), beta2: 0.95, weightDecay: 0.3, epsilon: 1e-6 }),
+  },
+  {
+    name: 'learning rate zero',
+    scalars: scalars({ ...step(2), learningRate: 0, weightDecay: 0.1 }),
+  },
 ].map(({ name, scalars: s }) => ({
   name,
-  scalars: Object.values(s).map(bits),
-  elements: [...edge, ...Array.from({ length: 38 }, element)].map((row) => [...row, ...update(s, row)].map(bits)),
+  scalars: Object.entries(s).flatMap(([key, value]) =>
+    key.startsWith('beta') ? doubleBits(value) : [bits(value)],
+  ),
+  elements: [...edge, ...Array.from({ length: 38 }, element)].map((row) =>
+    [...row, ...update(s, row)].map(bits),
+  ),
 }))
 
-const lines = cases.map((c) => `    { "name": ${JSON.stringify(c.name)}, "scalars": ${JSON.stringify(c.scalars)}, "elements": [
+const lines = cases.map(
+  (c) => `    { "name": ${JSON.stringify(c.name)}, "scalars": ${JSON.stringify(c.scalars)},
+      "elements": [
 ${c.elements.map((row) => `      ${JSON.stringify(row)}`).join(',\n')}
-    ] }`)
-writeFileSync(new URL('adamw_vectors.json', import.meta.url), `{
+    ] }`,
+)
+writeFileSync(
+  new URL('adamw_vectors.json', import.meta.url),
+  `{
   "scalars": ${JSON.stringify(Object.keys(scalars({})))},
   "columns": ["p", "m", "v", "gradient", "p after", "m after", "v after"],
   "cases": [
 ${lines.join(',\n')}
   ]
 }
-`)
+`,
+)

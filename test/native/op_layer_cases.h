@@ -3,8 +3,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "../test/native/op_case.h"
 #include "kernels/reference/reference.h"
+#include "op_case.h"
 
 namespace tunemesh {
 

@@ -4,9 +4,9 @@
 #include <algorithm>
 #include <bit>
 
-#include "../test/native/op_layer_cases.h"
 #include "kernels/cpu/dispatch.h"
 #include "kernels/reference/reference.h"
+#include "op_layer_cases.h"
 
 namespace tunemesh {
 namespace {
@@ -131,6 +131,9 @@ void adamw_vectors(const std::vector<Device>& devices, const char* path, Tally& 
   }
   fclose(file);
   auto number = [](uint32_t bits) { return std::bit_cast<float>(bits); };
+  auto wide_number = [](uint32_t high, uint32_t low) {
+    return std::bit_cast<double>(uint64_t{high} << 32 | low);
+  };
   size_t num_elements = 0;
   for (size_t i = 0; i < rows.size();) {
     const std::vector<uint32_t> s = rows[i++];
@@ -142,10 +145,20 @@ void adamw_vectors(const std::vector<Device>& devices, const char* path, Tally& 
     num_elements += n;
     for (size_t device = 0; device <= devices.size(); ++device) {
       Floats p = columns[0], m = columns[1], v = columns[2];
-      const TmAdamW args = {
-          p.data(),     m.data(),     v.data(),     columns[3].data(), n,
-          number(s[0]), number(s[1]), number(s[2]), number(s[3]),      number(s[4]),
-          number(s[5]), number(s[6]), number(s[7])};
+      TmAdamW args{};
+      args.p = p.data();
+      args.m = m.data();
+      args.v = v.data();
+      args.gradient = columns[3].data();
+      args.n = n;
+      args.learning_rate = number(s[0]);
+      args.clip_factor = number(s[1]);
+      args.bias_correction1 = number(s[2]);
+      args.bias_correction2_sqrt = number(s[3]);
+      args.beta1 = wide_number(s[4], s[5]);
+      args.beta2 = wide_number(s[6], s[7]);
+      args.epsilon = number(s[8]);
+      args.weight_decay = number(s[9]);
       const bool is_reference = device == devices.size();
       if (is_reference) reference::adamw(args);
       if (!is_reference)
@@ -265,16 +278,11 @@ std::vector<OpCase> all_cases() {
       loss_case(random(), 2, 49152, 10),      loss_case(random(), 3, 17, 30),
   };
   const AttentionShape shapes[] = {
-      {{0, 37, 38, 120, 233}, 6, 2, 16, 0, 0},
-      {{0, 37, 38, 120, 233}, 6, 2, 64, 0, 5},
-      {{0, 130, 131, 200}, 4, 4, 32, 8, 3},
-      {{0, 65, 100, 259}, 4, 1, 32, 50, 0},
-      {{0, 64, 192}, 2, 1, 128, 0, 1},
-      {{0, 5, 9, 14, 100}, 4, 2, 24, 7, 2},
-      {{0, 1, 2, 40}, 2, 1, 16, 1, 0},
-      {{0, 300}, 3, 1, 64, 100, 0},
-      {{0, 3, 3, 50}, 2, 2, 8, 0, 0},
-      {{0, 97, 161, 340}, 3, 3, 17, 65, 0},
+      {{0, 37, 38, 120, 233}, 6, 2, 16, 0, 0}, {{0, 37, 38, 120, 233}, 6, 2, 64, 0, 5},
+      {{0, 130, 131, 200}, 4, 4, 32, 8, 3},    {{0, 65, 100, 259}, 4, 1, 32, 50, 0},
+      {{0, 64, 192}, 2, 1, 128, 0, 1},         {{0, 5, 9, 14, 100}, 4, 2, 24, 7, 2},
+      {{0, 1, 2, 40}, 2, 1, 16, 1, 0},         {{0, 300}, 3, 1, 64, 100, 0},
+      {{0, 3, 3, 50}, 2, 2, 8, 0, 0},          {{0, 97, 161, 340}, 3, 3, 17, 65, 0},
   };
   for (const AttentionShape& shape : shapes) cases.push_back(attention_case(random(), shape));
   return cases;
