@@ -1,4 +1,7 @@
-/** A family's folder against the engine itself: logits, every gradient, greedy continuation; full and LoRA. */
+/**
+ * A family's folder against the engine itself: logits, every gradient, greedy continuation; full
+ * and LoRA.
+ */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { modelConfigFromJson } from '../../proto/model-config.js'

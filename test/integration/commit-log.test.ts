@@ -102,7 +102,10 @@ describe('event log', () => {
     const collected = collect(log, 3, 3_000)
     for (const number of numbers(1_501, 3_000)) log.append('j', line(`${number}`))
     const events = await collected
-    assert.deepEqual(events.map((event) => event.sequence), numbers(4, 3_000))
+    assert.deepEqual(
+      events.map((event) => event.sequence),
+      numbers(4, 3_000),
+    )
     assert.equal(events.at(-1)?.log?.message, '3000')
     await log.close()
   })
@@ -112,7 +115,10 @@ describe('event log', () => {
     const log = await openLog()
     log.append('j', line('after'))
     const events = await collect(log, 0, 3_001)
-    assert.deepEqual(events.map((event) => event.sequence), numbers(1, 3_001))
+    assert.deepEqual(
+      events.map((event) => event.sequence),
+      numbers(1, 3_001),
+    )
     assert.equal(events.at(-1)?.log?.message, 'after')
     await log.close()
   })
@@ -124,7 +130,10 @@ describe('event log', () => {
     process.kill(pidOf(nats), 'SIGKILL')
     for (const number of numbers(3_302, 3_601)) log.append('j', line(`${number}`))
     const events = await collected
-    assert.deepEqual(events.map((event) => event.log?.message), numbers(3_002, 3_601).map(String))
+    assert.deepEqual(
+      events.map((event) => event.log?.message),
+      numbers(3_002, 3_601).map(String),
+    )
     await log.close()
   })
 })

@@ -170,7 +170,10 @@ describe('the page server', () => {
       })
     })
     socket.close()
-    assert.deepEqual(seen, Array.from({ length: 691 }, (_, index) => index + 11))
+    assert.deepEqual(
+      seen,
+      Array.from({ length: 691 }, (_, index) => index + 11),
+    )
     assert.ok(types.has('hello') && types.has('events'))
   })
 

@@ -20,8 +20,7 @@ async function watchToEnd(client: TunemeshClient, job: Job): Promise<JobEvent[]>
 const sequencesOf = (events: JobEvent[]) => events.map((event) => event.sequence)
 const from1 = (length: number) => Array.from({ length }, (_, index) => index + 1)
 const stepsOf = (events: JobEvent[]) => events.flatMap((event) => event.step?.step ?? [])
-const statesOf = (events: JobEvent[]) =>
-  events.flatMap((event) => event.stateChanged?.state ?? [])
+const statesOf = (events: JobEvent[]) => events.flatMap((event) => event.stateChanged?.state ?? [])
 
 /** Weights of the tiny job after an undisturbed run: what every disturbed one must end with. */
 let undisturbed = ''

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { chmodSync, rmSync, statSync, writeFileSync, readFileSync } from 'node:fs'
+import { chmodSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { connect } from 'nats'
@@ -114,10 +114,12 @@ describe('the search for nats-server', () => {
   })
 
   it('takes the floor itself and what is above it', () => {
-    assert.deepEqual(
-      ['2.11.9', '2.12.0', '2.15.2', '3.0.0', '1.99.0'].map(isNewEnough),
-      [false, true, true, true, false],
-    )
+    assert.deepEqual(['2.11.9', '2.12.0', '2.15.2', '3.0.0', '1.99.0'].map(isNewEnough), [
+      false,
+      true,
+      true,
+      true,
+      false,
+    ])
   })
 })
-

@@ -1,4 +1,7 @@
-/** A coordinator of its own for a test: a real process with real workers on a temporary state folder. */
+/**
+ * A coordinator of its own for a test: a real process with real workers on a temporary state
+ * folder.
+ */
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'

@@ -21,7 +21,9 @@ function isInSession(pid: number, sessionId: number): boolean {
   }
 }
 
-/** The kernel tells nobody that a stranger's process has ended, so this one looks again and again. */
+/**
+ * The kernel tells nobody that a stranger's process has ended, so this one looks again and again.
+ */
 export async function untilGone(sessionId: number, withinMs = 20_000): Promise<void> {
   const deadline = performance.now() + withinMs
   for (;;) {

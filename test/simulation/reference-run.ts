@@ -1,6 +1,9 @@
-/** The undisturbed run: one worker, every micro-batch in order. Every disturbed run must equal it. */
-import { defaultRunLimits, type RunConfig } from '../../coordinator/run-events.js'
+/**
+ * The undisturbed run: one worker, every micro-batch in order. Every disturbed run must equal it.
+ */
+
 import { learningRateTable } from '../../coordinator/learning-rate.js'
+import { defaultRunLimits, type RunConfig } from '../../coordinator/run-events.js'
 import { updateNumbers } from '../../coordinator/update-numbers.js'
 import { DataOrder } from '../../proto/data-order.js'
 import type { SimulationOptions } from './options.js'

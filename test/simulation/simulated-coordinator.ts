@@ -1,4 +1,7 @@
-/** A coordinator process: the real run machine in a toy shell. Two may run at once, one of them fenced. */
+/**
+ * A coordinator process: the real run machine in a toy shell. Two may run at once, one of them
+ * fenced.
+ */
 import type { RunConfig, RunEffect, RunEvent, RunOutcome } from '../../coordinator/run-events.js'
 import { RunMachine } from '../../coordinator/run-machine.js'
 import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'

@@ -6,7 +6,10 @@ import type { VirtualClock } from './virtual-clock.js'
 
 export type AppendOutcome = { kind: 'stands'; sequence: number } | { kind: 'refused' | 'unknown' }
 
-/** Compare-and-set appends; an answer may be lost, and an append may land after its answer was given up. */
+/**
+ * Compare-and-set appends; an answer may be lost, and an append may land after its answer was given
+ * up.
+ */
 export class SimulatedJetStream {
   readonly log: LoggedRecord[] = []
   isUp = true

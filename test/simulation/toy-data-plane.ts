@@ -1,6 +1,7 @@
 /**
- * Frames between simulated workers: two chunks a message, resent until acknowledged, staged by attempt,
- * sums in two slots by the parity of their step. What worker/data-plane.ts promises, without bytes.
+ * Frames between simulated workers: two chunks a message, resent until acknowledged, staged by
+ * attempt, sums in two slots by the parity of their step. What worker/data-plane.ts promises,
+ * without bytes.
  */
 import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
 import { addWrapped, publishedDigest } from './toy-engine.js'

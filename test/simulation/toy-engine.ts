@@ -1,7 +1,7 @@
 /**
- * An engine whose gradient is a hash of (weights, micro-batch): a step that counts a micro-batch twice,
- * not at all, or from other weights ends in other weights. One 64-bit number a slice; integers add
- * modulo 2^64, as the real accumulators do.
+ * An engine whose gradient is a hash of (weights, micro-batch): a step that counts a micro-batch
+ * twice, not at all, or from other weights ends in other weights. One 64-bit number a slice;
+ * integers add modulo 2^64, as the real accumulators do.
  */
 import type { UpdateNumbers } from '../../worker/engine.js'
 

@@ -1,9 +1,11 @@
-/** A whole simulated mesh: coordinators, workers, NATS, the faults of a seed, and the invariants. */
+/**
+ * A whole simulated mesh: coordinators, workers, NATS, the faults of a seed, and the invariants.
+ */
 import type { RunOutcome } from '../../coordinator/run-events.js'
 import type { CommitLogRecord } from '../../proto/commit-record.js'
+import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'
 import type { JobEvent } from '../../proto/gen/tunemesh/v1/JobEvent.js'
 import type { ToWorker__Output } from '../../proto/gen/tunemesh/v1/ToWorker.js'
-import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'
 import { WorkerService } from '../../proto/services.js'
 import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
 import { Invariants } from './invariants.js'
@@ -34,7 +36,9 @@ export class World {
   uploadFailure = 0.05
   isTracing = false
   outcome: RunOutcome | null = null
-  /** How often each thing happened: a simulation that never meets a case proves nothing about it. */
+  /**
+   * How often each thing happened: a simulation that never meets a case proves nothing about it.
+   */
   readonly counts = new Map<string, number>()
   #numWorkerIds = 0
   #numCoordinators = 0

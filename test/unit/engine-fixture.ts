@@ -2,8 +2,8 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { modelConfigFromJson } from '../../proto/model-config.js'
-import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import { type Engine, openEngine, type TokenBatch, type TrainSpec } from '../../worker/engine.js'
+import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import { projectTop } from '../project-top.js'
 
 export const families = ['llama-tied', 'llama-scaled-rope', 'qwen2', 'qwen3', 'mistral-window']

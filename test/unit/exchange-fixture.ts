@@ -1,4 +1,7 @@
-/** Exchange buffers without an engine, and a small crew of data planes that adds one step's gradients. */
+/**
+ * Exchange buffers without an engine, and a small crew of data planes that adds one step's
+ * gradients.
+ */
 import { planSlices, type SliceLayout } from '../../proto/slices.js'
 import { DataPlane, type DataPlaneClock } from '../../worker/data-plane.js'
 import { loadAddon } from '../../worker/engine.js'
@@ -191,7 +194,10 @@ export class Crew {
     for (const member of this.members) member.open(fleetEpoch)
   }
 
-  /** Lease k goes to worker k mod N. Resolves when every worker holds every slice's sum; answers the digests. */
+  /**
+   * Lease k goes to worker k mod N. Resolves when every worker holds every slice's sum; answers the
+   * digests.
+   */
   async step(step: number, gradients: readonly Float32Array[]): Promise<string[]> {
     const numWorkers = this.members.length
     const isWhole = () => this.members.every((m) => m.sums.size === m.buffers.numSlices)

@@ -39,7 +39,9 @@ async function framesOf(buffers: ExchangeBuffers, slot: number, slice: number) {
   return sizes.map((bytes, slotOfFrame) => Uint8Array.from(buffers.frame(slotOfFrame, bytes)))
 }
 
-/** Adds the contributions in `order`, each as frames or from its own slot, chunks turned by `turn`. */
+/**
+ * Adds the contributions in `order`, each as frames or from its own slot, chunks turned by `turn`.
+ */
 async function sumIn(order: readonly number[], turn: number) {
   const { trial, buffers } = await filledBuffers(7)
   const finished = []
