@@ -1,5 +1,5 @@
-// Submits a job, watches it and fetches the adapter, with grpc-js and the published .proto files alone.
-// node build/examples/clients/submit-and-watch.js ENDPOINT.json JOB.yaml ADAPTER.safetensors
+// Submits a job, watches it and fetches the adapter, with grpc-js and the published .proto files
+// alone. node build/examples/clients/submit-and-watch.js ENDPOINT.json JOB.yaml ADAPTER.safetensors
 import { readFileSync, writeFileSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'

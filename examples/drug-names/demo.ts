@@ -1,7 +1,8 @@
 /**
- * `npm run demo`: a real pretrained model learns, on two workers of an embedded mesh, to answer like a dictionary.
- * Shows answers before and after side by side, the loss on rephrased questions about seen entries and on entries
- * never seen, what changed in the weights, and where the adapter lies. Ends by itself.
+ * `npm run demo`: a real pretrained model learns, on two workers of an embedded mesh, to answer
+ * like a dictionary. Shows answers before and after side by side, the loss on rephrased questions
+ * about seen entries and on entries never seen, what changed in the weights, and where the adapter
+ * lies. Ends by itself.
  *
  *   --base PATH   another model (Hugging Face folder or .gguf)     --out FOLDER     --steps N
  */

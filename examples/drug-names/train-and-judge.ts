@@ -1,4 +1,6 @@
-/** Trains the example's job through a mesh and judges it on both question sets, before and after. */
+/**
+ * Trains the example's job through a mesh and judges it on both question sets, before and after.
+ */
 import { readFileSync } from 'node:fs'
 import { resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
