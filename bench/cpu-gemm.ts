@@ -1,5 +1,6 @@
 /**
- * `npm run bench -- cpu-gemm [--json] [--threads N] [--path avx2] [--rounds N] [--only TEXT] [--program PATH]`
+ * `npm run bench -- cpu-gemm [--json] [--threads N] [--path avx2] [--rounds N] [--only TEXT]
+ * [--program PATH]`
  *
  * Matrix products of the CPU backend beside a register-only multiply-add loop on the same threads.
  * The measuring is native (bench/native/gemm_bench.cc); this prints its rows.

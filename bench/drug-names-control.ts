@@ -1,7 +1,8 @@
 /**
- * `npm run bench -- drug-names-control [--record] [--json]`: the drug-names example beside its control, which is the same
- * training on answers shuffled among the questions. What the right answers gain over it on rephrased questions is
- * knowledge; what both gain is style. Several seeds of the adapter and the order, means and spread.
+ * `npm run bench -- drug-names-control [--record] [--json]`: the drug-names example beside its
+ * control, which is the same training on answers shuffled among the questions. What the right
+ * answers gain over it on rephrased questions is knowledge; what both gain is style. Several seeds
+ * of the adapter and the order, means and spread.
  */
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { homedir, tmpdir } from 'node:os'
