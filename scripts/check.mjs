@@ -1,4 +1,5 @@
-// npm run check: types, lint and format, dead code, import directions, size ratchets, C++ format, error table.
+// npm run check: types, lint and format, dead code, import directions, size ratchets, C++ format,
+// error table.
 import { spawnSync } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -78,7 +79,10 @@ function checkImports() {
   return problems
 }
 
-/** Lines of each function, by brace depth: good enough for a budget, and the same for every language here. */
+/**
+ * Lines of each function, by brace depth: good enough for a budget, and the same for every language
+ * here.
+ */
 function longFunctions(lines) {
   const found = []
   const open = []
@@ -103,7 +107,10 @@ function longFunctions(lines) {
   return found
 }
 
-/** What is over a budget, one line each; scripts/size-ratchet.json lists what is allowed to be, with its reason. */
+/**
+ * What is over a budget, one line each; scripts/size-ratchet.json lists what is allowed to be, with
+ * its reason.
+ */
 function overBudget() {
   const over = {}
   for (const file of sources) {

@@ -1,10 +1,14 @@
-// npm run dev [-- OPTIONS OF tunemesh up]: an embedded mesh with the dashboard; rebuilds and restarts when sources change.
+// npm run dev [-- OPTIONS OF tunemesh up]: an embedded mesh with the dashboard; rebuilds and
+// restarts when sources change.
 import { spawn } from 'node:child_process'
 import { watch } from 'node:fs'
 import { join } from 'node:path'
 import { top } from './tools.mjs'
 
-/** What a change in each folder rebuilds (see build.mjs). Native sources are built by hand: it takes minutes. */
+/**
+ * What a change in each folder rebuilds (see build.mjs). Native sources are built by hand: it takes
+ * minutes.
+ */
 const partOf = {
   proto: 'ts',
   coordinator: 'ts',

@@ -1,4 +1,5 @@
-// Writes docs/job-file.md from the schema in proto/job-spec.ts, out of build/. --check only compares.
+// Writes docs/job-file.md from the schema in proto/job-spec.ts, out of build/. --check only
+// compares.
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'

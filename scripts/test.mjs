@@ -1,5 +1,6 @@
-// npm test: C++ programs, then every TypeScript test file in a process of its own. The last line says what ran.
-// --no-skips: a skipped test fails the run, except those that say they need a folder outside the clone.
+// npm test: C++ programs, then every TypeScript test file in a process of its own. The last line
+// says what ran. --no-skips: a skipped test fails the run, except those that say they need a folder
+// outside the clone.
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,4 +1,5 @@
-// Where the tools of a build are: on the machine, or in the project's own cache, which this file fills.
+// Where the tools of a build are: on the machine, or in the project's own cache, which this file
+// fills.
 import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs'
 import { homedir } from 'node:os'
@@ -8,7 +9,10 @@ import { fileURLToPath } from 'node:url'
 export const top = fileURLToPath(new URL('..', import.meta.url))
 export const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
 
-/** A mistake of the machine's set-up: one line that names what is missing and the command that gets it. */
+/**
+ * A mistake of the machine's set-up: one line that names what is missing and the command that gets
+ * it.
+ */
 export class SetupError extends Error {}
 
 /** Runs `main`; a SetupError ends the process with its one line. */
@@ -39,7 +43,9 @@ export function needCompiler() {
     )
 }
 
-/** CMake of the machine, else PyPI's wheel of it in the cache (the wheel holds the program itself). */
+/**
+ * CMake of the machine, else PyPI's wheel of it in the cache (the wheel holds the program itself).
+ */
 export function findCmake() {
   if (firstLine('cmake', ['--version'])) return 'cmake'
   const version = '3.31.6'
