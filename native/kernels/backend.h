@@ -1,16 +1,21 @@
-// The operations of a backend: what native/engine calls and what kernels/cpu and (as a plugin) kernels/cuda provide.
+// The operations of a backend: what native/engine calls and what kernels/cpu and (as a plugin)
+// kernels/cuda provide.
 //
-// A flat C ABI, so that a plugin built by another compiler can be loaded: plain structs, no exceptions, no ownership
-// across the border. Every struct starts with its size, so that an older side can be told from a newer one.
+// A flat C ABI, so that a plugin built by another compiler can be loaded: plain structs, no
+// exceptions, no ownership across the border. Every struct starts with its size, so that an older
+// side can be told from a newer one.
 //
 // Rules that hold for every operation
-//   order     each output element is one chain in a fixed order, whatever the thread count or instruction path; no
-//             float atomics. fused multiply-add only where the comment says "fma".
-//   buffers   pointers belong to the caller, are 64-byte aligned and live until the stream has passed the call.
-//             Outputs are overwritten unless the name ends in _add. Inputs and outputs overlap only where allowed.
+//   order     each output element is one chain in a fixed order, whatever the thread count or
+//             instruction path; no float atomics. fused multiply-add only where the comment says
+//             "fma".
+//   buffers   pointers belong to the caller, are 64-byte aligned and live until the stream has
+//             passed the call. Outputs are overwritten unless the name ends in _add. Inputs and
+//             outputs overlap only where allowed.
 //   errors    0, or a TmStatus; last_error() then has one line. A device error is sticky.
-//   letters   N tokens, C channels (hidden size), V vocabulary, H query heads, G key/value heads, F head size,
-//             D feed-forward size, R rows of a loss chunk. Activations are float (CPU) in row-major order.
+//   letters   N tokens, C channels (hidden size), V vocabulary, H query heads, G key/value heads, F
+//             head size, D feed-forward size, R rows of a loss chunk. Activations are float (CPU)
+//             in row-major order.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -30,7 +35,8 @@ typedef enum {
   TM_OUT_OF_RANGE = 5,  // a gradient does not fit the fixed-point range of the exchange
 } TmStatus;
 
-typedef struct TmContext TmContext;  // one device and its stream; on the CPU a fixed pool of threads
+// one device and its stream; on the CPU a fixed pool of threads
+typedef struct TmContext TmContext;
 
 typedef struct {
   size_t size;
@@ -39,16 +45,17 @@ typedef struct {
   int device_index;
 } TmContextOptions;
 
-// A weight matrix [out, in]. `packed` is the panel layout of pack_weight, null where the weight changes every step.
-// `rows` is row-major and may be null where `packed` is given.
+// A weight matrix [out, in]. `packed` is the panel layout of pack_weight, null where the weight
+// changes every step. `rows` is row-major and may be null where `packed` is given.
 typedef struct {
   const float* rows;
   const float* packed;
   size_t out, in;
 } TmWeight;
 
-// Matrix products. accumulate: C += instead of C =. Each element is one fma chain over the inner index, ascending,
-// starting from 0 (or from C where accumulate); alpha multiplies the finished chain's factor on A's side (A*alpha first).
+// Matrix products. accumulate: C += instead of C =. Each element is one fma chain over the inner
+// index, ascending, starting from 0 (or from C where accumulate); alpha multiplies the finished
+// chain's factor on A's side (A*alpha first).
 typedef struct {
   const float* x; size_t x_stride;   // [n, in]
   TmWeight w;                        // [out, in]
@@ -56,7 +63,9 @@ typedef struct {
   size_t n;
   int accumulate;
   float alpha;
-} TmLinear;  // forward: y = alpha x w^T    backward_input: x_grad = alpha y_grad w (x is then the output [n, in], y the input)
+// forward: y = alpha x w^T    backward_input: x_grad = alpha y_grad w (x is then the output [n,
+// in], y the input)
+} TmLinear;
 
 typedef struct {
   const float* dy; size_t dy_stride; // [n, out]
@@ -71,7 +80,8 @@ typedef struct {
   const float* x; const float* gain; // [n, c], [c]
   float* y; float* rstd;             // [n, c], [n] (rstd may be null)
   size_t n, c;
-  size_t x_stride, y_stride;         // in floats: rows of heads inside a wider row for q/k norm are n = tokens*heads, stride F
+  // in floats: rows of heads inside a wider row for q/k norm are n = tokens*heads, stride F
+  size_t x_stride, y_stride;
   float epsilon;
 } TmRmsNorm;
 
@@ -83,7 +93,8 @@ typedef struct {
   int dx_add;
 } TmRmsNormBackward;
 
-// Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does. cos/sin [max_position, F/2].
+// Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does. cos/sin [max_position,
+// F/2].
 typedef struct {
   float* x; size_t x_stride;         // [n, heads * F] inside rows of x_stride floats
   const int32_t* positions;          // [n], from 0 within each document
@@ -92,8 +103,9 @@ typedef struct {
   int inverse;                       // backward: the transposed rotation
 } TmRope;
 
-// Causal attention within documents: token i sees j <= i of its own document, and i - j < window where window > 0.
-// Softmax in float with the row maximum subtracted; lse[n, H] = log-sum-exp of the scaled scores.
+// Causal attention within documents: token i sees j <= i of its own document, and i - j < window
+// where window > 0. Softmax in float with the row maximum subtracted; lse[n, H] = log-sum-exp of
+// the scaled scores.
 typedef struct {
   const float* q; const float* k; const float* v;   // [n, H*F], [n, G*F], [n, G*F] with strides
   size_t q_stride, k_stride, v_stride;
@@ -126,8 +138,8 @@ typedef struct {
   size_t n, d, in_stride, out_stride;
 } TmSwiGluBackward;
 
-// Loss of R rows of logits: loss_sum += sum over rows of -log softmax(logits)[target] (float64, rows in order).
-// Where dlogits: logits is overwritten by (softmax - onehot) * grad_scale.
+// Loss of R rows of logits: loss_sum += sum over rows of -log softmax(logits)[target] (float64,
+// rows in order). Where dlogits: logits is overwritten by (softmax - onehot) * grad_scale.
 typedef struct {
   float* logits; size_t stride;                     // [rows, v]
   const int32_t* targets;                           // [rows]; all >= 0
@@ -139,11 +151,12 @@ typedef struct {
 
 // AdamW, float32, in exactly this order per element (no fma unless written; all values float32):
 //   g = gradient * clip_factor
-//   p = p - p * (learning_rate * weight_decay)        [only where decay; the product of the two scalars first]
-//   m = m + (g - m) * (1 - beta1)                     [1 - beta in float64, rounded to float32 once: 1 - 0.999f in
-//   v = v * beta2 + (g * g) * (1 - beta2)              float32 would be 1e-5 off and so would be every update]
-//   denominator = sqrt(v) / bias_correction2_sqrt + epsilon
-//   p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient first]
+//   p = p - p * (learning_rate * weight_decay)        [only where decay; the product of the two
+//   scalars first] m = m + (g - m) * (1 - beta1)                     [1 - beta in float64, rounded
+//   to float32 once: 1 - 0.999f in v = v * beta2 + (g * g) * (1 - beta2)              float32 would
+//   be 1e-5 off and so would be every update] denominator = sqrt(v) / bias_correction2_sqrt +
+//   epsilon p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient
+//   first]
 typedef struct {
   float* p; float* m; float* v; const float* gradient;
   size_t n;
@@ -152,10 +165,11 @@ typedef struct {
   float epsilon, weight_decay;                      // weight_decay 0: no decay
 } TmAdamW;
 
-// Exchange (DESIGN 5). A block is 256 elements; a gradient vector is num_blocks * 256 floats, unused tail elements zero.
-// Rounds each block to `significant_bits` below its largest magnitude (round to nearest, ties to even, in units of
-// 2^(e+1-significant_bits) where 2^e <= max < 2^(e+1), never finer than 2^-48), converts to int64 in units of 2^-48
-// and adds to `accumulator`. TM_NON_FINITE or TM_OUT_OF_RANGE (|value| >= 32768) set *bad_block to the first such block.
+// Exchange (DESIGN 5). A block is 256 elements; a gradient vector is num_blocks * 256 floats,
+// unused tail elements zero. Rounds each block to `significant_bits` below its largest magnitude
+// (round to nearest, ties to even, in units of 2^(e+1-significant_bits) where 2^e <= max < 2^(e+1),
+// never finer than 2^-48), converts to int64 in units of 2^-48 and adds to `accumulator`.
+// TM_NON_FINITE or TM_OUT_OF_RANGE (|value| >= 32768) set *bad_block to the first such block.
 typedef struct {
   const float* gradient; int64_t* accumulator;
   size_t num_blocks;
