@@ -1,7 +1,7 @@
-// Writes adamw_vectors.json beside this file: the update of backend.h without any of our native code.
-// JavaScript's float64 has more than 2 * 24 + 2 bits, so rounding each float64 result of + - * / sqrt
-// to float32 gives exactly the IEEE float32 result. Every number is the float32's bits as an unsigned
-// integer; of the float64 scalars beta1 and beta2 the high word, then the low word.
+// Writes adamw_vectors.json beside this file: the update of backend.h without our native code.
+// JavaScript's float64 has more than 2 * 24 + 2 bits, so rounding each float64 result of + - * /
+// sqrt to float32 gives exactly the IEEE float32 result. Every number is the float32's bits as an
+// unsigned integer; of the float64 scalars beta1 and beta2 the high word, then the low word.
 // Run: node adamw_vectors.mjs
 import { writeFileSync } from 'node:fs'
 
