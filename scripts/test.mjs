@@ -5,7 +5,8 @@ import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { cacheDir, top } from './tools.mjs'
+import { setupNatsServer } from './nats-setup.mjs'
+import { top } from './tools.mjs'
 
 const allowsSkips = !process.argv.includes('--no-skips')
 const wanted = process.argv.slice(2).filter((name) => !name.startsWith('--'))
@@ -73,7 +74,7 @@ async function runTypescript(total) {
   }
 }
 
-process.env.TUNEMESH_CACHE_DIR ??= cacheDir
+process.env.TUNEMESH_NATS_SERVER ??= await setupNatsServer()
 const total = { passed: 0, failed: 0, skipped: [], failures: [] }
 runNative(total)
 await runTypescript(total)

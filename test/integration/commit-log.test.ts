@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict'
+import { readdirSync, readFileSync } from 'node:fs'
 import { after, before, describe, it } from 'node:test'
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import { CommitLog } from '../../coordinator/commit-log.js'
 import { EventLog, type StoredEvent } from '../../coordinator/event-log.js'
 import type { CommitLogRecord } from '../../proto/commit-record.js'
@@ -57,7 +59,7 @@ describe('commit log', () => {
   })
 
   it('says unknown where nobody answers, and the record can be found by reading', async () => {
-    process.kill(pidOf(nats), 'SIGSTOP')
+    await stopWholly(pidOf(nats))
     const result = await log.append('paused', epoch(1), 0)
     process.kill(pidOf(nats), 'SIGCONT')
     assert.equal(result.outcome, 'unknown')
@@ -72,6 +74,18 @@ describe('commit log', () => {
     assert.deepEqual(await log.readAll('long'), before)
   })
 })
+
+/** SIGSTOP is in force once every thread says so: until then one of them may still answer. */
+async function stopWholly(pid: number): Promise<void> {
+  process.kill(pid, 'SIGSTOP')
+  const isStopped = (task: string) =>
+    /\) T /.test(readFileSync(`/proc/${pid}/task/${task}/stat`, 'utf8'))
+  const deadlineMs = performance.now() + 10_000
+  while (!readdirSync(`/proc/${pid}/task`).every(isStopped)) {
+    assert.ok(performance.now() < deadlineMs, `process ${pid} does not stop`)
+    await nextTurn()
+  }
+}
 
 describe('event log', () => {
   let nats: NatsFixture
