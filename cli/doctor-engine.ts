@@ -10,7 +10,7 @@ import type { Finding } from './doctor.js'
 const run = promisify(execFile)
 
 /** The folder of package.json: above cli/, or above build/cli/. */
-export function projectDir(): string {
+function projectDir(): string {
   let dir = dirname(fileURLToPath(import.meta.url))
   while (!existsSync(join(dir, 'package.json')) && dirname(dir) !== dir) dir = dirname(dir)
   return dir

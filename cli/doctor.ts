@@ -46,7 +46,7 @@ export async function doctor(context: Context): Promise<void> {
 
 const marks = { good: '✓', warn: '!', bad: '✗' } as const
 
-export function renderFinding(finding: Finding, style: Style): string {
+function renderFinding(finding: Finding, style: Style): string {
   const mark = style[finding.verdict](marks[finding.verdict])
   const line = `${mark} ${finding.name.padEnd(14)} ${escapeLine(finding.seen)}`
   return finding.advice === '' ? line : `${line}\n${' '.repeat(17)}${finding.advice}`

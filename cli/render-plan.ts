@@ -75,7 +75,7 @@ export function renderSample(sample: Sample, style: Style): string {
   return labelled(style, 'Sample', [place, text])
 }
 
-export function renderWarnings(warnings: string[], style: Style): string[] {
+function renderWarnings(warnings: string[], style: Style): string[] {
   return warnings.map((line) => labelled(style, 'Warning', style.warn(escapeLine(line))))
 }
 

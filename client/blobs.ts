@@ -130,7 +130,7 @@ async function* piecesOf(upload: Upload, onProgress?: OnProgress): AsyncGenerato
   }
 }
 
-export async function digestOf(path: string): Promise<string> {
+async function digestOf(path: string): Promise<string> {
   const hash = createHash('sha256')
   for await (const piece of createReadStream(path, { highWaterMark: blobPieceBytes })) {
     hash.update(piece as Buffer)

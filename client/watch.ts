@@ -16,7 +16,7 @@ import {
   type Surroundings,
 } from './retry.js'
 
-export const isFinalState = (state: JobState): boolean =>
+const isFinalState = (state: JobState): boolean =>
   state === 'SUCCEEDED' || state === 'FAILED' || state === 'STOPPED'
 
 export interface WatchSource {

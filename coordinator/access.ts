@@ -12,7 +12,7 @@ import { rpcStatusOf } from '../proto/rpc-error.js'
 export const newSecret = () => randomBytes(32).toString('base64url')
 
 /** Compares without telling by its duration how much was right. */
-export function isSameSecret(given: string, secret: string): boolean {
+function isSameSecret(given: string, secret: string): boolean {
   const hash = (text: string) => createHash('sha256').update(text).digest()
   return timingSafeEqual(hash(given), hash(secret))
 }

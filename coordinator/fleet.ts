@@ -19,7 +19,7 @@ export interface WorkerStream {
   end(reason: string): void
 }
 
-export type WorkerState = 'idle' | 'preparing' | 'training' | 'draining'
+type WorkerState = 'idle' | 'preparing' | 'training' | 'draining'
 
 export interface FleetWorker {
   readonly id: WorkerId

@@ -15,10 +15,8 @@ import { assertOutputFree } from './output-folder.js'
 import { storePrepared } from './prepared-blob.js'
 import type { PreparedJob } from './prepared-job.js'
 
-export interface Ingest {
-  /** Reads rows and model, tokenises and packs; everything before a device is taken. */
-  (job: JobRecord, signal: AbortSignal): Promise<PreparedJob>
-}
+/** Reads rows and model, tokenises and packs; everything before a device is taken. */
+type Ingest = (job: JobRecord, signal: AbortSignal) => Promise<PreparedJob>
 
 /** One run under way. `stop` and `resume` are asked, not done, when they return. */
 export interface RunningJob {
@@ -254,7 +252,7 @@ export class JobQueue {
   }
 }
 
-export function storedErrorOf(error: unknown) {
+function storedErrorOf(error: unknown) {
   const { code, message, details } = error as Partial<TunemeshError>
   if (isErrorCode(code)) return { code, message: message ?? '', details: details ?? [] }
   const text = 'The coordinator failed unexpectedly; its log has the cause.'

@@ -226,7 +226,7 @@ export class JobRunner {
   }
 }
 
-export function failureOf(error: unknown): RunFailure {
+function failureOf(error: unknown): RunFailure {
   if (error instanceof TunemeshError) return { code: error.code, message: error.message }
   const { code, message } = error as { code?: unknown; message?: string }
   return { code: isErrorCode(code) ? code : 'INTERNAL', message: message ?? String(error) }

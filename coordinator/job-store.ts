@@ -21,7 +21,7 @@ export type JobState =
   | 'SUCCEEDED'
   | 'FAILED'
 
-export interface StoredError {
+interface StoredError {
   code: string
   message: string
   details: string[]

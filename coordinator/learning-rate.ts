@@ -2,7 +2,7 @@
  * Learning rate of each step, computed once in float64: the formulas of Hugging Face's
  * `transformers.optimization.get_scheduler`. The first update uses the schedule at 0.
  */
-export type LearningRateSchedule = 'constant' | 'constant_with_warmup' | 'linear' | 'cosine'
+type LearningRateSchedule = 'constant' | 'constant_with_warmup' | 'linear' | 'cosine'
 
 export interface LearningRateOptions {
   schedule: LearningRateSchedule
@@ -23,7 +23,7 @@ export function learningRateTable(options: LearningRateOptions): number[] {
   )
 }
 
-export const numWarmupSteps = (
+const numWarmupSteps = (
   options: Pick<LearningRateOptions, 'numSteps' | 'warmupSteps' | 'warmupRatio'>,
 ): number =>
   options.warmupSteps > 0 ? options.warmupSteps : Math.ceil(options.numSteps * options.warmupRatio)

@@ -47,7 +47,7 @@ export function planLeases(
 /**
  * Splits `total` in proportion to the weights: largest remainder, earlier entries first on a tie.
  */
-export function shareOut(total: number, weights: readonly number[]): number[] {
+function shareOut(total: number, weights: readonly number[]): number[] {
   const sum = weights.reduce((a, b) => a + b, 0)
   const exact = weights.map((weight) => (total * weight) / sum)
   const counts = exact.map(Math.floor)

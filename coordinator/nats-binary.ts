@@ -8,7 +8,7 @@ import { promisify } from 'node:util'
 import { TunemeshError } from '../proto/errors.js'
 
 /** 2.12 has the synchronous store's fixes and batched direct reads that the event log uses. */
-export const minNatsVersion = [2, 12] as const
+const minNatsVersion = [2, 12] as const
 
 export interface NatsSearch {
   /** TUNEMESH_NATS_SERVER or --nats-server; empty: search. */

@@ -36,7 +36,7 @@ export function preflightReport(input: PreflightInput): PreflightReport__Output 
 }
 
 /** Row lengths in buckets that double, from the shortest that holds a row to the longest. */
-export function histogramOf(lengths: readonly number[]): LengthBucket__Output[] {
+function histogramOf(lengths: readonly number[]): LengthBucket__Output[] {
   const counts = new Map<number, number>()
   for (const length of lengths) {
     const upTo = 2 ** Math.max(3, Math.ceil(Math.log2(length)))

@@ -4,7 +4,7 @@ import type { JobSpec } from '../proto/job-spec.js'
 import type { ModelConfig } from '../proto/model-config.js'
 
 /** Where a blob ended up. */
-export interface BlobRef {
+interface BlobRef {
   /** "sha256:<hex>" */
   digest: string
   sizeBytes: number
@@ -93,12 +93,6 @@ export interface PrepareRequest {
   onProgress?: (numRowsDone: number) => void
   signal?: AbortSignal
 }
-
-/**
- * Reads rows and model, tokenises, packs, and writes the shards; takes no device.
- * Throws TunemeshError with every problem found: the first as message, the others in `details`.
- */
-export type PrepareJob = (request: PrepareRequest) => Promise<PreparedJob>
 
 /** Argument of `prepareGoldenJob` (coordinator/golden-job.ts): SubmitRequest.golden_json parsed. */
 export interface GoldenRequest {

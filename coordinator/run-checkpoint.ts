@@ -61,7 +61,7 @@ const donor = (run: Run): FleetWorker | undefined =>
 
 export function recordUploaded(run: Run, workerId: string, message: StateUploaded__Output): void {
   const work = run.checkpoint
-  if (!work || work.stage !== 'uploading') return
+  if (work?.stage !== 'uploading') return
   if (work.workerId !== workerId || work.step !== message.step) return
   if (message.error) {
     run.checkpoint = null
@@ -92,7 +92,7 @@ export function recordUploaded(run: Run, workerId: string, message: StateUploade
 /** The manifest is durable: only now may the log say that the checkpoint exists. */
 export function recordStored(run: Run, step: number, manifestDigest: string): void {
   const work = run.checkpoint
-  if (!work || work.stage !== 'storing' || work.step !== step) return
+  if (work?.stage !== 'storing' || work.step !== step) return
   if (step > run.log.committedStep) {
     // Rolled back meanwhile: a checkpoint of a step that is no longer true.
     run.checkpoint = null

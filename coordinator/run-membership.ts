@@ -567,7 +567,7 @@ const isAtWork = (run: Run, workerId: string): boolean =>
   run.evaluation?.workerId === workerId ||
   run.delivery?.workerId === workerId
 
-export function reportFleet(run: Run, reason: string): void {
+function reportFleet(run: Run, reason: string): void {
   run.effects.push({
     kind: 'event',
     event: {

@@ -66,14 +66,14 @@ export interface LogView {
   numSkipped: number
 }
 
-export interface CommittedStep {
+interface CommittedStep {
   sequence: number
   record: CommitRecord | SkipRecord
   /** As the first worker reported that applied it; every other must report the same. */
   weightsSha256: string
 }
 
-export interface Appends {
+interface Appends {
   queue: CommitLogRecord[]
   /** Sent and not yet known to stand or fail. */
   inFlight: {
@@ -85,7 +85,7 @@ export interface Appends {
   nextNumber: number
 }
 
-export type JoinStage =
+type JoinStage =
   /** Has the fleet's weights or lags at most two steps: follows the commits. */
   | 'following'
   /** Waits for a snapshot of a live worker, or loads it. */
@@ -123,14 +123,14 @@ export interface FleetWorker extends AttachedWorker {
   numFailures: number
 }
 
-export interface Backoff {
+interface Backoff {
   deaths: number
   untilMs: number
   /** Could not catch up by sums alone: takes a snapshot next time. */
   mustLoad: boolean
 }
 
-export interface CheckpointWork {
+interface CheckpointWork {
   step: number
   workerId: string
   stage: 'uploading' | 'storing' | 'recording'
@@ -140,7 +140,7 @@ export interface CheckpointWork {
   weightsSha256: string
 }
 
-export interface SnapshotWork {
+interface SnapshotWork {
   step: number
   donorId: string
 }

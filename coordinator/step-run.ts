@@ -28,7 +28,7 @@ export interface StepRun {
   progressMs: number
 }
 
-export interface LeaseRun {
+interface LeaseRun {
   lease: number
   microBatches: number[]
   /** Only workers of this device class may compute it (replay); empty: any. */

@@ -5,7 +5,7 @@ import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { ThreadData, ThreadMethods, ThreadReply, ThreadRequest } from './tokenizer-thread.js'
 
 /** Requests that wait in a thread's mailbox; a caller beyond them waits for its turn. */
-export const requestsPerThread = 2
+const requestsPerThread = 2
 
 const mostThreads = 4
 

@@ -21,7 +21,7 @@ export interface TokenizerFiles {
   configuredStopIds: number[]
 }
 
-export interface TokenizerJson {
+interface TokenizerJson {
   added_tokens?: AddedToken[]
   model?: { vocab?: unknown; type?: string; [key: string]: unknown }
   [key: string]: unknown

@@ -25,7 +25,7 @@ const runLimits = z
   })
   .partial()
 
-export const tuningSchema = z.strictObject({
+const tuningSchema = z.strictObject({
   heartbeatMs: ms.default(1_000),
   /** Silence after which a worker's stream is ended. */
   deadAfterMs: ms.default(5_000),

@@ -126,7 +126,7 @@ function idlest(fleet: Fleet): FleetWorker | null {
   return workers.find((worker) => worker.state === 'idle') ?? workers[0] ?? null
 }
 
-export const errorOf = (info: ErrorInfo__Output) =>
+const errorOf = (info: ErrorInfo__Output) =>
   new TunemeshError(isErrorCode(info.code) ? info.code : 'ENGINE_FAILED', info.message, {
     details: info.details,
   })

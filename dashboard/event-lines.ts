@@ -2,7 +2,7 @@
 import type { FeedEvent } from './feed-messages.js'
 import { formatBytes, formatDuration, formatLoss, formatNumber } from './format.js'
 
-export type Level = 'info' | 'good' | 'warn' | 'bad'
+type Level = 'info' | 'good' | 'warn' | 'bad'
 
 export interface EventLine {
   sequence: number

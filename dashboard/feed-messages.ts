@@ -7,7 +7,7 @@ import type * as sent from '../proto/live-feed.js'
 export type { Subscribe } from '../proto/live-feed.js'
 
 /** What is zero, empty or absent may be left out. */
-export type Sparse<T> = T extends (infer Item)[]
+type Sparse<T> = T extends (infer Item)[]
   ? Sparse<Item>[]
   : T extends object
     ? { [Key in keyof T]?: Sparse<T[Key]> | null }

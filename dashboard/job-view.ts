@@ -173,7 +173,7 @@ export class JobView {
 type FeedWorker = NonNullable<NonNullable<FeedEvent['fleet']>['workers']>[number]
 
 /** Rows of a fleet; a share and speed that were known stay until the next step tells new ones. */
-export function workerRows(workers: readonly FeedWorker[], before: readonly WorkerRow[]) {
+function workerRows(workers: readonly FeedWorker[], before: readonly WorkerRow[]) {
   const known = new Map(before.map((row) => [row.workerId, row]))
   return workers.map((worker): WorkerRow => {
     const old = known.get(worker.workerId ?? '')

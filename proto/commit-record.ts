@@ -103,7 +103,7 @@ const rollbackRecord = z.object({
   reason: z.string(),
 })
 
-export const commitLogRecord = z.discriminatedUnion('kind', [
+const commitLogRecord = z.discriminatedUnion('kind', [
   epochRecord,
   commitRecord,
   skipRecord,
@@ -115,10 +115,7 @@ export type EpochRecord = z.infer<typeof epochRecord>
 export type CommitRecord = z.infer<typeof commitRecord>
 export type SkipRecord = z.infer<typeof skipRecord>
 export type CheckpointRecord = z.infer<typeof checkpointRecord>
-export type RollbackRecord = z.infer<typeof rollbackRecord>
 export type CommitLogRecord = z.infer<typeof commitLogRecord>
-export type CommittedSlice = z.infer<typeof committedSlice>
-export type CommittedLease = z.infer<typeof committedLease>
 
 /** A record with its place in the stream. */
 export interface LoggedRecord {

@@ -22,14 +22,12 @@ import type { JobId, WorkerId } from './ids.js'
 export const frameHeaderBytes = 64
 /** Header included: what a default nats-server takes. */
 export const maxFrameBytes = 1 << 20
-export const frameVersion = 1
-/** A chunk of so many blocks fits a frame whatever its values are: 64 bits an element. */
-export const maxChunkBlocks = Math.floor((maxFrameBytes - frameHeaderBytes) / (2 + 8 * 256))
+const frameVersion = 1
 
 const magic = 0x31474d54
 
 export type FrameKind = 'contribution' | 'sum'
-export type FrameCodec = 'q24' | 'q12' | 'q8'
+type FrameCodec = 'q24' | 'q12' | 'q8'
 const kinds: readonly (FrameKind | undefined)[] = [undefined, 'contribution', 'sum']
 const codecs: readonly (FrameCodec | undefined)[] = [undefined, 'q24', 'q12', 'q8']
 

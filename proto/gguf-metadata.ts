@@ -7,9 +7,9 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
 import { TunemeshError } from './errors.js'
 
-export type GgufValue = number | bigint | boolean | string | GgufValue[]
+type GgufValue = number | bigint | boolean | string | GgufValue[]
 
-export interface GgufTensor {
+interface GgufTensor {
   name: string
   /** Slowest dimension first, as in safetensors; the file has it the other way round. */
   shape: number[]

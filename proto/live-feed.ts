@@ -4,8 +4,8 @@ import type { JobEvent } from './gen/tunemesh/v1/JobEvent.js'
 import type { WorkerInfo } from './gen/tunemesh/v1/WorkerInfo.js'
 
 /** Fields that are zero, empty or absent may be left out. */
-export type FeedEvent = JobEvent & { sequence: number; jobId: string; timeMs: number }
-export type FeedJob = Job & { jobId: string }
+type FeedEvent = JobEvent & { sequence: number; jobId: string; timeMs: number }
+type FeedJob = Job & { jobId: string }
 
 export type FromCoordinator =
   /** First message of a connection, and again when a job comes or changes its state. */

@@ -1,7 +1,7 @@
 /** The shape of a decoder, normalised from a Hugging Face config.json or from GGUF metadata. */
 import { TunemeshError } from './errors.js'
 
-export type RotaryScaling =
+type RotaryScaling =
   | { kind: 'none' }
   | { kind: 'linear'; factor: number }
   | {
@@ -35,8 +35,8 @@ export interface ModelConfig {
   tieWordEmbeddings: boolean
 }
 
-export const modelFamilies = ['llama', 'mistral', 'qwen2', 'qwen3'] as const
-export type ModelFamily = (typeof modelFamilies)[number]
+const modelFamilies = ['llama', 'mistral', 'qwen2', 'qwen3'] as const
+type ModelFamily = (typeof modelFamilies)[number]
 
 const architectures: Record<ModelFamily, string> = {
   llama: 'LlamaForCausalLM',

@@ -5,7 +5,7 @@
 import { Metadata, type ServiceError, status } from '@grpc/grpc-js'
 import { type ErrorCode, errorKinds, isErrorCode, TunemeshError } from './errors.js'
 
-export const errorMetadataKey = 'tunemesh-error'
+const errorMetadataKey = 'tunemesh-error'
 
 /**
  * Trailers are limited (8 KiB by default in most stacks), so long lists of details are cut and

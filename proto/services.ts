@@ -10,7 +10,7 @@ import type { ProtoGrpcType as JobTypes } from './gen/job.js'
 import type { ProtoGrpcType as WorkerTypes } from './gen/worker.js'
 
 /** Folder of the .proto files, beside this file in the source tree and in build/. */
-export const protoDir = fileURLToPath(new URL('.', import.meta.url))
+const protoDir = fileURLToPath(new URL('.', import.meta.url))
 
 /** The same options generate the static types (scripts/gen.mjs); change both together. */
 export const packageDefinition = loadSync(['job.proto', 'worker.proto', 'blob.proto'], {

@@ -4,8 +4,8 @@
  */
 import { TunemeshError } from './errors.js'
 
-export const elementsPerBlock = 256
-export const maxSlices = 256
+const elementsPerBlock = 256
+const maxSlices = 256
 const minSlices = 8
 const bytesPerSlice = 4 << 20
 /** Header and payload of a frame stay below what a default nats-server takes: 1 MiB. */

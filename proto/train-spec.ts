@@ -4,10 +4,10 @@
  */
 import type { ModelConfig } from './model-config.js'
 
-export type FinetuningMethod = 'lora' | 'full'
-export type GradientCodec = 'q24' | 'q12' | 'q8'
+type FinetuningMethod = 'lora' | 'full'
+type GradientCodec = 'q24' | 'q12' | 'q8'
 
-export interface LoraSpec {
+interface LoraSpec {
   loraRank: number
   alpha: number
   /** Module names such as "q_proj", resolved against the model. */

@@ -14,7 +14,7 @@ type Effect<Kind extends WorkerEffect['kind']> = Extract<WorkerEffect, { kind: K
 type Offer = CreditOf<'offer'>
 
 /** Most bytes of contributions granted and not yet added, except that one is always allowed. */
-export const stagedBytesLimit = 16 << 20
+const stagedBytesLimit = 16 << 20
 /** Offers that wait for their slice to open; a contributor repeats what is pushed out. */
 const maxWaitingOffers = 1024
 const firstNeedMs = 500

@@ -99,7 +99,7 @@ export class EngineCalls {
   }
 }
 
-export function errorInfo(error: unknown): ErrorInfo {
+function errorInfo(error: unknown): ErrorInfo {
   if (error instanceof TunemeshError) {
     return { code: error.code, message: error.message, details: error.details }
   }

@@ -7,7 +7,7 @@ import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import { type FrameAddress, maxFrameBytes } from '../proto/frame.js'
 import { numChunks, numSlices, type SliceLayout } from '../proto/slices.js'
 
-export interface SliceMeasure {
+interface SliceMeasure {
   digest: string
   /** Of all frames of the slice, headers included. */
   packedBytes: number

@@ -171,7 +171,7 @@ export class JobEngine {
 }
 
 /** Packs one after another; an empty pack has no tokens and so adds nothing. */
-export function batchOf(shard: PackShard, packs: readonly number[]): TokenBatch {
+function batchOf(shard: PackShard, packs: readonly number[]): TokenBatch {
   const parts = packs.filter((index) => index !== emptyPack).map((index) => packAt(shard, index))
   const numTokens = parts.reduce((sum, pack) => sum + pack.tokens.length, 0)
   const tokens = new Int32Array(numTokens)

@@ -99,7 +99,7 @@ export function recordArrival(run: WorkerRun, event: Event<'contributionArrived'
 
 function finishWhenComplete(run: WorkerRun, owned: OwnedSlice): void {
   const plan = run.plans.get(owned.step)
-  if (!plan || !plan.leases.every(({ lease }) => owned.counted.has(lease))) return
+  if (!plan?.leases.every(({ lease }) => owned.counted.has(lease))) return
   owned.state = 'finishing'
   run.effects.push({ kind: 'finishSlice', ...sliceKey(owned) })
 }

@@ -20,14 +20,14 @@ export interface Expected {
   full_training: ExpectedTraining
   lora_training: ExpectedTraining
 }
-export interface ExpectedTraining {
+interface ExpectedTraining {
   lr: number
   weight_decay: number
   max_grad_norm: number
   steps: { step: number; loss: number; grad_norm: number; lr: number; target_tokens: number }[]
 }
 
-export const limits = {
+const limits = {
   /** Absolute; the reference's own norms and angles run in float32. */
   logits: 1e-4,
   gradient: 2e-5,
@@ -109,7 +109,7 @@ async function checkGreedy(engine: Engine, expected: Expected, list: CheckList):
 }
 
 /** Batch `index` as a stream of two documents, targets shifted by one within each row. */
-export function batchAt(folder: string, index: number): TokenBatch {
+function batchAt(folder: string, index: number): TokenBatch {
   const tensors = readTensors(join(folder, 'batches.safetensors'))
   const ids = integers(tensors, `input_ids.${index}`).rows
   const labels = integers(tensors, `labels.${index}`).rows

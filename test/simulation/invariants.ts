@@ -12,7 +12,7 @@ import type { SimulatedWorker } from './simulated-worker.js'
 import * as toy from './toy-engine.js'
 import type { World } from './world.js'
 
-export class InvariantViolated extends Error {
+class InvariantViolated extends Error {
   override readonly name = 'InvariantViolated'
 }
 

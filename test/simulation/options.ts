@@ -1,7 +1,7 @@
 /** What a seed decides: size of the job, fleet, faults. Printed whole when a run fails. */
 import { Random } from './random.js'
 
-export type Mode = 'safety' | 'liveness'
+type Mode = 'safety' | 'liveness'
 
 /** Deliberate breakages that the invariants must catch. */
 export type Mutation =
