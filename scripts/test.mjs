@@ -54,7 +54,7 @@ async function runTypescript(total) {
   ]
   const child = spawn(
     process.execPath,
-    ['--test', '--test-concurrency=2', ...reporters, ...files],
+    ['--test', '--test-concurrency=2', '--test-timeout=240000', ...reporters, ...files],
     { cwd: top, stdio: 'inherit' },
   )
   const status = await new Promise((resolve) => child.on('exit', resolve))
