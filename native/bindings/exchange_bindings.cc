@@ -288,8 +288,10 @@ Napi::Value create_exchange(const Napi::CallbackInfo& info) {
       const size_t blocks = b.options().num_blocks;
       if (size != blocks * kBlockElements)
         throw EngineError("INTERNAL", "the gradient has another size than the exchange");
-      const TmStatus status = round_and_add(
-          {data, b.contribution(slot), blocks, b.options().significant_bits, &bad_block});
+      const bool is_first = b.take_cleared(slot);
+      const TmRoundAndAdd call = {data, b.contribution(slot), blocks, b.options().significant_bits,
+                                  &bad_block};
+      const TmStatus status = is_first ? round_to(call) : round_and_add(call);
       if (status == TM_OK) return Nothing{};
       b.poison(slot);
       throw EngineError(

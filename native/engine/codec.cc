@@ -68,6 +68,11 @@ bool set_codec_path(CodecPath path) {
   return true;
 }
 
+TmStatus round_to(const TmRoundAndAdd& args) {
+  if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
+  return table().round_to(args);
+}
+
 TmStatus round_and_add(const TmRoundAndAdd& args) {
   if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
   return table().round_and_add(args);
@@ -94,27 +99,27 @@ size_t packed_bytes(const int64_t* values, size_t num_blocks) {
   return table().packed_bytes(values, num_blocks);
 }
 
-size_t pack_blocks(const int64_t* values, size_t num_blocks, uint8_t* out) {
-  return table().pack_blocks(values, num_blocks, out);
+size_t pack_blocks(const int64_t* values, size_t num_blocks, const PackedPlace& to) {
+  return table().pack_blocks(values, num_blocks, to);
 }
 
-bool packed_is_valid(std::span<const uint8_t> packed, size_t num_blocks) {
-  if (packed.size() / 2 < num_blocks) return false;
+bool packed_is_valid(std::span<const uint8_t> payload, size_t num_blocks) {
+  if (payload.size() / 2 < num_blocks) return false;
   uint64_t bytes = 2 * num_blocks;
   for (size_t b = 0; b < num_blocks; ++b) {
-    const int shift = packed[2 * b], width = packed[2 * b + 1];
+    const int shift = payload[2 * b], width = payload[2 * b + 1];
     if (shift + width > kMaxWidth || (width == 0 && shift != 0)) return false;
     bytes += 32 * static_cast<uint64_t>(width);
   }
-  return bytes == packed.size();
+  return bytes == payload.size();
 }
 
-bool unpack_add(std::span<const uint8_t> packed, size_t num_blocks, int64_t* accumulator) {
-  return table().unpack_add(packed.data(), num_blocks, accumulator);
+bool unpack_add(const PackedSource& from, size_t num_blocks, int64_t* accumulator) {
+  return table().unpack_add(from, num_blocks, accumulator);
 }
 
-void unpack(std::span<const uint8_t> packed, size_t num_blocks, int64_t* out) {
-  table().unpack(packed.data(), num_blocks, out);
+size_t unpack(const PackedSource& from, size_t num_blocks, int64_t* out) {
+  return table().unpack(from, num_blocks, out);
 }
 
 uint64_t linear_digest(const int64_t* values, size_t first_block, size_t num_blocks) {
@@ -124,8 +129,8 @@ uint64_t linear_digest(const int64_t* values, size_t first_block, size_t num_blo
 uint64_t digest_block_factor(size_t block) { return splitmix64(kBlockSeed ^ block) | 1; }
 uint64_t digest_lane_factor(size_t element) { return kLaneFactors.at(element); }
 
-double sum_squares(const float* values, size_t num_blocks) {
-  return table().sum_squares(values, num_blocks);
+double add_squares(double total, const float* values, size_t num_blocks) {
+  return table().add_squares(total, values, num_blocks);
 }
 
 }  // namespace tunemesh

@@ -37,6 +37,8 @@ bool set_codec_path(CodecPath path);
 // TM_OUT_OF_RANGE also where the rounded value or the sum leaves int64. On failure the accumulator
 // is partly changed: clear it.
 TmStatus round_and_add(const TmRoundAndAdd& args);
+// The same into a cleared accumulator: what it holds is overwritten.
+TmStatus round_to(const TmRoundAndAdd& args);
 
 // accumulator += values. False where a sum leaves int64 (all elements are written, the accumulator
 // is then useless).
@@ -61,17 +63,31 @@ TmStatus floats_to_fixed(const float* published, size_t num_blocks, int64_t* out
 // Integers to published floats: value * 2^-48, exact for 24 significant bits, else rounded once.
 void fixed_to_floats(const int64_t* values, size_t num_blocks, float* out);
 
-// Bytes that pack_blocks will write, and the packing itself (out holds at least packed_bytes).
-size_t packed_bytes(const int64_t* values, size_t num_blocks);
-size_t pack_blocks(const int64_t* values, size_t num_blocks, uint8_t* out);
+// Where the two parts of packed blocks lie: (shift, width) pairs and words. In a payload the words
+// follow the pairs; a caller that packs a chunk in pieces advances both.
+struct PackedPlace {
+  uint8_t* shapes;
+  uint8_t* words;
+};
+struct PackedSource {
+  const uint8_t* shapes;
+  const uint8_t* words;
+};
+inline PackedSource packed_source(std::span<const uint8_t> payload, size_t num_blocks) {
+  return {payload.data(), payload.data() + 2 * num_blocks};
+}
 
-// Does `packed` hold exactly num_blocks well-formed blocks? Ask before the unpackers below, which
+// Bytes of a whole payload, and the packing itself; pack_blocks answers the bytes of the words.
+size_t packed_bytes(const int64_t* values, size_t num_blocks);
+size_t pack_blocks(const int64_t* values, size_t num_blocks, const PackedPlace& to);
+
+// Does `payload` hold exactly num_blocks well-formed blocks? Ask before the unpackers below, which
 // trust it.
-[[nodiscard]] bool packed_is_valid(std::span<const uint8_t> packed, size_t num_blocks);
+[[nodiscard]] bool packed_is_valid(std::span<const uint8_t> payload, size_t num_blocks);
 // accumulator += unpacked values; false where a sum leaves int64.
-[[nodiscard]] bool unpack_add(std::span<const uint8_t> packed, size_t num_blocks,
-                              int64_t* accumulator);
-void unpack(std::span<const uint8_t> packed, size_t num_blocks, int64_t* out);
+[[nodiscard]] bool unpack_add(const PackedSource& from, size_t num_blocks, int64_t* accumulator);
+// Answers the bytes of the words that were read.
+size_t unpack(const PackedSource& from, size_t num_blocks, int64_t* out);
 
 // Linear digest D(q) = sum of q[b][j] * R(b) * L(j) mod 2^64; R and L odd, from splitmix64.
 // first_block is the number of values' first block in the whole vector.
@@ -81,6 +97,7 @@ uint64_t digest_lane_factor(size_t element);
 
 // Sum of squares in float64: within a block element j goes to lane j % 8, lanes are added
 // ((0+1)+(2+3))+((4+5)+(6+7)), blocks are added in order.
-double sum_squares(const float* values, size_t num_blocks);
+// The blocks are added to `total`, so that a vector may be summed in pieces.
+double add_squares(double total, const float* values, size_t num_blocks);
 
 }  // namespace tunemesh

@@ -96,12 +96,17 @@ TM_INLINE BlockScale scale_of(const float* x, int significant_bits) {
 // |k| from which k * 2^shift leaves int64; with no shift nothing that was rounded gets there.
 TM_INLINE int64_t range_limit(int shift) { return int64_t{1} << (shift == 0 ? 62 : 63 - shift); }
 
-static TmStatus round_and_add(const TmRoundAndAdd& a) {
+// kOverwrite: the accumulator's content is taken for zero, whatever it is.
+template <bool kOverwrite>
+static TmStatus round_blocks(const TmRoundAndAdd& a) {
   for (size_t b = 0; b < a.num_blocks; ++b) {
     const float* x = a.gradient + b * kBlockElements;
     int64_t* sum = a.accumulator + b * kBlockElements;
     const BlockScale block = scale_of(x, a.significant_bits);
-    if (block.zero) continue;
+    if (block.zero) {
+      if (kOverwrite) __builtin_memset(sum, 0, kBlockElements * sizeof(int64_t));
+      continue;
+    }
     Uint64x8 overflow = {};
     if (block.status == TM_OK) {
       const double scale = power_of_two_f64(kFractionBits - block.shift);
@@ -110,7 +115,7 @@ static TmStatus round_and_add(const TmRoundAndAdd& a) {
         const Int64x8 rounded = round_scaled(load<Float32x8>(x + j), scale);
         const Int64x8 beyond = (rounded >= limit) | (rounded <= -limit);
         const Uint64x8 value = (Uint64x8)rounded << block.shift;
-        const Uint64x8 before = load<Uint64x8>(sum + j);
+        const Uint64x8 before = kOverwrite ? Uint64x8{} : load<Uint64x8>(sum + j);
         const Uint64x8 after = before + value;
         overflow |= ((before ^ after) & (value ^ after)) | (Uint64x8)beyond;
         store(sum + j, after);
@@ -141,7 +146,8 @@ TM_INLINE bool round_block(const int64_t* sums, int significant_bits, float* pub
   Uint64x8 magnitude = {};
   for (size_t j = 0; j < kBlockElements; j += 8) {
     const Int64x8 q = load<Int64x8>(sums + j);
-    magnitude |= (Uint64x8)(q < 0 ? -q : q);
+    const Uint64x8 sign = (Uint64x8)(q < 0);
+    magnitude |= ((Uint64x8)q ^ sign) - sign;
   }
   const int length = bit_length(or_lanes(magnitude));
   if (length > 63) return false;
@@ -242,20 +248,20 @@ static size_t packed_bytes(const int64_t* values, size_t num_blocks) {
   return bytes;
 }
 
-static size_t pack_blocks(const int64_t* values, size_t num_blocks, uint8_t* out) {
-  uint8_t* words = out + 2 * num_blocks;
+static size_t pack_blocks(const int64_t* values, size_t num_blocks, const PackedPlace& to) {
+  uint8_t* words = to.words;
   for (size_t b = 0; b < num_blocks; ++b) {
     const int64_t* block = values + b * kBlockElements;
     const PackedBlock shape = shape_of(block);
-    out[2 * b] = shape.shift;
-    out[2 * b + 1] = shape.width;
+    to.shapes[2 * b] = shape.shift;
+    to.shapes[2 * b + 1] = shape.width;
     if (shape.width == 0) continue;
     const int low = shape.width > 32 ? 32 : shape.width;
     pack_words(block, shape.shift, low, words);
     if (shape.width > 32) pack_words(block, shape.shift + 32, shape.width - 32, words + 1024);
     words += 32 * shape.width;
   }
-  return static_cast<size_t>(words - out);
+  return static_cast<size_t>(words - to.words);
 }
 
 // Reads rows of eight values of `width` (1..32) bits, sign not extended.
@@ -315,11 +321,11 @@ TM_INLINE void unpack_block(PackedBlock shape, const uint8_t* words, Use use) {
   }
 }
 
-static bool unpack_add(const uint8_t* packed, size_t num_blocks, int64_t* sum) {
-  const uint8_t* words = packed + 2 * num_blocks;
+static bool unpack_add(const PackedSource& from, size_t num_blocks, int64_t* sum) {
+  const uint8_t* words = from.words;
   Uint64x8 overflow = {};
   for (size_t b = 0; b < num_blocks; ++b) {
-    const PackedBlock shape{packed[2 * b], packed[2 * b + 1]};
+    const PackedBlock shape{from.shapes[2 * b], from.shapes[2 * b + 1]};
     if (shape.width == 0) continue;
     int64_t* to = sum + b * kBlockElements;
     unpack_block(
@@ -334,10 +340,10 @@ static bool unpack_add(const uint8_t* packed, size_t num_blocks, int64_t* sum) {
   return (or_lanes(overflow) >> 63) == 0;
 }
 
-static void unpack(const uint8_t* packed, size_t num_blocks, int64_t* out) {
-  const uint8_t* words = packed + 2 * num_blocks;
+static size_t unpack(const PackedSource& from, size_t num_blocks, int64_t* out) {
+  const uint8_t* words = from.words;
   for (size_t b = 0; b < num_blocks; ++b) {
-    const PackedBlock shape{packed[2 * b], packed[2 * b + 1]};
+    const PackedBlock shape{from.shapes[2 * b], from.shapes[2 * b + 1]};
     int64_t* to = out + b * kBlockElements;
     if (shape.width == 0) {
       for (size_t j = 0; j < kBlockElements; j += 8) store(to + j, Int64x8{});
@@ -349,6 +355,7 @@ static void unpack(const uint8_t* packed, size_t num_blocks, int64_t* out) {
         });
     words += 32 * shape.width;
   }
+  return static_cast<size_t>(words - from.words);
 }
 
 static uint64_t linear_digest(const int64_t* values, const DigestRange& range) {
@@ -366,8 +373,7 @@ static uint64_t linear_digest(const int64_t* values, const DigestRange& range) {
   return digest;
 }
 
-static double sum_squares(const float* values, size_t num_blocks) {
-  double total = 0;
+static double add_squares(double total, const float* values, size_t num_blocks) {
   for (size_t b = 0; b < num_blocks; ++b) {
     const float* block = values + b * kBlockElements;
     Float64x8 sum = {};
@@ -380,9 +386,10 @@ static double sum_squares(const float* values, size_t num_blocks) {
   return total;
 }
 
-extern const CodecTable kTable = {round_and_add,   add_blocks,    round_sum,   floats_to_fixed,
-                                  fixed_to_floats, packed_bytes,  pack_blocks, unpack_add,
-                                  unpack,          linear_digest, sum_squares};
+extern const CodecTable kTable = {
+    round_blocks<false>, round_blocks<true>, add_blocks,  round_sum,  floats_to_fixed,
+    fixed_to_floats,     packed_bytes,       pack_blocks, unpack_add, unpack,
+    linear_digest,       add_squares};
 
 }  // namespace TM_CODEC_NAMESPACE
 }  // namespace tunemesh

@@ -16,16 +16,17 @@ struct DigestRange {
 
 struct CodecTable {
   TmStatus (*round_and_add)(const TmRoundAndAdd&);
+  TmStatus (*round_to)(const TmRoundAndAdd&);
   bool (*add_blocks)(const int64_t*, size_t, int64_t*);
   TmStatus (*round_sum)(const RoundSum&);
   TmStatus (*floats_to_fixed)(const float*, size_t, int64_t*);
   void (*fixed_to_floats)(const int64_t*, size_t, float*);
   size_t (*packed_bytes)(const int64_t*, size_t);
-  size_t (*pack_blocks)(const int64_t*, size_t, uint8_t*);
-  bool (*unpack_add)(const uint8_t*, size_t, int64_t*);
-  void (*unpack)(const uint8_t*, size_t, int64_t*);
+  size_t (*pack_blocks)(const int64_t*, size_t, const PackedPlace&);
+  bool (*unpack_add)(const PackedSource&, size_t, int64_t*);
+  size_t (*unpack)(const PackedSource&, size_t, int64_t*);
   uint64_t (*linear_digest)(const int64_t*, const DigestRange&);
-  double (*sum_squares)(const float*, size_t);
+  double (*add_squares)(double, const float*, size_t);
 };
 
 namespace codec_generic {

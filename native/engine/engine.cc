@@ -166,10 +166,13 @@ void Engine::add_contribution(int slot) {
   TrainingState& state = training("microBatch");
   ExchangeBuffers& exchange = state.exchange();
   size_t bad_block = 0;
+  const auto round = device_->ops().round_and_add;
+  const bool overwrites = round == nullptr && exchange.take_cleared(slot);
   const TmRoundAndAdd call = {state.trained().gradient, exchange.contribution(slot),
                               state.layout().num_blocks, state.spec().significant_bits, &bad_block};
-  const auto round = device_->ops().round_and_add;
-  const TmStatus status = round != nullptr ? round(device_->context(), &call) : round_and_add(call);
+  const TmStatus status = round != nullptr ? round(device_->context(), &call)
+                          : overwrites     ? round_to(call)
+                                           : round_and_add(call);
   if (status == TM_OK) return;
   exchange.poison(slot);
   if (status != TM_NON_FINITE && status != TM_OUT_OF_RANGE) {

@@ -8,7 +8,6 @@ namespace tunemesh {
 namespace {
 
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
-size_t round_up_64(size_t bytes) { return divide_up(bytes, 64) * 64; }
 
 std::string text(size_t value) { return std::to_string(value); }
 
@@ -46,7 +45,7 @@ ExchangePlan ExchangeBuffers::plan(const ExchangeOptions& o) {
           .sum_bytes = elements * sizeof(int64_t),
           .published_bytes = 2 * elements * sizeof(float),
           .frame_bytes = o.num_frames * kMaxFrameBytes,
-          .scratch_bytes = round_up_64(o.chunk_blocks * kBlockElements * sizeof(int64_t))};
+          .scratch_bytes = kTileBlocks * kBlockElements * sizeof(int64_t)};
 }
 
 ExchangeBuffers::ExchangeBuffers(const ExchangeOptions& options, const ExchangeMemory& memory)
@@ -56,8 +55,10 @@ ExchangeBuffers::ExchangeBuffers(const ExchangeOptions& options, const ExchangeM
       published_(static_cast<float*>(memory.published)),
       frames_(static_cast<uint8_t*>(memory.frames)),
       scratch_(static_cast<int64_t*>(memory.scratch)),
-      poisoned_(options.num_contribution_slots) {
+      poisoned_(options.num_contribution_slots),
+      cleared_(options.num_contribution_slots) {
   check_options(options);
+  sum_is_cleared_.assign(num_slices(), false);
   thread_ = std::thread([this] { run(); });
 }
 
@@ -107,7 +108,10 @@ size_t ExchangeBuffers::num_chunks(size_t slice) const {
 }
 
 int64_t* ExchangeBuffers::contribution(int slot) {
-  return contributions_ + checked_slot(slot) * options_.num_blocks * kBlockElements;
+  const size_t elements = options_.num_blocks * kBlockElements;
+  int64_t* values = contributions_ + checked_slot(slot) * elements;
+  if (take_cleared(slot)) std::memset(values, 0, elements * sizeof(int64_t));
+  return values;
 }
 float* ExchangeBuffers::published(size_t step) {
   return published_ + (step % 2) * options_.num_blocks * kBlockElements;
@@ -137,7 +141,7 @@ const int64_t* ExchangeBuffers::readable(int slot, size_t block) {
 }
 
 void ExchangeBuffers::clear_slot(int slot) {
-  std::memset(contribution(slot), 0, options_.num_blocks * kBlockElements * sizeof(int64_t));
+  cleared_[checked_slot(slot)].store(true);
   poisoned_[slot].store(false);
 }
 
@@ -145,9 +149,9 @@ SliceMeasure ExchangeBuffers::measure_contribution(int slot, size_t slice) {
   const size_t first = slice_first_block(checked_slice(slice));
   const int64_t* values = readable(slot, first);
   SliceMeasure measure{0, 0};
-  // Chunk by chunk, so that the second reader finds it in the cache.
-  for (size_t at = 0, blocks = slice_num_blocks(slice); at < blocks; at += kMeasureBlocks) {
-    const size_t count = std::min(kMeasureBlocks, blocks - at);
+  // Tile by tile, so that the second reader finds it in the cache.
+  for (size_t at = 0, blocks = slice_num_blocks(slice); at < blocks; at += kTileBlocks) {
+    const size_t count = std::min(kTileBlocks, blocks - at);
     measure.digest += linear_digest(values + at * kBlockElements, first + at, count);
     measure.packed_bytes += packed_bytes(values + at * kBlockElements, count);
   }
@@ -155,12 +159,20 @@ SliceMeasure ExchangeBuffers::measure_contribution(int slot, size_t slice) {
   return measure;
 }
 
-size_t ExchangeBuffers::write_frame(FrameHeader h, const int64_t* values, int frame) {
+template <typename Tile>
+size_t ExchangeBuffers::write_frame(FrameHeader h, int frame, Tile tile) {
   const auto whole = frames().subspan(frame * kMaxFrameBytes, kMaxFrameBytes);
+  uint8_t* shapes = whole.data() + kFrameHeaderBytes;
+  uint8_t* words = shapes + 2 * h.num_blocks;
   h.codec = frame_codec(options_.significant_bits);
-  h.digest = linear_digest(values, h.first_block, h.num_blocks);
-  h.payload_bytes =
-      static_cast<uint32_t>(pack_blocks(values, h.num_blocks, whole.data() + kFrameHeaderBytes));
+  h.digest = 0;
+  for (size_t at = 0; at < h.num_blocks; at += kTileBlocks) {
+    const size_t count = std::min<size_t>(kTileBlocks, h.num_blocks - at);
+    const int64_t* values = tile(h.first_block + at, count);
+    h.digest += linear_digest(values, h.first_block + at, count);
+    words += pack_blocks(values, count, {shapes + 2 * at, words});
+  }
+  h.payload_bytes = static_cast<uint32_t>(words - shapes);
   write_frame_header(h, whole);
   return kFrameHeaderBytes + h.payload_bytes;
 }
@@ -183,7 +195,9 @@ void ExchangeBuffers::place_chunk(FrameHeader& h, int frame) const {
 size_t ExchangeBuffers::pack_contribution(int slot, FrameHeader header, int frame) {
   place_chunk(header, frame);
   header.kind = FrameKind::kContribution;
-  return write_frame(header, readable(slot, header.first_block), frame);
+  const int64_t* values = readable(slot, 0);
+  return write_frame(header, frame,
+                     [=](size_t block, size_t) { return values + block * kBlockElements; });
 }
 
 FrameHeader ExchangeBuffers::parse(std::span<const uint8_t> frame, FrameKind kind) const {
@@ -222,12 +236,19 @@ uint64_t ExchangeBuffers::add_contribution_frames(
     headers.push_back(h);
   }
   bool fits = true;
+  const size_t slice = headers.front().slice;
+  const bool is_first = take_cleared_sum(slice);
   for (size_t i = 0; i < frames.size(); ++i) {
     const FrameHeader& h = headers[i];
-    fits &= unpack_add(frames[i].subspan(kFrameHeaderBytes), h.num_blocks,
-                       sum_ + h.first_block * kBlockElements);
+    const auto source = packed_source(frames[i].subspan(kFrameHeaderBytes), h.num_blocks);
+    int64_t* to = sum_ + h.first_block * kBlockElements;
+    if (is_first) {
+      unpack(source, h.num_blocks, to);
+    } else {
+      fits &= unpack_add(source, h.num_blocks, to);
+    }
   }
-  if (!fits) throw_overflow(headers.front().slice);
+  if (!fits) throw_overflow(slice);
   return digest;
 }
 
@@ -247,40 +268,54 @@ void ExchangeBuffers::throw_overflow(size_t slice) {
 uint64_t ExchangeBuffers::add_own_contribution(int slot, size_t slice) {
   const size_t first = slice_first_block(checked_slice(slice));
   const int64_t* values = readable(slot, first);
+  int64_t* sums = sum_ + first * kBlockElements;
+  const bool is_first = take_cleared_sum(slice);
   uint64_t digest = 0;
   bool fits = true;
-  for (size_t at = 0, blocks = slice_num_blocks(slice); at < blocks; at += kMeasureBlocks) {
-    const size_t count = std::min(kMeasureBlocks, blocks - at);
-    digest += linear_digest(values + at * kBlockElements, first + at, count);
-    fits &= add_blocks(values + at * kBlockElements, count, sum_ + (first + at) * kBlockElements);
+  for (size_t at = 0, blocks = slice_num_blocks(slice); at < blocks; at += kTileBlocks) {
+    const size_t count = std::min(kTileBlocks, blocks - at), offset = at * kBlockElements;
+    digest += linear_digest(values + offset, first + at, count);
+    if (is_first) {
+      std::memcpy(sums + offset, values + offset, count * kBlockElements * sizeof(int64_t));
+    } else {
+      fits &= add_blocks(values + offset, count, sums + offset);
+    }
   }
   if (!fits) throw_overflow(slice);
   return digest;
 }
 
-void ExchangeBuffers::clear_sum(size_t slice) {
-  std::memset(sum_ + slice_first_block(checked_slice(slice)) * kBlockElements, 0,
-              slice_num_blocks(slice) * kBlockElements * sizeof(int64_t));
+void ExchangeBuffers::clear_sum(size_t slice) { sum_is_cleared_[checked_slice(slice)] = true; }
+
+bool ExchangeBuffers::take_cleared_sum(size_t slice) {
+  const bool was_cleared = sum_is_cleared_[slice];
+  sum_is_cleared_[slice] = false;
+  return was_cleared;
 }
 
 FinishedSlice ExchangeBuffers::finish_slice(size_t step, size_t slice) {
   const size_t first = slice_first_block(checked_slice(slice)), blocks = slice_num_blocks(slice);
-  const int64_t* sums = sum_ + first * kBlockElements;
+  int64_t* sums = sum_ + first * kBlockElements;
   float* out = published(step) + first * kBlockElements;
-  size_t bad_block = 0;
-  const TmStatus status = round_sum({.sums = sums,
-                                     .published = out,
-                                     .num_blocks = blocks,
-                                     .significant_bits = options_.significant_bits,
-                                     .bad_block = &bad_block});
-  if (status != TM_OK) throw_overflow(slice);
-  return {.sum_digest = linear_digest(sums, first, blocks),
-          .published_digest = published_digest(step, slice),
-          .sum_squares = sum_squares(out, blocks)};
+  if (take_cleared_sum(slice)) std::memset(sums, 0, blocks * kBlockElements * sizeof(int64_t));
+  FinishedSlice finished{0, 0, 0};
+  for (size_t at = 0; at < blocks; at += kTileBlocks) {
+    const size_t count = std::min(kTileBlocks, blocks - at), offset = at * kBlockElements;
+    const TmStatus status = round_sum({.sums = sums + offset,
+                                       .published = out + offset,
+                                       .num_blocks = count,
+                                       .significant_bits = options_.significant_bits,
+                                       .bad_block = nullptr});
+    if (status != TM_OK) throw_overflow(slice);
+    finished.sum_digest += linear_digest(sums + offset, first + at, count);
+    finished.published_digest +=
+        linear_digest(published_tile(step, first + at, count), first + at, count);
+    finished.sum_squares = add_squares(finished.sum_squares, out + offset, count);
+  }
+  return finished;
 }
 
-const int64_t* ExchangeBuffers::published_chunk(size_t step, size_t first_block,
-                                                size_t num_blocks) {
+const int64_t* ExchangeBuffers::published_tile(size_t step, size_t first_block, size_t num_blocks) {
   const float* values = published(step) + first_block * kBlockElements;
   if (floats_to_fixed(values, num_blocks, scratch_) == TM_OK) return scratch_;
   throw EngineError("DIGEST_MISMATCH",
@@ -293,23 +328,29 @@ size_t ExchangeBuffers::pack_published(FrameHeader header, int frame) {
   place_chunk(header, frame);
   header.kind = FrameKind::kSum;
   header.lease = header.lease_attempt = 0;
-  return write_frame(header, published_chunk(header.step, header.first_block, header.num_blocks),
-                     frame);
+  return write_frame(header, frame, [&](size_t block, size_t num_blocks) {
+    return published_tile(header.step, block, num_blocks);
+  });
 }
 
 void ExchangeBuffers::store_published_frame(std::span<const uint8_t> frame) {
   const FrameHeader h = parse(frame, FrameKind::kSum);
-  unpack(frame.subspan(kFrameHeaderBytes), h.num_blocks, scratch_);
-  fixed_to_floats(scratch_, h.num_blocks, published(h.step) + h.first_block * kBlockElements);
+  PackedSource from = packed_source(frame.subspan(kFrameHeaderBytes), h.num_blocks);
+  float* out = published(h.step) + h.first_block * kBlockElements;
+  for (size_t at = 0; at < h.num_blocks; at += kTileBlocks) {
+    const size_t count = std::min<size_t>(kTileBlocks, h.num_blocks - at);
+    from.words += unpack(from, count, scratch_);
+    from.shapes += 2 * count;
+    fixed_to_floats(scratch_, count, out + at * kBlockElements);
+  }
 }
 
 uint64_t ExchangeBuffers::published_digest(size_t step, size_t slice) {
   const size_t first = slice_first_block(checked_slice(slice)), blocks = slice_num_blocks(slice);
   uint64_t digest = 0;
-  const size_t stride = std::min(kMeasureBlocks, options_.chunk_blocks);
-  for (size_t at = 0; at < blocks; at += stride) {
-    const size_t count = std::min(stride, blocks - at);
-    digest += linear_digest(published_chunk(step, first + at, count), first + at, count);
+  for (size_t at = 0; at < blocks; at += kTileBlocks) {
+    const size_t count = std::min(kTileBlocks, blocks - at);
+    digest += linear_digest(published_tile(step, first + at, count), first + at, count);
   }
   return digest;
 }

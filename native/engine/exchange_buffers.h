@@ -42,7 +42,7 @@ struct ExchangePlan {
   size_t sum_bytes = 0;           // int64
   size_t published_bytes = 0;     // float32, two steps
   size_t frame_bytes = 0;         // num_frames * 1 MiB
-  size_t scratch_bytes = 0;       // one chunk of int64
+  size_t scratch_bytes = 0;       // one tile of int64
   size_t total() const {
     return contribution_bytes + sum_bytes + published_bytes + frame_bytes + scratch_bytes;
   }
@@ -85,8 +85,11 @@ class ExchangeBuffers {
   size_t slice_first_block(size_t slice) const { return slice * options_.slice_blocks; }
   size_t slice_num_blocks(size_t slice) const;
   size_t num_chunks(size_t slice) const;
-  int64_t* contribution(int slot);  // num_blocks * 256
-  float* published(size_t step);    // slot step % 2
+  // num_blocks * 256; zeros are written first where the slot was cleared and not used since.
+  int64_t* contribution(int slot);
+  // True once after a clear: the caller overwrites the whole slot (round_to) instead of adding.
+  bool take_cleared(int slot) { return cleared_.at(slot).exchange(false); }
+  float* published(size_t step);  // slot step % 2
   std::span<uint8_t> frames() { return {frames_, options_.num_frames * kMaxFrameBytes}; }
   // A slot whose gradient failed: packing and adding it are refused until it is cleared.
   void poison(int slot) { poisoned_.at(slot).store(true); }
@@ -113,16 +116,19 @@ class ExchangeBuffers {
 
  private:
   static constexpr size_t kMaxQueued = 4096;
-  static constexpr size_t kMeasureBlocks = 32;  // 64 KiB: two passes in the first-level caches
+  static constexpr size_t kTileBlocks = 16;  // 32 KiB of int64: several passes from the caches
   size_t checked_slice(size_t slice) const;
   int checked_slot(int slot) const;
   FrameHeader parse(std::span<const uint8_t> frame, FrameKind kind) const;
   static bool same_contribution(const FrameHeader& a, const FrameHeader& b);
   [[noreturn]] static void throw_overflow(size_t slice);
   const int64_t* readable(int slot, size_t block);
-  const int64_t* published_chunk(size_t step, size_t first_block, size_t num_blocks);
+  const int64_t* published_tile(size_t step, size_t first_block, size_t num_blocks);
+  bool take_cleared_sum(size_t slice);
   void place_chunk(FrameHeader& header, int frame) const;
-  size_t write_frame(FrameHeader header, const int64_t* values, int frame);
+  // Packs a chunk tile by tile; tile(block, num_blocks) gives the values of each.
+  template <typename Tile>
+  size_t write_frame(FrameHeader header, int frame, Tile tile);
   void run();
 
   ExchangeOptions options_;
@@ -132,6 +138,9 @@ class ExchangeBuffers {
   uint8_t* frames_;
   int64_t* scratch_;
   std::vector<std::atomic<bool>> poisoned_;
+  // Clearing is put off to the first use, which then overwrites instead of reading and adding.
+  std::vector<std::atomic<bool>> cleared_;
+  std::vector<bool> sum_is_cleared_;  // by slice; exchange thread
 
   std::mutex mutex_;
   std::condition_variable wake_;

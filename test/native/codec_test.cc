@@ -87,6 +87,11 @@ void test_rounding() {
     }
     CHECK(round_and_add({gradient.data(), sum.data(), blocks, bits, nullptr}) == TM_OK);
     CHECK(sum == expected);
+    // Into a cleared accumulator, whatever lies there.
+    Fixed added(sum.size(), 0), fresh(sum.size(), -7);
+    CHECK(round_and_add({gradient.data(), added.data(), blocks, bits, nullptr}) == TM_OK);
+    CHECK(round_to({gradient.data(), fresh.data(), blocks, bits, nullptr}) == TM_OK);
+    CHECK(added == fresh);
   }
 }
 
@@ -149,12 +154,17 @@ void test_range() {
   CHECK(round_one(1.0f, 1, 0, 9, &bad) == TM_BAD_ARGUMENT);
 }
 
+size_t pack_whole(const Fixed& values, uint8_t* out) {
+  const size_t blocks = values.size() / kBlockElements;
+  return 2 * blocks + pack_blocks(values.data(), blocks, {out, out + 2 * blocks});
+}
+
 void test_packing() {
   for (uint64_t seed = 1; seed <= 40; ++seed) {
     const size_t blocks = 1 + seed % 13;
     const Fixed values = random_fixed(blocks, seed);
     std::vector<uint8_t> packed(max_packed_bytes(blocks) + 1, 0xee);
-    const size_t bytes = pack_blocks(values.data(), blocks, packed.data());
+    const size_t bytes = pack_whole(values, packed.data());
     CHECK(bytes == packed_bytes(values.data(), blocks));
     CHECK(packed[bytes] == 0xee);
     const std::span<const uint8_t> whole(packed.data(), bytes);
@@ -162,21 +172,22 @@ void test_packing() {
     CHECK(!packed_is_valid(whole.first(bytes - 1), blocks));
     CHECK(!packed_is_valid({packed.data(), bytes + 1}, blocks));
     Fixed out(values.size(), -1);
-    unpack(whole, blocks, out.data());
+    const PackedSource source = packed_source(whole, blocks);
+    CHECK(unpack(source, blocks, out.data()) == bytes - 2 * blocks);
     CHECK(out == values);
     Fixed sum(values.size(), 0), doubled(values.size());
-    CHECK(unpack_add(whole, blocks, sum.data()));
+    CHECK(unpack_add(source, blocks, sum.data()));
     CHECK(sum == values);
     for (size_t i = 0; i < values.size(); ++i) doubled[i] = values[i] >> 1;
     sum = doubled;
     Fixed plain = doubled;
     const bool fits = add_blocks(values.data(), blocks, plain.data());
-    CHECK(unpack_add(whole, blocks, sum.data()) == fits);
+    CHECK(unpack_add(source, blocks, sum.data()) == fits);
     CHECK(sum == plain);
   }
   const Fixed zeros(5 * kBlockElements, 0);
   uint8_t packed[10];
-  CHECK(pack_blocks(zeros.data(), 5, packed) == 10);  // nothing but (0, 0) for a block of zeros
+  CHECK(pack_whole(zeros, packed) == 10);  // nothing but (0, 0) for a block of zeros
 }
 
 void test_sums_round_to_published() {
@@ -258,7 +269,7 @@ void test_sum_squares() {
     total +=
         ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
   }
-  CHECK(std::bit_cast<uint64_t>(sum_squares(values.data(), blocks)) ==
+  CHECK(std::bit_cast<uint64_t>(add_squares(0, values.data(), blocks)) ==
         std::bit_cast<uint64_t>(total));
 }
 
