@@ -1,5 +1,6 @@
 /** One run of a job, from its place in the queue to its result on disk. */
 import { TunemeshError } from '../proto/errors.js'
+import { failpoint } from '../proto/failpoint.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
@@ -210,7 +211,9 @@ async function settleSuccess(
   const workers = mesh.fleet.workers.map(workerMessage)
   const record = runRecord({ job, prepared, outcome, events, commits, workers })
   const texts = { [runRecordName]: `${JSON.stringify(record, null, 2)}\n` }
+  failpoint('coordinator.before-output')
   await deliver(mesh.blobs, { jobId: job.jobId, outputDir: job.outputDir, artifacts, texts })
+  failpoint('coordinator.after-output')
   mesh.events.append(job.jobId, {
     artifacts: { artifacts, outputDir: job.outputDir, weightsSha256 },
   })

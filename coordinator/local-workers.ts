@@ -33,6 +33,8 @@ export interface LocalWorkersOptions {
 export class LocalWorkers {
   readonly #children = new Set<ChildProcess>()
   readonly #restarts = new Set<NodeJS.Timeout>()
+  /** A failpoint kills the first process of a worker, not every one that takes its place. */
+  readonly #launched = new Set<number>()
   #isClosing = false
 
   constructor(private readonly options: LocalWorkersOptions) {}
@@ -82,7 +84,9 @@ export class LocalWorkers {
     const tuning = options.tuning[index]
     if (tuning === undefined) return args
     args.push('--testing', '--tuning', JSON.stringify(tuning.options ?? {}))
-    if (tuning.failpoints) args.push('--failpoints', tuning.failpoints)
+    if (tuning.failpoints && !this.#launched.has(index))
+      args.push('--failpoints', tuning.failpoints)
+    this.#launched.add(index)
     return args
   }
 }

@@ -100,8 +100,8 @@ export class NatsConnection {
     return () => this.listeners.delete(onChange)
   }
 
-  async request(subject: string): Promise<Uint8Array> {
-    const reply = await this.client.request(subject, '', { timeout: requestTimeoutMs })
+  async request(subject: string, payload: Uint8Array | string = ''): Promise<Uint8Array> {
+    const reply = await this.client.request(subject, payload, { timeout: requestTimeoutMs })
     return reply.data
   }
 

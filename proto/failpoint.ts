@@ -1,3 +1,5 @@
+import { writeSync } from 'node:fs'
+
 /**
  * Named places where a test kills its own process: before and after each durable act, and in the
  * middle of an owner's publishing (proto/PROTOCOL.md lists them). Nothing is armed unless a main.ts
@@ -18,5 +20,11 @@ export function failpoint(name: string): void {
   const left = armed.get(name)
   if (left === undefined) return
   armed.set(name, left - 1)
-  if (left <= 1) process.kill(process.pid, 'SIGKILL')
+  if (left > 1) return
+  // Written at once: the test must know which of its failpoints was reached.
+  writeSync(2, `${failpointLine(name)}\n`)
+  process.kill(process.pid, 'SIGKILL')
 }
+
+/** What a process says on stderr with its last breath. */
+export const failpointLine = (name: string): string => `killed at failpoint ${name}`

@@ -3,6 +3,8 @@
  * and offered again until the owner says that all of it has arrived. Offers are small and
  * idempotent, so one timer heals every loss.
  */
+
+import { failpoint } from '../proto/failpoint.js'
 import type { CreditOf } from '../proto/frame.js'
 import { contributionSubject } from '../proto/subjects.js'
 import type { EpochScope, Shipment } from './data-plane-link.js'
@@ -35,6 +37,7 @@ class OutgoingSlice implements Shipment {
   }
 
   pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]> {
+    failpoint('worker.after-lease-done')
     const { slot, step, slice, sliceAttempt, lease, leaseAttempt } = this.effect
     const { jobHash, fleetEpoch } = this.scope
     const header = { jobHash, fleetEpoch, step, slice, sliceAttempt, lease, leaseAttempt }

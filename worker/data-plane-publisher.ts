@@ -3,7 +3,7 @@
  * of one slice to a worker that asked. Paced by the receivers' acknowledgements, so that no
  * subscriber has more than 16 MiB of all owners' sums pending at the server.
  */
-import { failpoint } from '../proto/failpoint.js'
+import { failpoint, failpoint } from '../proto/failpoint.js'
 import type { CreditOf } from '../proto/frame.js'
 import { creditSubject, sumSubject } from '../proto/subjects.js'
 import type { EpochScope, Shipment } from './data-plane-link.js'
@@ -36,6 +36,7 @@ class FanOut implements Shipment {
   #numSent = 0
   isCancelled = false
   readonly receivers = new Map<string, Receiver>()
+  #hasSent = false
 
   constructor(
     private readonly scope: EpochScope,
@@ -56,16 +57,20 @@ class FanOut implements Shipment {
     return this.publisher.room(this.receivers.keys())
   }
 
-  pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]> {
+  async pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]> {
     const { jobHash, fleetEpoch } = this.scope
     const header = { jobHash, fleetEpoch, ...this.key, lease: 0, leaseAttempt: 0 }
-    return this.scope.exchange.packPublished({ header, chunks, frames })
+    const sizes = await this.scope.exchange.packPublished({ header, chunks, frames })
+    // The frames of an earlier call are on their way since.
+    if (this.#hasSent) failpoint('worker.mid-publish')
+    return sizes
   }
 
   sent(chunk: number, bytes: number): void {
     // The client writes a frame out when the next one is published: the first is gone, the second
     // is not.
     if (++this.#numSent === 2) failpoint('worker.mid-publish')
+    this.#hasSent = true
     this.publisher.noteFrameBytes(bytes)
     for (const [workerId, receiver] of this.receivers) {
       if (receiver.unacknowledged.get(chunk) !== 0) continue
@@ -129,6 +134,7 @@ export class DataPlanePublisher {
   }
 
   publish(key: SumKey): void {
+    failpoint('worker.before-publish')
     failpoint('worker.before-publish')
     const { jobId, fleetEpoch, workerId, workerIds } = this.scope
     const others = workerIds.filter((id) => id !== workerId && !this.#silent.has(id))
@@ -235,6 +241,7 @@ export class DataPlanePublisher {
   /** Sent and acknowledged by all that answer: forgotten. */
   #settle(fanOut: FanOut): void {
     if (fanOut.receivers.size > 0) return
+    failpoint('worker.after-publish')
     fanOut.cancel()
     this.#fanOuts.delete(fanOut)
   }

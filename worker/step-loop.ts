@@ -206,7 +206,9 @@ const engineOperations: { [Kind in EngineKind]: EngineOperation<Kind> } = {
   },
 
   async uploadState(job, { step, purpose }) {
+    failpoint('worker.before-upload')
     const { digest, sizeBytes, weightsSha256 } = await job.uploadState(step)
+    failpoint('worker.after-upload')
     return { kind: 'stateUploaded', step, purpose, digest, sizeBytes, weightsSha256 }
   },
 
@@ -227,6 +229,9 @@ const engineOperations: { [Kind in EngineKind]: EngineOperation<Kind> } = {
   },
 
   async deliver(job, { deliver }) {
-    return { kind: 'delivered', delivered: await job.deliver(deliver) }
+    failpoint('worker.before-deliver')
+    const delivered = await job.deliver(deliver)
+    failpoint('worker.after-deliver')
+    return { kind: 'delivered', delivered }
   },
 }

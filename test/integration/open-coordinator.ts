@@ -8,6 +8,7 @@ import { once } from 'node:events'
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
+import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { connect, type TunemeshClient } from '../../client/client.js'
 import { scriptCommand } from '../../coordinator/script-command.js'
@@ -18,6 +19,8 @@ export interface CoordinatorOptions {
   tuning?: object
   /** State folder of an earlier one; default: a new one. */
   stateDir?: string
+  /** Each line of its log; the workers' lines are among them. */
+  onLog?: (line: string) => void
 }
 
 export interface ReadyLine {
@@ -75,10 +78,15 @@ export async function launch(stateDir: string, options: CoordinatorOptions) {
   const own = ['--state-dir', stateDir, '--end-with-parent', '--nats-server', await natsBinary()]
   own.push('--workers', String(options.workers ?? 0), '--threads-per-worker', '1')
   own.push('--testing', '--tuning', JSON.stringify(options.tuning ?? {}))
-  const log = process.env.TUNEMESH_TEST_LOG ? 'inherit' : 'ignore'
+  const log = process.env.TUNEMESH_TEST_LOG ? 'inherit' : options.onLog ? 'pipe' : 'ignore'
   const child = spawn(node, [...args, ...own], { stdio: ['pipe', 'pipe', log] })
-  child.stdin.on('error', () => {}) // the pipe of one that was killed
-  const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string]
+  child.stdin?.on('error', () => {}) // the pipe of one that was killed
+  if (child.stderr && options.onLog) {
+    createInterface({ input: child.stderr }).on('line', options.onLog)
+  }
+  const [line] = (await once(createInterface({ input: child.stdout as Readable }), 'line')) as [
+    string,
+  ]
   return { child, ready: JSON.parse(line) as ReadyLine }
 }
 

@@ -1,0 +1,129 @@
+/** One job on real processes, killed where a case says, and started again until it ends. */
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
+import type { JobEvent } from '../../client/client.js'
+import { childrenNamed } from '../integration/child-processes.js'
+import { TestCoordinator, tinyJob } from '../integration/open-coordinator.js'
+import { temporaryFolder } from '../integration/open-nats.js'
+import { type ChaosCase, chaosLayout, type Life } from './chaos-cases.js'
+
+const maxLives = 5
+const caseLimitMs = 120_000
+
+export interface ChaosOutcome {
+  state: string
+  error: string
+  weightsSha256: string
+  /** Failpoints at which a process said that it dies. */
+  reached: string[]
+  hasKilledNats: boolean
+  seconds: number
+}
+
+export async function runCase(chaos: ChaosCase): Promise<ChaosOutcome> {
+  const run = new ChaosRun(chaos)
+  const startMs = performance.now()
+  try {
+    const job = await run.toEnd()
+    const error = job?.error ? `${job.error.code} ${job.error.message}` : ''
+    const { reached, hasKilledNats } = run
+    const { state = 'unknown', weightsSha256 = '' } = job ?? {}
+    const seconds = (performance.now() - startMs) / 1000
+    return { state, error, weightsSha256, reached, hasKilledNats, seconds }
+  } finally {
+    run.removeFiles()
+  }
+}
+
+/** Empty: the case went as it must. */
+export function problemsOf(chaos: ChaosCase, outcome: ChaosOutcome, wanted: string): string[] {
+  const problems = chaos.failpoints
+    .filter((name) => !outcome.reached.includes(name))
+    .map((name) => `${name} was never reached`)
+  if (chaos.killNats && !outcome.hasKilledNats) problems.push('nats-server was never killed')
+  if (outcome.state !== 'SUCCEEDED') problems.push(`ended ${outcome.state} ${outcome.error}`)
+  if (outcome.weightsSha256 !== wanted) problems.push(`weights ${outcome.weightsSha256}`)
+  return problems
+}
+
+class ChaosRun {
+  readonly reached: string[] = []
+  hasKilledNats = false
+  readonly #folder = temporaryFolder()
+  #jobId = ''
+
+  constructor(private readonly chaos: ChaosCase) {}
+
+  async toEnd() {
+    for (let life = 0; life < maxLives; life++) {
+      const coordinator = await this.#open(this.chaos.lives[life] ?? this.#lastLife())
+      try {
+        const job = await this.#watch(coordinator)
+        if (job) return job
+      } finally {
+        // Nothing waits for a tidy end: the state folder goes with the case.
+        await coordinator.kill()
+      }
+    }
+    return null
+  }
+
+  removeFiles(): void {
+    rmSync(this.#folder, { recursive: true, force: true })
+  }
+
+  /** A life beyond those listed: the same devices, no failpoints. */
+  #lastLife(): Life {
+    const { paths } = this.chaos.lives.at(-1) ?? {}
+    return paths ? { paths } : {}
+  }
+
+  #open({ coordinator = '', workers = [], paths = [] }: Life): Promise<TestCoordinator> {
+    const tuningOf = (index: number) => {
+      const instructionPath = paths[index]
+      const device = { numThreads: 1, instructionPath, packedCacheDir: null }
+      return { failpoints: workers[index] ?? '', options: instructionPath ? { device } : {} }
+    }
+    const limits = { firstBackoffMs: 50, longestBackoffMs: 1_000 }
+    return TestCoordinator.open({
+      workers: 2,
+      stateDir: join(this.#folder, 'state'),
+      onLog: (line) => this.#noteLine(line),
+      tuning: { ...chaosLayout, failpoints: coordinator, workers: [0, 1].map(tuningOf), limits },
+    })
+  }
+
+  #noteLine(line: string): void {
+    const name = /^killed at failpoint (\S+)$/.exec(line)?.[1]
+    if (name) this.reached.push(name)
+  }
+
+  /** null: the coordinator died before the job had ended. */
+  async #watch(coordinator: TestCoordinator) {
+    const { client, child } = coordinator
+    const gone = new AbortController()
+    const timer = setTimeout(() => gone.abort(), caseLimitMs)
+    child.once('exit', () => gone.abort())
+    try {
+      this.#jobId ||= (await client.submit(chaosJob(join(this.#folder, 'output')))).jobId
+      for await (const event of client.watch(this.#jobId, { signal: gone.signal })) {
+        this.#maybeKillNats(event, coordinator.ready.pid)
+      }
+      return gone.signal.aborted ? null : await client.get(this.#jobId)
+    } catch (error) {
+      if (gone.signal.aborted) return null
+      throw error
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  #maybeKillNats(event: JobEvent, root: number): void {
+    if (this.hasKilledNats || !this.chaos.killNats?.(event)) return
+    const pids = childrenNamed('nats-server', root)
+    for (const pid of pids) process.kill(pid, 'SIGKILL')
+    this.hasKilledNats = pids.length > 0
+  }
+}
+
+export const chaosJob = (outputDir: string) => tinyJob(outputDir, { max_steps: 8, save_steps: 3 })
