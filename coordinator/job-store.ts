@@ -92,7 +92,7 @@ export class JobStore {
     if (job !== undefined) return job.record
     throw new TunemeshError(
       'JOB_NOT_FOUND',
-      `There is no job ${JSON.stringify(id.slice(0, 80))}. \`tunemesh jobs\` lists those there are.`,
+      `There is no job ${JSON.stringify(id.slice(0, 80))}. \`tunemesh jobs\` lists the jobs.`,
     )
   }
 

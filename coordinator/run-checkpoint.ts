@@ -200,7 +200,9 @@ export function recordDelivered(run: Run, workerId: string, message: Delivered__
   if (expected !== '' && message.weightsSha256 !== '' && expected !== message.weightsSha256) {
     return fail(run, {
       code: 'DIGEST_MISMATCH',
-      message: `worker ${workerId} delivered weights ${message.weightsSha256}, the last checkpoint has ${expected}`,
+      message:
+        `worker ${workerId} delivered weights ${message.weightsSha256}, ` +
+        `the last checkpoint has ${expected}`,
     })
   }
   finish(run, {

@@ -24,11 +24,13 @@ import {
   recordUploaded,
 } from './run-checkpoint.js'
 import type { RunConfig, RunEffect, RunEvent } from './run-events.js'
+import * as formation from './run-formation.js'
+import * as joiners from './run-joiners.js'
 import * as commitLog from './run-log.js'
 import * as membership from './run-membership.js'
 import { failWhereNobodyCan, shiftWaits, watch } from './run-stall.js'
 import { type FleetWorker, fail, finish, members, newRun, type Run } from './run-state.js'
-import { announce, commitWhenComplete, planSteps, repairSteps } from './run-steps.js'
+import { announce, commitWhenComplete, planSteps, repairSteps, skipStep } from './run-steps.js'
 import * as steps from './step-run.js'
 
 /** Failures that another worker would meet as well: trying elsewhere helps nobody. */
@@ -97,19 +99,19 @@ function take(run: Run, event: RunEvent): void {
 function open(run: Run, log: readonly LoggedRecord[]): void {
   if (run.phase !== 'opening') return
   run.log = commitLog.readLog(log)
-  membership.raiseEpoch(run, 'coordinator', [])
+  formation.raiseEpoch(run, 'coordinator', [])
 }
 
 /** Everything that may now happen, oldest step first. */
 function proceed(run: Run): void {
   if (run.phase === 'gathering') {
     if (run.stopAfterStep !== null) return concludeStop(run)
-    if (!run.appends.inFlight) membership.formFleet(run)
+    if (!run.appends.inFlight) formation.formFleet(run)
   }
   if (run.phase !== 'running') return
-  if (!repairSteps(run)) return membership.regather(run)
+  if (!repairSteps(run)) return formation.regather(run)
   if (!isStopping(run)) commitWhenComplete(run)
-  membership.admitJoiners(run)
+  joiners.admitJoiners(run)
   membership.releaseDrained(run)
   if (isStopping(run)) return concludeStop(run)
   const isReplaying = run.plannedThrough < run.log.committedStep
@@ -132,8 +134,8 @@ function actBetweenSteps(run: Run): boolean {
     if (run.nowMs >= run.pause.retryAtMs) beginCheckpoint(run, run.log.committedStep)
     return true
   }
-  if (membership.mustStandStill(run)) {
-    membership.bringInStanding(run)
+  if (joiners.mustStandStill(run)) {
+    joiners.bringInStanding(run)
     return true
   }
   if (!membership.isFleetChangeDue(run)) return false
@@ -141,7 +143,7 @@ function actBetweenSteps(run: Run): boolean {
   const next = membership.nextMembers(run)
   if (next) {
     const isJoin = next.some((worker) => worker.status === 'joining')
-    membership.raiseEpoch(run, isJoin ? 'join' : 'drain', next)
+    formation.raiseEpoch(run, isJoin ? 'join' : 'drain', next)
     return true
   }
   return drainLast(run)
@@ -154,7 +156,7 @@ function drainLast(run: Run): boolean {
     return true
   }
   for (const worker of members(run)) worker.status = 'drained'
-  membership.regather(run)
+  formation.regather(run)
   membership.releaseDrained(run)
   return true
 }
@@ -164,7 +166,7 @@ function lastAllowedStep(run: Run): number {
   const next = run.log.committedStep + 1
   if (run.stopAfterStep !== null) return run.stopAfterStep
   if (run.pause) return run.log.committedStep
-  const mustWait = membership.isFleetChangeDue(run) || membership.mustStandStill(run)
+  const mustWait = membership.isFleetChangeDue(run) || joiners.mustStandStill(run)
   return mustWait ? next : run.order.numSteps
 }
 
@@ -187,16 +189,16 @@ function stands(run: Run, logged: LoggedRecord | null): void {
   const { record } = logged
   if (record.kind === 'epoch') {
     if (record.reason === 'coordinator') beginGathering(run)
-    else membership.enterEpoch(run, record)
-  } else if (record.kind === 'rollback') membership.regather(run)
+    else formation.enterEpoch(run, record)
+  } else if (record.kind === 'rollback') formation.regather(run)
   else if (record.kind === 'checkpoint') checkpointStands(run, record)
   else stepStands(run, logged)
   commitLog.sendNext(run)
 }
 
 function beginGathering(run: Run): void {
-  membership.regather(run)
-  for (const worker of run.workers.values()) membership.prepare(run, worker)
+  formation.regather(run)
+  for (const worker of run.workers.values()) formation.prepare(run, worker)
 }
 
 /** The moment a step becomes true: announced, then followed by what is due at exactly this step. */
@@ -221,7 +223,7 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   noteCadence(run, record.step)
   if (run.phase !== 'running') return
   announce(run, record.step)
-  membership.serveJoiners(run, record.step)
+  joiners.serveJoiners(run, record.step)
   beginWorkAt(run, record.step)
 }
 
@@ -286,9 +288,9 @@ function takeMessage(run: Run, workerId: string, message: FromWorker__Output): v
   } else if (message.stateUploaded) {
     if (message.stateUploaded.purpose === 'checkpoint') {
       recordUploaded(run, workerId, message.stateUploaded)
-    } else membership.recordSnapshot(run, workerId, message.stateUploaded)
-  } else if (message.stateLoaded) membership.recordLoaded(run, worker, message.stateLoaded)
-  else if (message.probeResult) membership.recordProbe(run, workerId, message.probeResult)
+    } else joiners.recordSnapshot(run, workerId, message.stateUploaded)
+  } else if (message.stateLoaded) joiners.recordLoaded(run, worker, message.stateLoaded)
+  else if (message.probeResult) joiners.recordProbe(run, workerId, message.probeResult)
   else if (message.evaluationResult) recordEvaluation(run, workerId, message.evaluationResult)
   else if (message.delivered) recordDelivered(run, workerId, message.delivered)
   else if (message.drain) worker.isDraining = true
@@ -325,12 +327,14 @@ function takeSliceDone(run: Run, worker: FleetWorker, message: SliceDone__Output
   if (!divergence) return
   if (steps.isMixed(stepRun)) {
     // Contributions of several device classes: which of them counted cannot be repeated.
-    membership.rollBack(run, divergence)
-    membership.regather(run)
+    formation.rollBack(run, divergence)
+    formation.regather(run)
   } else {
     fail(run, {
       code: 'REPLAY_DIVERGED',
-      message: `${divergence}. The device class is the same, the bits are not: check the machines' memory.`,
+      message:
+        `${divergence}. The device class is the same, the bits are not: ` +
+        "check the machines' memory.",
     })
   }
 }
@@ -347,7 +351,9 @@ function takeApplied(run: Run, worker: FleetWorker, message: Applied__Output): v
   else if (message.weightsSha256 !== '' && message.weightsSha256 !== committed.weightsSha256) {
     return fail(run, {
       code: 'DIGEST_MISMATCH',
-      message: `after step ${message.step} worker ${worker.workerId} has weights ${message.weightsSha256}, the others ${committed.weightsSha256}`,
+      message:
+        `after step ${message.step} worker ${worker.workerId} has weights ` +
+        `${message.weightsSha256}, the others ${committed.weightsSha256}`,
     })
   }
   const stepRun = run.steps.get(message.step)
@@ -383,17 +389,4 @@ function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Outp
     if (isAlone) return fail(run, { code, message: `${where}: ${message}` })
   }
   membership.declareDead(run, worker.workerId, `${code} ${message}`)
-}
-
-function skipStep(run: Run, failure: WorkerFailure__Output): void {
-  const stepRun = run.steps.get(failure.step)
-  if (!stepRun || stepRun.isAppending || stepRun.committed) return
-  stepRun.isAppending = true
-  commitLog.append(run, {
-    kind: 'skip',
-    step: failure.step,
-    microBatch: failure.microBatch,
-    tensor: failure.tensor,
-    reason: failure.error?.message ?? '',
-  })
 }

@@ -1,7 +1,9 @@
 /** Steps of a run: planned, repaired after a death, checked, committed, announced. */
+
 import type { CommitRecord, SkipRecord } from '../proto/commit-record.js'
 import type { MicroBatchPacks } from '../proto/gen/tunemesh/v1/MicroBatchPacks.js'
 import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
+import type { WorkerFailure__Output } from '../proto/gen/tunemesh/v1/WorkerFailure.js'
 import { planLeases, planOwners } from './lease-plan.js'
 import { append, isAppending, recordedClasses } from './run-log.js'
 import {
@@ -177,7 +179,9 @@ export function commitWhenComplete(run: Run): void {
 
 function recount(run: Run, stepRun: StepRun, diverged: StepRun['slices']): void {
   for (const slice of diverged) {
-    const what = `step ${stepRun.step} slice ${slice.slice}: the sum of worker ${slice.workerId} does not match the contributions' digests`
+    const what =
+      `step ${stepRun.step} slice ${slice.slice}: the sum of worker ${slice.workerId} ` +
+      "does not match the contributions' digests"
     slice.numDivergences++
     if (slice.numDivergences >= maxDivergences) {
       return fail(run, {
@@ -276,4 +280,18 @@ function commitMessage(run: Run, sequence: number, record: CommitRecord | SkipRe
     sumSquares: slice.sumSquares,
   }))
   return { commit: { ...common, slices, update: record.update } }
+}
+
+/** A non-finite gradient where the job says skip: the log records that the step adds nothing. */
+export function skipStep(run: Run, failure: WorkerFailure__Output): void {
+  const stepRun = run.steps.get(failure.step)
+  if (!stepRun || stepRun.isAppending || stepRun.committed) return
+  stepRun.isAppending = true
+  append(run, {
+    kind: 'skip',
+    step: failure.step,
+    microBatch: failure.microBatch,
+    tensor: failure.tensor,
+    reason: failure.error?.message ?? '',
+  })
 }

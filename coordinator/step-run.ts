@@ -231,7 +231,8 @@ export function replayDivergence(run: StepRun, message: SliceDone__Output): stri
   const expected = run.committed?.record.slices[message.slice]
   if (!expected) return null
   if (expected.publishedDigest === message.publishedDigest) return null
-  return `step ${run.step} slice ${message.slice}: sum ${message.publishedDigest}, committed ${expected.publishedDigest}`
+  const sums = `sum ${message.publishedDigest}, committed ${expected.publishedDigest}`
+  return `step ${run.step} slice ${message.slice}: ${sums}`
 }
 
 // ---- what is missing ----
