@@ -14,15 +14,18 @@ function needNode() {
   const major = Number(process.versions.node.split('.')[0])
   if (major < 20)
     throw new SetupError(
-      `BUILD_TOOL_MISSING Node ${process.versions.node} is too old: 20 or newer is needed. Get it from nodejs.org or your package manager.`,
+      `BUILD_TOOL_MISSING Node ${process.versions.node} is too old: 20 or newer is needed. ` +
+        'Get it from nodejs.org or your package manager.',
     )
 }
 
 function installPackages() {
   const lock = digest(join(top, 'package-lock.json'))
   if (isCurrent('lock', lock)) return
-  console.log('installing packages (npm ci)')
-  run('npm', ['ci', '--no-fund', '--no-audit', '--loglevel=error'])
+  // Not `npm ci`: it refuses a lockfile that lacks optional packages of other platforms, and some registries do not carry
+  // all of those. Versions and checksums are the lockfile's either way.
+  console.log('installing packages (npm install, versions of package-lock.json)')
+  run('npm', ['install', '--no-save', '--no-fund', '--no-audit', '--loglevel=error'])
   writeFileSync(marker('lock'), lock)
 }
 
