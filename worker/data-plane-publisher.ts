@@ -3,7 +3,7 @@
  * of one slice to a worker that asked. Paced by the receivers' acknowledgements, so that no
  * subscriber has more than 16 MiB of all owners' sums pending at the server.
  */
-import { failpoint, failpoint } from '../proto/failpoint.js'
+import { failpoint } from '../proto/failpoint.js'
 import type { CreditOf } from '../proto/frame.js'
 import { creditSubject, sumSubject } from '../proto/subjects.js'
 import type { EpochScope, Shipment } from './data-plane-link.js'
@@ -33,7 +33,6 @@ interface Receiver {
 
 class FanOut implements Shipment {
   readonly pending: number[]
-  #numSent = 0
   isCancelled = false
   readonly receivers = new Map<string, Receiver>()
   #hasSent = false
@@ -67,9 +66,6 @@ class FanOut implements Shipment {
   }
 
   sent(chunk: number, bytes: number): void {
-    // The client writes a frame out when the next one is published: the first is gone, the second
-    // is not.
-    if (++this.#numSent === 2) failpoint('worker.mid-publish')
     this.#hasSent = true
     this.publisher.noteFrameBytes(bytes)
     for (const [workerId, receiver] of this.receivers) {
@@ -134,7 +130,6 @@ export class DataPlanePublisher {
   }
 
   publish(key: SumKey): void {
-    failpoint('worker.before-publish')
     failpoint('worker.before-publish')
     const { jobId, fleetEpoch, workerId, workerIds } = this.scope
     const others = workerIds.filter((id) => id !== workerId && !this.#silent.has(id))
@@ -241,7 +236,6 @@ export class DataPlanePublisher {
   /** Sent and acknowledged by all that answer: forgotten. */
   #settle(fanOut: FanOut): void {
     if (fanOut.receivers.size > 0) return
-    failpoint('worker.after-publish')
     fanOut.cancel()
     this.#fanOuts.delete(fanOut)
   }
