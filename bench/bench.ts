@@ -11,7 +11,8 @@ const names = readdirSync(dir)
 const [name, ...rest] = process.argv.slice(2)
 if (name === undefined || !names.includes(name)) {
   console.error(
-    `${name === undefined ? 'Which benchmark?' : `No benchmark "${name}".`} There are: ${names.join(', ')}`,
+    name === undefined ? 'Which benchmark?' : `No benchmark "${name}".`,
+    `There are: ${names.join(', ')}`,
   )
   process.exit(2)
 }

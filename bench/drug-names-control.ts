@@ -71,7 +71,10 @@ function report(figures: Figures[]): void {
     const cell = (numbers: number[]) =>
       `${mean(numbers).toFixed(3)} (${spread(numbers).toFixed(3)})`
     console.log(
-      `${key.padEnd(34)} ${cell(right).padEnd(16)} ${cell(shuffled).padEnd(19)} ${gain.toFixed(1)} %`,
+      [key.padEnd(34), cell(right).padEnd(16), cell(shuffled).padEnd(19), gain.toFixed(1)].join(
+        ' ',
+      ),
+      '%',
     )
   }
   if (!values.record) return

@@ -26,10 +26,9 @@ export async function checkNats(
   }
   const floor = minVersion.join('.')
   const advice = 'Run: npm run setup (or name one: TUNEMESH_NATS_SERVER=/path/to/nats-server)'
+  const places = explicit ? `at ${explicit}` : 'on PATH, in the sbin folders or in the cache'
   const seen =
-    tooOld.length > 0
-      ? `needs at least ${floor}: ${tooOld.join(', ')}`
-      : `none found${explicit ? ` at ${explicit}` : ' on PATH, in the sbin folders or in the cache'}`
+    tooOld.length > 0 ? `needs at least ${floor}: ${tooOld.join(', ')}` : `none found ${places}`
   return { name, verdict: 'bad', seen, advice }
 }
 

@@ -28,7 +28,8 @@ export function overridesOf(options: JobFileOptions): string[] {
     if (!/^[^=\s]+=/.test(override)) {
       throw new TunemeshError(
         'JOB_INVALID',
-        `--set ${override} has no "=". Write --set key=value, for example --set learning_rate=1e-4.`,
+        `--set ${override} has no "=". Write --set key=value, for example ` +
+          '--set learning_rate=1e-4.',
       )
     }
   }

@@ -1,7 +1,7 @@
 /** Preflight report, memory plan and length of a job, before anything is trained. Pure. */
 import type { Plan } from '../client/client.js'
 import type { MemoryPlan__Output as MemoryPlan } from '../proto/gen/tunemesh/v1/MemoryPlan.js'
-import type { PreflightReport__Output as Preflight } from '../proto/gen/tunemesh/v1/PreflightReport.js'
+import type { PreflightReport__Output as Report } from '../proto/gen/tunemesh/v1/PreflightReport.js'
 import type { RenderedSample__Output as Sample } from '../proto/gen/tunemesh/v1/RenderedSample.js'
 import { escapeLine, shorten } from './escape.js'
 import {
@@ -16,7 +16,7 @@ import { labelled, type Style } from './style.js'
 
 const maxSampleChars = 600
 
-export function renderPreflight(report: Preflight, style: Style): string[] {
+export function renderPreflight(report: Report, style: Style): string[] {
   const rows =
     report.numUsedRows === report.numRows
       ? `${formatCount(report.numRows)} rows`
@@ -40,12 +40,12 @@ export function renderPreflight(report: Preflight, style: Style): string[] {
   ]
 }
 
-function stopTokenLine(report: Preflight, style: Style): string {
+function stopTokenLine(report: Report, style: Style): string {
   if (report.stopTokenTrained) return 'stop token trained'
   return style.warn('stop token not trained: answers may never end')
 }
 
-function lossOfRows(report: Preflight, style: Style): string[] {
+function lossOfRows(report: Report, style: Style): string[] {
   const parts: string[] = []
   if (report.numTruncatedRows) parts.push(`${rowsOf(report.numTruncatedRows)} truncated`)
   if (report.numDroppedRows) parts.push(`${rowsOf(report.numDroppedRows)} dropped`)
@@ -54,7 +54,7 @@ function lossOfRows(report: Preflight, style: Style): string[] {
 
 const rowsOf = (count: number) => `${formatCount(count)} ${count === 1 ? 'row' : 'rows'}`
 
-function histogramLine(report: Preflight, style: Style): string[] {
+function histogramLine(report: Report, style: Style): string[] {
   if (report.histogram.length === 0) return []
   const bars = sparkline(report.histogram.map((bucket) => bucket.numRows))
   const longest = report.histogram.at(-1)?.upToTokens ?? 0

@@ -135,7 +135,7 @@ function checkSizes() {
     const entry = allowed[name]
     if (!entry)
       problems.push(
-        `${name}: ${value} is over the budget of STYLE (split it, or say why in scripts/size-ratchet.json)`,
+        `${name}: ${value} is over its budget (split it, or say why in scripts/size-ratchet.json)`,
       )
     else if (value > entry.most)
       problems.push(`${name}: ${value}, was ${entry.most}: the number over never grows`)

@@ -12,10 +12,10 @@ export const jobFilePage = (table) => `# The job file
 
 Written by \`node scripts/docs.mjs\` from \`proto/job-spec.ts\`: change it there.
 
-A job file is YAML with flat keys. \`model\` and \`data\` are required. Relative paths start at the folder of
-the job file. Names are those of Hugging Face TrainingArguments, PEFT LoraConfig and TRL SFTConfig. An
-unknown key is refused, and the nearest known one named; all problems of a file are told at once.
-\`--set key=value\` overrides a key, and may be given several times.
+A job file is YAML with flat keys. \`model\` and \`data\` are required. Relative paths start at the
+folder of the job file. Names are those of Hugging Face TrainingArguments, PEFT LoraConfig and TRL
+SFTConfig. An unknown key is refused, and the nearest known one named; all problems of a file are
+told at once. \`--set key=value\` overrides a key, and may be given several times.
 
 ${table}
 What \`plan\` says of a job file: its rows, packs, optimizer steps and memory; nothing is trained.

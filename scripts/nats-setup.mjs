@@ -69,8 +69,8 @@ export async function setupNatsServer() {
     }
   }
   throw new Error(
-    'NATS_SERVER_MISSING nats-server could not be fetched. Install version 2.12 or newer by hand and put it on ' +
-      `PATH, or name it by TUNEMESH_NATS_SERVER. Tried: ${failures.join('; ')}`,
+    'NATS_SERVER_MISSING nats-server could not be fetched. Install version 2.12 or newer by hand ' +
+      `and put it on PATH, or name it by TUNEMESH_NATS_SERVER. Tried: ${failures.join('; ')}`,
   )
 }
 

@@ -39,7 +39,8 @@ export function needCompiler() {
   const compiler = process.env.CXX || 'c++'
   if (firstLine(compiler, ['--version']) === null)
     throw new SetupError(
-      `BUILD_TOOL_MISSING C++ compiler "${compiler}" not found. Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora).`,
+      `BUILD_TOOL_MISSING C++ compiler "${compiler}" not found. Install one: ` +
+        'apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora).',
     )
 }
 
@@ -81,7 +82,8 @@ export function pipInstall(dir, packages, what, otherwise) {
   if (done.status !== 0) {
     rmSync(temporary, { recursive: true, force: true })
     throw new SetupError(
-      `BUILD_TOOL_MISSING ${what} not found, and "python3 -m pip install ${packages.join(' ')}" failed. Get it with: ${otherwise}`,
+      `BUILD_TOOL_MISSING ${what} not found, and "python3 -m pip install ${packages.join(' ')}" ` +
+        `failed. Get it with: ${otherwise}`,
     )
   }
   try {

@@ -130,8 +130,8 @@ export class DataPlaneOwner {
     if (finished.sumDigest !== expected) {
       throw new TunemeshError(
         'DIGEST_MISMATCH',
-        `The sum of slice ${effect.slice} of step ${effect.step} has digest ${finished.sumDigest}; ` +
-          `its contributions add up to ${expected}. The machine's memory may be faulty.`,
+        `The sum of slice ${effect.slice} of step ${effect.step} has digest ` +
+          `${finished.sumDigest}; its contributions add up to ${expected}. The machine's memory may be faulty.`,
       )
     }
     onWhole(finished.publishedDigest)
@@ -178,7 +178,8 @@ export class DataPlaneOwner {
     if (!arrival?.isComplete) {
       throw new TunemeshError(
         'INTERNAL',
-        `Lease ${effect.lease} attempt ${effect.leaseAttempt} of slice ${effect.slice} was counted before it had arrived.`,
+        `Lease ${effect.lease} attempt ${effect.leaseAttempt} of slice ${effect.slice} ` +
+          'was counted before it had arrived.',
       )
     }
     try {

@@ -15,8 +15,17 @@ export interface StoredFile {
 }
 
 /** Model files that belong beside trained weights, so that the folder is complete. */
-const companionFiles =
-  /^(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json$|^chat_template\.jinja$|^merges\.txt$/
+const companionFiles = new Set([
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'chat_template.jinja',
+  'merges.txt',
+])
 
 export class JobFiles {
   constructor(
@@ -63,7 +72,7 @@ export class JobFiles {
   async copyCompanions(modelPath: string, folder: string): Promise<void> {
     if (modelPath.endsWith('.gguf')) return
     for (const name of await readdir(modelPath)) {
-      if (companionFiles.test(name)) await copyFile(join(modelPath, name), join(folder, name))
+      if (companionFiles.has(name)) await copyFile(join(modelPath, name), join(folder, name))
     }
   }
 

@@ -36,7 +36,7 @@ function baseModel(): string {
   const path = resolve(values.base ?? join(cacheDir, 'models', 'SmolLM2-135M-Instruct.Q4_1.gguf'))
   if (existsSync(path)) return path
   console.error(
-    `MODEL_NOT_FOUND ${path} is not there. Run npm run demo, which fetches it, or give --base PATH.`,
+    `MODEL_NOT_FOUND ${path} is not there. Run npm run demo, which gets it, or give --base PATH.`,
   )
   process.exit(2)
 }
@@ -84,8 +84,8 @@ function showProgress(event: JobEvent): void {
   const { step, stateChanged, log } = event
   if (step && (step.step === 1 || step.step % Math.max(1, Math.round(step.numSteps / 10)) === 0))
     console.log(
-      `  step ${String(step.step).padStart(3)} of ${step.numSteps}   loss ${step.loss.toFixed(3)}   ` +
-        `${Math.round(step.tokensPerSecond)} tokens/s   ${Math.round(step.etaMs / 1000)} s left`,
+      `  step ${String(step.step).padStart(3)} of ${step.numSteps}   ` +
+        `loss ${step.loss.toFixed(3)}   ${Math.round(step.tokensPerSecond)} tokens/s   ${Math.round(step.etaMs / 1000)} s left`,
     )
   if (log?.level === 'error') console.log(`  ${log.message}`)
   if (stateChanged?.error?.message)
@@ -127,8 +127,8 @@ async function demo(client: TunemeshClient, workDir: string): Promise<void> {
     `\n${changeTable(JSON.parse(readFileSync(join(output, 'weight_change.json'), 'utf8')))}`,
   )
   console.log(
-    `\nThe adapter: ${output}\nQuestions about entries never seen gain the dictionary's style, not its facts: the model ` +
-      'makes them up.\nThis is a demonstration of fine-tuning, and no medical advice.',
+    `\nThe adapter: ${output}\nQuestions about entries never seen gain the dictionary's style, ` +
+      'not its facts: the model makes them up.\nThis is a demonstration of fine-tuning, and no medical advice.',
   )
 }
 

@@ -182,7 +182,8 @@ typedef struct TmBackend {
   const char* (*last_error)(void);
   TmStatus (*create)(const TmContextOptions*, TmContext**);
   void (*destroy)(TmContext*);
-  const char* (*describe)(TmContext*);              // "cpu: 2 threads, avx512"; part of the device class without the threads
+  // "cpu: 2 threads, avx512"; part of the device class without the threads.
+  const char* (*describe)(TmContext*);
   const char* (*instruction_path)(TmContext*);
   int (*num_threads)(TmContext*);
 
@@ -196,25 +197,31 @@ typedef struct TmBackend {
   size_t (*packed_weight_floats)(size_t out, size_t in);
   TmStatus (*pack_weight)(TmContext*, const float* rows, size_t out, size_t in, float* packed);
 
-  TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const float* table, size_t c, float* out);
+  TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const float* table,
+                                size_t c, float* out);
   // table_grad += rows of dout, tokens in ascending position order for each table row.
-  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n, const float* dout, size_t c, size_t v, float* table_grad);
+  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n,
+                                     const float* dout, size_t c, size_t v, float* table_grad);
   TmStatus (*rms_norm_forward)(TmContext*, const TmRmsNorm*);
   TmStatus (*rms_norm_backward)(TmContext*, const TmRmsNormBackward*);
   TmStatus (*linear_forward)(TmContext*, const TmLinear*);
   TmStatus (*linear_backward_input)(TmContext*, const TmLinear*);
   TmStatus (*linear_weight_grad)(TmContext*, const TmLinearWeightGrad*);
   TmStatus (*bias_add)(TmContext*, float* y, size_t n, size_t c, size_t stride, const float* bias);
-  TmStatus (*bias_grad_add)(TmContext*, const float* dy, size_t n, size_t c, size_t stride, float* dbias);
+  TmStatus (*bias_grad_add)(TmContext*, const float* dy, size_t n, size_t c, size_t stride,
+                            float* dbias);
   TmStatus (*rope)(TmContext*, const TmRope*);
-  size_t (*attention_scratch_bytes)(TmContext*, size_t longest_document, size_t num_heads, size_t num_kv_heads, size_t head_size);
+  size_t (*attention_scratch_bytes)(TmContext*, size_t longest_document, size_t num_heads,
+                                    size_t num_kv_heads, size_t head_size);
   TmStatus (*attention_forward)(TmContext*, const TmAttention*);
   TmStatus (*attention_backward)(TmContext*, const TmAttentionBackward*);
   TmStatus (*swiglu_forward)(TmContext*, const TmSwiGlu*);
   TmStatus (*swiglu_backward)(TmContext*, const TmSwiGluBackward*);
   TmStatus (*add)(TmContext*, float* y, const float* x, size_t n);                 // y += x
-  TmStatus (*gather_rows)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c, float* out);
-  TmStatus (*scatter_rows_add)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c, float* out);
+  TmStatus (*gather_rows)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c,
+                          float* out);
+  TmStatus (*scatter_rows_add)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c,
+                               float* out);
   TmStatus (*cross_entropy)(TmContext*, const TmCrossEntropy*);
   TmStatus (*adamw)(TmContext*, const TmAdamW*);
   TmStatus (*round_and_add)(TmContext*, const TmRoundAndAdd*);

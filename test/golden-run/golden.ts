@@ -94,9 +94,8 @@ function printCheck(check: Check): void {
   const error = Number.isNaN(check.error)
     ? ''
     : `${check.error.toExponential(1)} (limit ${check.limit})`
-  console.log(
-    `${check.outcome.padEnd(7)} ${check.folder.padEnd(18)} ${check.name.padEnd(44)} ${error} ${check.note}`.trimEnd(),
-  )
+  const where = `${check.folder.padEnd(18)} ${check.name.padEnd(44)}`
+  console.log(`${check.outcome.padEnd(7)} ${where} ${error} ${check.note}`.trimEnd())
 }
 
 function foldersGiven(): string[] {

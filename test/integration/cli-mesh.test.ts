@@ -131,7 +131,7 @@ describe('command line with a mesh of its own', { skip: engineMissing() }, () =>
     assert.deepEqual(temporaryFiles(), [])
   })
 
-  test('up: workers come and go, a second one on the folder is refused, Ctrl-C ends it', async () => {
+  test('up: workers come and go, a second mesh on the folder is refused, Ctrl-C ends', async () => {
     const up = start('up', '--workers', '0', '--grpc-port', '0', '--dashboard-port', '0', '--json')
     await up.until(/"type":"mesh"/)
     const { pid, grpc } = endpoint()

@@ -166,7 +166,7 @@ describe('command line against a coordinator', () => {
     assert.match(done.stderr, /^COORDINATOR_UNREACHABLE/)
   })
 
-  test('blobs: a fetch that breaks goes on where it was and ends with the right bytes', async () => {
+  test('blobs: a fetch that breaks goes on where it was, to the right bytes', async () => {
     const data = Buffer.from(Array.from({ length: 12_345 }, (_, i) => (i * 31) % 251))
     const digest = coordinator.putBlob(data)
     coordinator.breakGetAfter = 5_000

@@ -49,7 +49,7 @@ describe('dashboard of a real coordinator in Chromium', { skip }, () => {
     client.close()
   }
 
-  test('live update, reload in the middle of the run, coordinator killed and started again', async () => {
+  test('live update, reload in mid-run, coordinator killed and started again', async () => {
     // The cut connection is the test's own doing; everything else must stay quiet.
     const { page, complaints } = await openPage(browser, mesh.endpoint.dashboard, /WebSocket/)
     await untilStep(page, 5)

@@ -28,7 +28,7 @@ let undisturbed = ''
 describe('a job', () => {
   after(() => rmSync(outputs, { recursive: true, force: true }))
 
-  it('trains on one worker, is watched without a gap, and leaves adapter and run record', async () => {
+  it('trains on one worker, watched without a gap, and leaves adapter and run record', async () => {
     const coordinator = await TestCoordinator.open({ workers: 1 })
     const { client } = coordinator
     const output = newOutput()

@@ -77,7 +77,7 @@ const mockPreflight: NonNullable<FeedEvent['preflight']> = {
           trained: false,
         },
         {
-          text: 'an antidiabetic drug (trade name Glucophage) prescribed to treat type II diabetes<|im_end|>',
+          text: 'an antidiabetic drug (trade name Glucophage) for type II diabetes<|im_end|>',
           trained: true,
         },
       ],

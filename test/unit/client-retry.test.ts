@@ -84,7 +84,7 @@ test('connect: only addresses of this machine count as loopback', () => {
   }
 })
 
-test('rpc: a call reset without words has lost its connection, which passes; words are kept', () => {
+test('rpc: a call reset without words lost its connection, which passes; words stay', () => {
   for (const code of [status.CANCELLED, status.INTERNAL, status.UNAVAILABLE]) {
     const bare = Object.assign(new Error('reset'), { code, details: '', metadata: new Metadata() })
     assert.equal(errorOfRpc(bare).code, 'COORDINATOR_UNREACHABLE')

@@ -165,7 +165,7 @@ test('smoothing: follows the definition and steps over holes', () => {
   assert.ok(Math.abs((third ?? 0) - (0.25 * 1 + 0.5 * 4) / 0.75) < 1e-12)
 })
 
-test('freshness: live below three seconds, then stale, and disconnected without a connection', () => {
+test('freshness: live below three seconds, then stale; without a connection disconnected', () => {
   const at = (isOpen: boolean, lastHeardMs: number | null, nowMs: number) =>
     freshnessText(freshnessOf({ isOpen, lastHeardMs }, nowMs))
   assert.equal(at(true, 1_000, 3_999), 'live')

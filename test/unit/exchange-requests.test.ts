@@ -118,7 +118,7 @@ test('exchange: chunks of two attempts of a lease are never assembled together',
   await close(owner, first, second)
 })
 
-test('exchange: a sum is served by a worker that is not its owner, also in a later fleet epoch', async () => {
+test('exchange: a worker that is not its owner serves a sum, also in a later epoch', async () => {
   const bus = new ExchangeBus()
   const [owner, holder, late] = stations(bus)
   late.do({ kind: 'acceptSums', steps: [] })
@@ -177,7 +177,7 @@ test('exchange: a later slice attempt replaces a sum, an earlier one does not', 
   await close(former, owner, receiver)
 })
 
-test('exchange: a zombie of an older fleet epoch reaches nobody; its frames are ignored by their header', async () => {
+test('exchange: a zombie of an older fleet epoch reaches nobody: headers give it away', async () => {
   const bus = new ExchangeBus()
   const [owner, zombie, third] = stations(bus)
   owner.do({ kind: 'openEpoch', fleetEpoch: 2, workerIds: ids })

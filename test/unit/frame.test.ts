@@ -75,7 +75,7 @@ test('frame: 10,000 flipped bits and 10,000 random frames are all refused', asyn
   assert.equal(buffers.frameFault(frame), null)
 })
 
-test('frame: a header is read only with the right magic, version, kind, codec and length', async () => {
+test('frame: a header is read only with right magic, version, kind, codec, length', async () => {
   const { frame } = await nativeFrame()
   const changed = (at: number, value: number) => {
     const copy = Uint8Array.from(frame)

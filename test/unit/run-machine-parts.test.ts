@@ -20,7 +20,7 @@ test('planner: 3 workers of speeds 4:2:1 share 64 micro-batches 37:18:9', () => 
   )
 })
 
-test('data order: each data epoch sees every pack once, the tail is filled with empty packs', () => {
+test('data order: each data epoch sees every pack once, empty packs fill the tail', () => {
   const order = new DataOrder({
     seed: 2 ** 40 + 7,
     numPacks: 23,
