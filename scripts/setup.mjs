@@ -22,8 +22,8 @@ function needNode() {
 function installPackages() {
   const lock = digest(join(top, 'package-lock.json'))
   if (isCurrent('lock', lock)) return
-  // Not `npm ci`: it refuses a lockfile that lacks optional packages of other platforms, and some registries do not carry
-  // all of those. Versions and checksums are the lockfile's either way.
+  // Not `npm ci`: it refuses a lockfile that lacks optional packages of other platforms, and some
+  // registries do not carry all of those. Versions and checksums are the lockfile's either way.
   console.log('installing packages (npm install, versions of package-lock.json)')
   run('npm', ['install', '--no-save', '--no-fund', '--no-audit', '--loglevel=error'])
   writeFileSync(marker('lock'), lock)
