@@ -1,6 +1,6 @@
 // Where the tools of a build are: on the machine, or in the project's own cache, which this file
 // fills.
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -31,8 +31,12 @@ export const firstLine = (command, args) => {
   return done.status === 0 ? (done.stdout || done.stderr).split('\n')[0] : null
 }
 
+/** The program speaks for itself; where it fails, one line more says which it was. */
 export function run(command, args, options = {}) {
-  execFileSync(command, args, { cwd: top, stdio: 'inherit', ...options })
+  const done = spawnSync(command, args, { cwd: top, stdio: 'inherit', ...options })
+  if (done.status === 0) return
+  const how = done.error?.message ?? `status ${done.status ?? done.signal}`
+  throw new SetupError(`${[command, ...args].join(' ')} failed: ${how}`)
 }
 
 export function needCompiler() {
