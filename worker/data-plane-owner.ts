@@ -131,7 +131,8 @@ export class DataPlaneOwner {
       throw new TunemeshError(
         'DIGEST_MISMATCH',
         `The sum of slice ${effect.slice} of step ${effect.step} has digest ` +
-          `${finished.sumDigest}; its contributions add up to ${expected}. The machine's memory may be faulty.`,
+          `${finished.sumDigest}; its contributions add up to ${expected}. ` +
+          "The machine's memory may be faulty.",
       )
     }
     onWhole(finished.publishedDigest)

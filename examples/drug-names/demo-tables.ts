@@ -64,7 +64,7 @@ export function lossTable(
       'better by'.padStart(12),
     line('seen entries, asked in other words', 'seen_rephrased', control.seenRephrased),
     line('entries never seen', 'never_seen', control.neverSeen),
-    'control: the same training, answers shuffled among the questions (recorded, see bench/results)',
+    'control: the same training, answers shuffled among questions (recorded, see bench/results)',
   ].join('\n')
 }
 

@@ -85,7 +85,8 @@ function showProgress(event: JobEvent): void {
   if (step && (step.step === 1 || step.step % Math.max(1, Math.round(step.numSteps / 10)) === 0))
     console.log(
       `  step ${String(step.step).padStart(3)} of ${step.numSteps}   ` +
-        `loss ${step.loss.toFixed(3)}   ${Math.round(step.tokensPerSecond)} tokens/s   ${Math.round(step.etaMs / 1000)} s left`,
+        `loss ${step.loss.toFixed(3)}   ${Math.round(step.tokensPerSecond)} tokens/s   ` +
+        `${Math.round(step.etaMs / 1000)} s left`,
     )
   if (log?.level === 'error') console.log(`  ${log.message}`)
   if (stateChanged?.error?.message)
@@ -128,7 +129,8 @@ async function demo(client: TunemeshClient, workDir: string): Promise<void> {
   )
   console.log(
     `\nThe adapter: ${output}\nQuestions about entries never seen gain the dictionary's style, ` +
-      'not its facts: the model makes them up.\nThis is a demonstration of fine-tuning, and no medical advice.',
+      'not its facts: the model makes them up.\n' +
+      'This is a demonstration of fine-tuning, and no medical advice.',
   )
 }
 

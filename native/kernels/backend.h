@@ -56,29 +56,36 @@ typedef struct {
 // Matrix products. accumulate: C += instead of C =. Each element is one fma chain over the inner
 // index, ascending, starting from 0 (or from C where accumulate); alpha multiplies the finished
 // chain's factor on A's side (A*alpha first).
+//
+//   forward         y = alpha x w^T
+//   backward_input  x_grad = alpha y_grad w: x is then the output [n, in], y the input
 typedef struct {
-  const float* x; size_t x_stride;   // [n, in]
-  TmWeight w;                        // [out, in]
-  float* y; size_t y_stride;         // [n, out]
+  const float* x;
+  size_t x_stride;  // [n, in]
+  TmWeight w;       // [out, in]
+  float* y;
+  size_t y_stride;  // [n, out]
   size_t n;
   int accumulate;
   float alpha;
-// forward: y = alpha x w^T    backward_input: x_grad = alpha y_grad w (x is then the output [n,
-// in], y the input)
 } TmLinear;
 
 typedef struct {
-  const float* dy; size_t dy_stride; // [n, out]
-  const float* x; size_t x_stride;   // [n, in]
-  float* dw;                         // [out, in] row-major
+  const float* dy;
+  size_t dy_stride;  // [n, out]
+  const float* x;
+  size_t x_stride;  // [n, in]
+  float* dw;        // [out, in] row-major
   size_t n, out, in;
   int accumulate;
   float alpha;
 } TmLinearWeightGrad;  // dw = alpha dy^T x, chain over tokens ascending
 
 typedef struct {
-  const float* x; const float* gain; // [n, c], [c]
-  float* y; float* rstd;             // [n, c], [n] (rstd may be null)
+  const float* x;
+  const float* gain;  // [n, c], [c]
+  float* y;
+  float* rstd;  // [n, c], [n] (rstd may be null)
   size_t n, c;
   // in floats: rows of heads inside a wider row for q/k norm are n = tokens*heads, stride F
   size_t x_stride, y_stride;
@@ -86,64 +93,81 @@ typedef struct {
 } TmRmsNorm;
 
 typedef struct {
-  const float* dy; const float* x; const float* gain; const float* rstd;
-  float* dx;                         // [n, c]; added to where dx_add
-  float* dgain;                      // [c], added to in token order; null where the gain is frozen
+  const float* dy;
+  const float* x;
+  const float* gain;
+  const float* rstd;
+  float* dx;     // [n, c]; added to where dx_add
+  float* dgain;  // [c], added to in token order; null where the gain is frozen
   size_t n, c, x_stride, dy_stride, dx_stride;
   int dx_add;
 } TmRmsNormBackward;
 
-// Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does. cos/sin [max_position,
-// F/2].
+// Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does.
+// cos, sin [max_position, F/2].
 typedef struct {
-  float* x; size_t x_stride;         // [n, heads * F] inside rows of x_stride floats
-  const int32_t* positions;          // [n], from 0 within each document
-  const float* cos; const float* sin;
+  float* x;
+  size_t x_stride;           // [n, heads * F] inside rows of x_stride floats
+  const int32_t* positions;  // [n], from 0 within each document
+  const float* cos;
+  const float* sin;
   size_t n, heads, head_size;
-  int inverse;                       // backward: the transposed rotation
+  int inverse;  // backward: the transposed rotation
 } TmRope;
 
 // Causal attention within documents: token i sees j <= i of its own document, and i - j < window
 // where window > 0. Softmax in float with the row maximum subtracted; lse[n, H] = log-sum-exp of
 // the scaled scores.
 typedef struct {
-  const float* q; const float* k; const float* v;   // [n, H*F], [n, G*F], [n, G*F] with strides
+  const float* q;
+  const float* k;
+  const float* v;  // [n, H*F], [n, G*F], [n, G*F] with strides
   size_t q_stride, k_stride, v_stride;
-  float* out; size_t out_stride;                    // [n, H*F]
-  float* lse;                                       // [n, H]
-  const int32_t* document_starts;                   // [num_documents + 1], ascending, last = n
+  float* out;
+  size_t out_stride;               // [n, H*F]
+  float* lse;                      // [n, H]
+  const int32_t* document_starts;  // [num_documents + 1], ascending, last = n
   size_t num_documents, n, num_heads, num_kv_heads, head_size;
   size_t window;
   float scale;
-  void* scratch; size_t scratch_bytes;              // attention_scratch_bytes()
+  void* scratch;
+  size_t scratch_bytes;  // attention_scratch_bytes()
 } TmAttention;
 
 typedef struct {
-  TmAttention forward;                              // as in the forward call, out and lse filled
-  const float* dout; size_t dout_stride;
-  float* dq; float* dk; float* dv;                  // strides as q, k, v
+  TmAttention forward;  // as in the forward call, out and lse filled
+  const float* dout;
+  size_t dout_stride;
+  float* dq;
+  float* dk;
+  float* dv;  // strides as q, k, v
   size_t dq_stride, dk_stride, dv_stride;
 } TmAttentionBackward;
 
 typedef struct {
-  const float* gate; const float* up;               // [n, D] with one stride
-  float* out;                                       // silu(gate) * up
+  const float* gate;
+  const float* up;  // [n, D] with one stride
+  float* out;       // silu(gate) * up
   size_t n, d, in_stride, out_stride;
 } TmSwiGlu;
 
 typedef struct {
-  const float* dout; const float* gate; const float* up;
-  float* dgate; float* dup;                         // may alias gate and up
-  float* out;                                       // recomputed silu(gate)*up, null if not wanted
+  const float* dout;
+  const float* gate;
+  const float* up;
+  float* dgate;
+  float* dup;  // may alias gate and up
+  float* out;  // recomputed silu(gate)*up, null if not wanted
   size_t n, d, in_stride, out_stride;
 } TmSwiGluBackward;
 
 // Loss of R rows of logits: loss_sum += sum over rows of -log softmax(logits)[target] (float64,
 // rows in order). Where dlogits: logits is overwritten by (softmax - onehot) * grad_scale.
 typedef struct {
-  float* logits; size_t stride;                     // [rows, v]
-  const int32_t* targets;                           // [rows]; all >= 0
-  double* row_losses;                               // [rows]
+  float* logits;
+  size_t stride;           // [rows, v]
+  const int32_t* targets;  // [rows]; all >= 0
+  double* row_losses;      // [rows]
   size_t rows, v;
   float grad_scale;
   int dlogits;
@@ -158,11 +182,14 @@ typedef struct {
 //   epsilon p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient
 //   first]
 typedef struct {
-  float* p; float* m; float* v; const float* gradient;
+  float* p;
+  float* m;
+  float* v;
+  const float* gradient;
   size_t n;
   float learning_rate, clip_factor, bias_correction1, bias_correction2_sqrt;
   double beta1, beta2;
-  float epsilon, weight_decay;                      // weight_decay 0: no decay
+  float epsilon, weight_decay;  // weight_decay 0: no decay
 } TmAdamW;
 
 // Exchange (DESIGN 5). A block is 256 elements; a gradient vector is num_blocks * 256 floats,
@@ -171,14 +198,17 @@ typedef struct {
 // never finer than 2^-48), converts to int64 in units of 2^-48 and adds to `accumulator`.
 // TM_NON_FINITE or TM_OUT_OF_RANGE (|value| >= 32768) set *bad_block to the first such block.
 typedef struct {
-  const float* gradient; int64_t* accumulator;
+  const float* gradient;
+  int64_t* accumulator;
   size_t num_blocks;
   int significant_bits;
   size_t* bad_block;
 } TmRoundAndAdd;
 
 typedef struct TmBackend {
-  size_t size; uint32_t abi; const char* name;
+  size_t size;
+  uint32_t abi;
+  const char* name;
   const char* (*last_error)(void);
   TmStatus (*create)(const TmContextOptions*, TmContext**);
   void (*destroy)(TmContext*);
@@ -200,8 +230,8 @@ typedef struct TmBackend {
   TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const float* table,
                                 size_t c, float* out);
   // table_grad += rows of dout, tokens in ascending position order for each table row.
-  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n,
-                                     const float* dout, size_t c, size_t v, float* table_grad);
+  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n, const float* dout,
+                                     size_t c, size_t v, float* table_grad);
   TmStatus (*rms_norm_forward)(TmContext*, const TmRmsNorm*);
   TmStatus (*rms_norm_backward)(TmContext*, const TmRmsNormBackward*);
   TmStatus (*linear_forward)(TmContext*, const TmLinear*);
@@ -217,7 +247,7 @@ typedef struct TmBackend {
   TmStatus (*attention_backward)(TmContext*, const TmAttentionBackward*);
   TmStatus (*swiglu_forward)(TmContext*, const TmSwiGlu*);
   TmStatus (*swiglu_backward)(TmContext*, const TmSwiGluBackward*);
-  TmStatus (*add)(TmContext*, float* y, const float* x, size_t n);                 // y += x
+  TmStatus (*add)(TmContext*, float* y, const float* x, size_t n);  // y += x
   TmStatus (*gather_rows)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c,
                           float* out);
   TmStatus (*scatter_rows_add)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c,

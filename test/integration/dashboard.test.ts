@@ -113,7 +113,7 @@ describe('dashboard in Chromium', { skip }, () => {
     await page.close()
   })
 
-  test('chart: the keyboard reads points, smoothing and log scale keep the page alive', async () => {
+  test('chart: the keyboard reads points; smoothing, log scale keep the page alive', async () => {
     const { page, complaints } = await openPage(browser, url)
     await untilPoints(page, 10)
     await page.getByTestId('chart-loss').focus()

@@ -47,7 +47,7 @@ async function sequences(events: AsyncIterable<JobEvent>): Promise<number[]> {
   return seen
 }
 
-test('watch: a broken connection goes on after the last sequence, no gap, no duplicate', async () => {
+test('watch: a broken connection goes on after the last sequence: no gap, no double', async () => {
   const { source, opened } = scripted([
     { events: [log(1), log(2)], error: unreachable() },
     { events: [], error: unreachable() },
@@ -96,7 +96,7 @@ test('watch: a resumed job is followed past its earlier end', async () => {
   )
 })
 
-test('watch: attempts without a new event are bounded; an event starts the count anew', async () => {
+test('watch: attempts without a new event are bounded; an event resets the count', async () => {
   const broken = { events: [], error: unreachable() }
   const { source, opened } = scripted([
     broken,

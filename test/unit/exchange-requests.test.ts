@@ -177,7 +177,7 @@ test('exchange: a later slice attempt replaces a sum, an earlier one does not', 
   await close(former, owner, receiver)
 })
 
-test('exchange: a zombie of an older fleet epoch reaches nobody: headers give it away', async () => {
+test('exchange: a zombie of an older fleet epoch reaches nobody: its headers tell', async () => {
   const bus = new ExchangeBus()
   const [owner, zombie, third] = stations(bus)
   owner.do({ kind: 'openEpoch', fleetEpoch: 2, workerIds: ids })
