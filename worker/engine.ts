@@ -12,11 +12,11 @@ import { fileURLToPath } from 'node:url'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { ModelConfig } from '../proto/model-config.js'
 
-export type FinetuningMethod = 'lora' | 'full'
-export type GradientCodec = 'q24' | 'q12' | 'q8'
-export type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
+type FinetuningMethod = 'lora' | 'full'
+type GradientCodec = 'q24' | 'q12' | 'q8'
+type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
 
-export interface LoraSpec {
+interface LoraSpec {
   loraRank: number
   alpha: number
   /** Module names such as "q_proj"; already resolved against the model by the coordinator. */
@@ -69,7 +69,7 @@ export interface TrainedTensor {
   firstBlock: number
 }
 
-export interface MemoryUse {
+interface MemoryUse {
   purpose: string
   sizeBytes: number
 }
@@ -105,7 +105,7 @@ export interface UpdateNumbers {
   biasCorrection2Sqrt: number
 }
 
-export interface GenerateOptions {
+interface GenerateOptions {
   promptIds: Int32Array
   maxNewTokens: number
   /** 0: greedy. */
@@ -116,12 +116,12 @@ export interface GenerateOptions {
   stopIds: number[]
 }
 
-export interface GenerateResult {
+interface GenerateResult {
   ids: number[]
   finishReason: 'stop' | 'length' | 'aborted'
 }
 
-export interface NamedValues {
+interface NamedValues {
   name: string
   values: Float32Array
 }
@@ -255,8 +255,6 @@ export interface NativeAddon {
   describeDevice(
     options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>,
   ): Omit<DeviceDescription, 'memoryBytes'>
-  /** Fused multiply-adds at full rate on all threads: GFLOP/s, for benchmarks. */
-  measurePeak(options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>): number
   [name: string]: unknown
 }
 

@@ -11,18 +11,19 @@ namespace {
 
 constexpr size_t kTargetFloats = size_t{1} << 18;
 
-// row += factor * (B's row o times A), over the rank in order.
+// row = scale * (B's row o times A), over the rank in order.
 struct ProductRow {
   const float* b;
   const float* a;
-  size_t rank, in;
-  float factor;
+  size_t rank;
+  float scale;
 };
-void add_product_row(const ProductRow& product, float* row) {
+void product_row(const ProductRow& product, std::vector<float>& row) {
+  std::fill(row.begin(), row.end(), 0.0f);
   for (size_t k = 0; k < product.rank; ++k) {
-    const float weight = product.factor * product.b[k];
-    const float* a = product.a + k * product.in;
-    for (size_t i = 0; i < product.in; ++i) row[i] += weight * a[i];
+    const float weight = product.scale * product.b[k];
+    const float* a = product.a + k * row.size();
+    for (size_t i = 0; i < row.size(); ++i) row[i] += weight * a[i];
   }
 }
 
@@ -81,11 +82,12 @@ std::vector<WeightChange> adapter_weight_change(const AdapterChange& change) {
       }
       double sum = 0;
       std::vector<float> row(linear.in);
+      std::vector<float> row0(linear.in);
       for (size_t o = 0; o < linear.out; ++o) {
-        std::fill(row.begin(), row.end(), 0.0f);
-        add_product_row({b + o * rank, a, rank, linear.in, scale}, row.data());
+        product_row({b + o * rank, a, rank, scale}, row);
         if (start) {
-          add_product_row({b0.data() + o * rank, a0.data(), rank, linear.in, -scale}, row.data());
+          product_row({b0.data() + o * rank, a0.data(), rank, scale}, row0);
+          for (size_t i = 0; i < row.size(); ++i) row[i] -= row0[i];
         }
         sum += sum_abs(row.data(), row.size());
       }

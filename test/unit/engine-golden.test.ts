@@ -30,37 +30,44 @@ const maxDriftError = 3e-4
 for (const family of families) {
   const options = { skip: isPresent(family) ? false : `test/golden/${family} is absent` }
 
-  test(`golden ${family}: logits, loss and greedy continuation equal the reference`, options, async () => {
-    const engine = await goldenEngine(family)
-    const folder = goldenFolder(family)
-    const expected = expectedOf(family)
-    const batch = goldenBatch(family, 0)
-    const wanted = floatsOf(readSafetensors(join(folder, 'full.expected.safetensors')), 'logits')
-    const logits = await engine.logits(batch)
-    assert.equal(logits.length, wanted.length)
-    const worst = wanted.reduce((most, value, i) => Math.max(most, Math.abs(value - (logits[i] ?? NaN))), 0)
-    assert.ok(worst <= maxLogitError, `logits differ by ${worst}`)
+  test(
+    `golden ${family}: logits, loss and greedy continuation equal the reference`,
+    options,
+    async () => {
+      const engine = await goldenEngine(family)
+      const folder = goldenFolder(family)
+      const expected = expectedOf(family)
+      const batch = goldenBatch(family, 0)
+      const wanted = floatsOf(readSafetensors(join(folder, 'full.expected.safetensors')), 'logits')
+      const logits = await engine.logits(batch)
+      assert.equal(logits.length, wanted.length)
+      const worst = wanted.reduce(
+        (most, value, i) => Math.max(most, Math.abs(value - (logits[i] ?? NaN))),
+        0,
+      )
+      assert.ok(worst <= maxLogitError, `logits differ by ${worst}`)
 
-    const { lossSum, numTargetTokens } = await engine.evaluate(batch)
-    assert.equal(numTargetTokens, numTargets(batch))
-    assertClose(lossSum / numTargetTokens, expected.loss, 'loss')
+      const { lossSum, numTargetTokens } = await engine.evaluate(batch)
+      assert.equal(numTargetTokens, numTargets(batch))
+      assertClose(lossSum / numTargetTokens, expected.loss, 'loss')
 
-    const told: number[] = []
-    const answer = await engine.generate(
-      {
-        promptIds: Int32Array.from(expected.greedy.prompt),
-        maxNewTokens: expected.greedy.continuation.length,
-        temperature: 0,
-        topP: 1,
-        seed: 0n,
-        stopIds: [],
-      },
-      (id) => told.push(id),
-    )
-    assert.deepEqual(answer, { ids: expected.greedy.continuation, finishReason: 'length' })
-    assert.deepEqual(told, expected.greedy.continuation)
-    await engine.close()
-  })
+      const told: number[] = []
+      const answer = await engine.generate(
+        {
+          promptIds: Int32Array.from(expected.greedy.prompt),
+          maxNewTokens: expected.greedy.continuation.length,
+          temperature: 0,
+          topP: 1,
+          seed: 0n,
+          stopIds: [],
+        },
+        (id) => told.push(id),
+      )
+      assert.deepEqual(answer, { ids: expected.greedy.continuation, finishReason: 'length' })
+      assert.deepEqual(told, expected.greedy.continuation)
+      await engine.close()
+    },
+  )
 
   for (const method of ['full', 'lora'] as const) {
     test(`golden ${family}: every ${method} gradient equals the reference`, options, async () => {
@@ -80,7 +87,9 @@ for (const family of families) {
     test(`golden ${family}: 20 local ${method} steps follow the reference`, options, async () => {
       const engine = await prepared(family, method)
       const start = await engine.weights()
-      const reference = expectedOf(family)[`${method}_training` as keyof Expected] as TrainingReference
+      const reference = expectedOf(family)[
+        `${method}_training` as keyof Expected
+      ] as TrainingReference
       for (const [index, wanted] of reference.steps.entries()) {
         const batches = [2 * index, 2 * index + 1].map((i) => goldenBatch(family, i % 8))
         const found = await localStep(engine, batches, { step: index + 1, learningRate: wanted.lr })
