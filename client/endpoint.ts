@@ -3,7 +3,7 @@
  */
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
-import { join } from 'node:path'
+import { join, resolve } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import { TunemeshClient } from './client.js'
 
@@ -20,8 +20,9 @@ export interface Endpoint {
 
 /** Where state lies: the folder asked for, TUNEMESH_HOME, or the XDG state folder. */
 export function stateDirFor(asked: string | undefined, env: NodeJS.ProcessEnv): string {
-  if (asked) return asked
-  if (env.TUNEMESH_HOME) return env.TUNEMESH_HOME
+  // Absolute: links within it and other processes must not depend on where this one stands.
+  if (asked) return resolve(asked)
+  if (env.TUNEMESH_HOME) return resolve(env.TUNEMESH_HOME)
   return join(env.XDG_STATE_HOME || join(homedir(), '.local', 'state'), 'tunemesh')
 }
 

@@ -12,7 +12,9 @@ import { loadPrepared } from './prepared-blob.js'
 import { loadTokenizer, type Tokenizer } from './tokenizer.js'
 import { anyWorker, askGenerate } from './worker-calls.js'
 
+/** Where workers are expected; elsewhere one that is coming back still gets its chance. */
 const workerWaitMs = 60_000
+const uncertainWaitMs = 1_000
 const maxNewTokens = 4_096
 const defaultNewTokens = 256
 
@@ -34,7 +36,8 @@ export async function* generateText(
   const tokenizer = await tokenizerOf(choice.modelPath)
   const promptIds = await promptIdsOf(request, tokenizer)
   const limit = request.maxNewTokens || defaultNewTokens
-  const worker = await anyWorker(mesh.fleet, workerWaitMs, signal)
+  const waitMs = mesh.options.numWorkers > 0 ? workerWaitMs : uncertainWaitMs
+  const worker = await anyWorker(mesh.fleet, waitMs, signal)
   const results = askGenerate(mesh.fleet, worker, {
     request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
     adapterPath: choice.adapterPath,

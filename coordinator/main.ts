@@ -3,7 +3,7 @@
  * parent is gone. The first line on stdout is JSON: what came up, or the error that prevented it.
  */
 import { homedir } from 'node:os'
-import { dirname, join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import pino from 'pino'
@@ -45,7 +45,7 @@ function readOptions(): CoordinatorOptions {
   const state = env.XDG_STATE_HOME || join(homedir(), '.local', 'state')
   const cache = join(env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
   return {
-    stateDir: values['state-dir'] || env.TUNEMESH_HOME || join(state, 'tunemesh'),
+    stateDir: resolve(values['state-dir'] || env.TUNEMESH_HOME || join(state, 'tunemesh')),
     natsServer: values['nats-server'] || env.TUNEMESH_NATS_SERVER || '',
     path: env.PATH ?? '',
     natsCacheDir: join(cache, 'nats-server'),
@@ -96,8 +96,8 @@ function endAsked(coordinator: Coordinator): Promise<TunemeshError | null> {
   return new Promise((resolve) => {
     process.once('SIGTERM', () => resolve(null))
     process.once('SIGINT', () => resolve(null))
-    parentGone.then(() => resolve(null))
-    coordinator.lost.then(resolve)
+    void parentGone.then(() => resolve(null))
+    void coordinator.lost.then(resolve)
   })
 }
 
