@@ -191,8 +191,10 @@ async function settle(
         error: { code: outcome.failure.code, message: outcome.failure.message, details: [] },
       }
     case 'fenced': {
-      const message = `Coordinator ${outcome.byCoordinatorId} has taken over job ${parts.job.jobId}.`
-      const error = new TunemeshError('STATE_CONFLICT', message)
+      const error = new TunemeshError(
+        'STATE_CONFLICT',
+        `Coordinator ${outcome.byCoordinatorId} has taken over job ${parts.job.jobId}.`,
+      )
       parts.lose(error)
       throw error
     }

@@ -4,7 +4,7 @@
  */
 import { TunemeshError } from './errors.js'
 
-export const elementsPerBlock = 256
+const elementsPerBlock = 256
 const maxSlices = 256
 const minSlices = 8
 const bytesPerSlice = 4 << 20
