@@ -2,8 +2,10 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { modelConfigFromJson } from '../../proto/model-config.js'
-import { type Engine, openEngine, type TokenBatch, type TrainSpec } from '../../worker/engine.js'
+import type { TrainSpec } from '../../proto/train-spec.js'
+import { type Engine, openEngine, type TokenBatch } from '../../worker/engine.js'
 import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
+import { readTensors } from '../golden-run/safetensors.js'
 import { projectTop } from '../project-top.js'
 
 export const families = ['llama-tied', 'llama-scaled-rope', 'qwen2', 'qwen3', 'mistral-window']
@@ -25,39 +27,9 @@ export const isPresent = (family: string) => existsSync(join(goldenFolder(family
 export const expectedOf = (family: string) =>
   JSON.parse(readFileSync(join(goldenFolder(family), 'expected.json'), 'utf8')) as Expected
 
-export interface Tensor {
-  shape: number[]
-  values: Float32Array | BigInt64Array
-}
-
-/** A trusted small file: F32 and I64 only. */
-export function readSafetensors(path: string): Map<string, Tensor> {
-  const bytes = readFileSync(path)
-  const headerBytes = Number(bytes.readBigUInt64LE(0))
-  const header = JSON.parse(bytes.toString('utf8', 8, 8 + headerBytes)) as Record<
-    string,
-    { dtype: string; shape: number[]; data_offsets: [number, number] }
-  >
-  const tensors = new Map<string, Tensor>()
-  for (const [name, { dtype, shape, data_offsets }] of Object.entries(header)) {
-    if (name === '__metadata__') continue
-    const [begin, end] = data_offsets.map((offset) => offset + 8 + headerBytes) as [number, number]
-    const copy = new Uint8Array(bytes.subarray(begin, end)).buffer
-    const values = dtype === 'I64' ? new BigInt64Array(copy) : new Float32Array(copy)
-    tensors.set(name, { shape, values })
-  }
-  return tensors
-}
-
-export function floatsOf(tensors: Map<string, Tensor>, name: string): Float32Array {
-  const found = tensors.get(name)?.values
-  if (!(found instanceof Float32Array)) throw new Error(`no float tensor ${name}`)
-  return found
-}
-
 /** Rows of a golden batch as documents; labels are shifted by one inside each row. */
 export function goldenBatch(family: string, index: number): TokenBatch {
-  const tensors = readSafetensors(join(goldenFolder(family), 'batches.safetensors'))
+  const tensors = readTensors(join(goldenFolder(family), 'batches.safetensors'))
   const ids = tensors.get(`input_ids.${index}`)
   const labels = tensors.get(`labels.${index}`)
   if (!ids || !labels) throw new Error(`no batch ${index}`)

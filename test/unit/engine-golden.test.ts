@@ -3,11 +3,11 @@ import assert from 'node:assert/strict'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import type { Engine } from '../../worker/engine.js'
+import { floats, readTensors } from '../golden-run/safetensors.js'
 import {
   type Expected,
   expectedOf,
   families,
-  floatsOf,
   goldenBatch,
   goldenEngine,
   goldenFolder,
@@ -16,7 +16,6 @@ import {
   isPresent,
   localStep,
   numTargets,
-  readSafetensors,
   relativeError,
   type TrainingReference,
 } from './engine-fixture.js'
@@ -38,7 +37,7 @@ for (const family of families) {
       const folder = goldenFolder(family)
       const expected = expectedOf(family)
       const batch = goldenBatch(family, 0)
-      const wanted = floatsOf(readSafetensors(join(folder, 'full.expected.safetensors')), 'logits')
+      const wanted = floats(readTensors(join(folder, 'full.expected.safetensors')), 'logits')
       const logits = await engine.logits(batch)
       assert.equal(logits.length, wanted.length)
       const worst = wanted.reduce(
@@ -72,13 +71,13 @@ for (const family of families) {
   for (const method of ['full', 'lora'] as const) {
     test(`golden ${family}: every ${method} gradient equals the reference`, options, async () => {
       const engine = await prepared(family, method)
-      const wanted = readSafetensors(join(goldenFolder(family), `${method}.expected.safetensors`))
+      const wanted = readTensors(join(goldenFolder(family), `${method}.expected.safetensors`))
       const batch = goldenBatch(family, 0)
       const gradients = await engine.gradients(batch, numTargets(batch))
       const named = [...wanted.keys()].filter((name) => name.startsWith('grad.'))
       assert.equal(gradients.length, named.length)
       for (const { name, values } of gradients) {
-        const error = relativeError(values, floatsOf(wanted, `grad.${goldenName(name)}`))
+        const error = relativeError(values, floats(wanted, `grad.${goldenName(name)}`))
         assert.ok(error <= maxGradientError, `${name}: ${error}`)
       }
       await engine.close()
@@ -96,11 +95,11 @@ for (const family of families) {
         assertClose(found.loss, wanted.loss, `loss of step ${index + 1}`)
         assertClose(found.gradNorm, wanted.grad_norm, `gradient norm of step ${index + 1}`)
       }
-      const wanted = readSafetensors(join(goldenFolder(family), `${method}.after20.safetensors`))
+      const wanted = readTensors(join(goldenFolder(family), `${method}.after20.safetensors`))
       const all = { difference: 0, norm: 0 }
       for (const [index, { name, values }] of (await engine.weights()).entries()) {
         const first = (start[index] as { values: Float32Array }).values
-        const { difference, norm } = drift(values, first, floatsOf(wanted, goldenName(name)))
+        const { difference, norm } = drift(values, first, floats(wanted, goldenName(name)))
         all.difference += difference
         all.norm += norm
         assert.ok(Math.sqrt(difference / norm) <= 1e-2, `${name}: ${Math.sqrt(difference / norm)}`)

@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { TunemeshError } from '../../proto/errors.js'
+import { readTensors } from '../golden-run/safetensors.js'
 import {
   expectedOf,
   goldenBatch,
@@ -15,7 +16,6 @@ import {
   goldenSpec,
   isPresent,
   localStep,
-  readSafetensors,
 } from './engine-fixture.js'
 
 const family = 'llama-tied'
@@ -97,7 +97,7 @@ test(
       ['LORA', 4, 8, 'base-model'],
     )
     const name = 'base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight'
-    const tensors = readSafetensors(join(folder, 'adapter_model.safetensors'))
+    const tensors = readTensors(join(folder, 'adapter_model.safetensors'))
     assert.deepEqual(tensors.get(name)?.shape, [64, 4])
 
     const again = await goldenEngine(family)
