@@ -231,6 +231,7 @@ function reportStep(run: Run, record: Extract<LoggedRecord['record'], { kind: 'c
   const { config, order } = run
   const stepRun = run.steps.get(record.step)
   const stepMs = run.nowMs - (stepRun?.startedAtMs ?? run.nowMs)
+  run.lastStepMs = stepMs
   const exposedMs = run.nowMs - (stepRun?.lastLeaseDoneMs ?? run.nowMs) + run.lastApplyMs
   const counts = new Map<string, number>()
   for (const lease of record.leases) {

@@ -60,7 +60,9 @@ export function shiftWaits(run: Run): void {
 function nameWait(run: Run, wait: Wait): void {
   const ms = run.nowMs - wait.sinceMs
   const key = `${wait.workerId} ${wait.step} ${wait.waitingFor} ${wait.sinceMs}`
-  if (ms < run.config.limits.stallAfterMs || run.namedStall === key) return
+  // A step that always takes long has not stalled because it takes long again.
+  const patienceMs = Math.max(run.config.limits.stallAfterMs, 3 * run.lastStepMs)
+  if (ms < patienceMs || run.namedStall === key) return
   run.namedStall = key
   run.effects.push({
     kind: 'event',

@@ -52,6 +52,8 @@ export interface Run {
   lastCommitMs: number
   /** Longest apply reported for the last committed step: part of its exposed time. */
   lastApplyMs: number
+  /** From plan to commit of the last step that was committed; 0: none yet. */
+  lastStepMs: number
 }
 
 /** The commit log as far as decisions need it. */
@@ -175,6 +177,7 @@ export function newRun(config: RunConfig): Run {
     namedStall: '',
     lastCommitMs: 0,
     lastApplyMs: 0,
+    lastStepMs: 0,
   }
 }
 
