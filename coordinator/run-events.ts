@@ -73,7 +73,7 @@ export const defaultRunLimits: RunLimits = {
   gatherMs: 3_000,
   noWorkersMs: 600_000,
   stallAfterMs: 5_000,
-  // Its heartbeats still come, so it is at work; one lease of a large model on a slow device takes minutes.
+  // Its heartbeats still come: a lease of a large model on a slow device takes minutes.
   giveUpAfterMs: 1_800_000,
   joinStageMs: 300_000,
   firstBackoffMs: 1_000,
