@@ -1,98 +1,35 @@
 /**
  * Finds a nats-server that is new enough. Nothing is downloaded here: `npm run setup` does that.
  */
-import { execFile } from 'node:child_process'
-import { accessSync, constants, readdirSync } from 'node:fs'
-import { delimiter, join } from 'node:path'
-import { promisify } from 'node:util'
 import { TunemeshError } from '../proto/errors.js'
-
-/** 2.12 has the synchronous store's fixes and batched direct reads that the event log uses. */
-const minNatsVersion = [2, 12] as const
-
-export interface NatsSearch {
-  /** TUNEMESH_NATS_SERVER or --nats-server; empty: search. */
-  explicit: string
-  /** Folders of PATH, as the environment has them. */
-  path: string
-  /** Where `npm run setup` puts it: one folder a version. */
-  cacheDir: string
-}
-
-export interface NatsBinary {
-  path: string
-  version: string
-}
+import {
+  type NatsBinary,
+  type NatsSearch,
+  natsFloor,
+  searchNatsServer,
+} from '../proto/nats-search.js'
 
 /**
  * @throws TunemeshError NATS_SERVER_MISSING, or NATS_SERVER_TOO_OLD where only older ones were
  *   found
  */
 export async function findNatsServer(search: NatsSearch): Promise<NatsBinary> {
-  const tooOld: string[] = []
-  for (const path of candidates(search)) {
-    const version = await versionOf(path)
-    if (version === null) continue
-    if (isNewEnough(version)) return { path, version }
-    tooOld.push(`${path} is ${version}`)
-  }
-  const floor = minNatsVersion.join('.')
+  const { found, tooOld } = await searchNatsServer(search)
+  if (found) return found
   if (tooOld.length > 0) {
+    const seen = tooOld.map(({ path, version }) => `${path} is ${version}`).join(', ')
     throw new TunemeshError(
       'NATS_SERVER_TOO_OLD',
-      `nats-server must be at least ${floor}: ${tooOld.join(', ')}. ` +
+      `nats-server must be at least ${natsFloor}: ${seen}. ` +
         'Run `npm run setup`, which puts a pinned version into the cache.',
     )
   }
   throw new TunemeshError(
     'NATS_SERVER_MISSING',
     search.explicit === ''
-      ? `No nats-server ≥ ${floor} on PATH, in the sbin folders or in ${search.cacheDir}. ` +
+      ? `No nats-server ≥ ${natsFloor} on PATH, in the sbin folders or in ${search.cacheDir}. ` +
           'Run `npm run setup`, or name one by TUNEMESH_NATS_SERVER.'
       : `TUNEMESH_NATS_SERVER names ${search.explicit}, which does not run as a nats-server. ` +
           'Correct it, or unset it and run `npm run setup`.',
   )
-}
-
-export function isNewEnough(version: string): boolean {
-  const [major = 0, minor = 0] = version.split('.').map(Number)
-  const [minMajor, minMinor] = minNatsVersion
-  return major > minMajor || (major === minMajor && minor >= minMinor)
-}
-
-/** An explicit one stands alone: silently taking another would hide the mistake. */
-function candidates({ explicit, path, cacheDir }: NatsSearch): string[] {
-  if (explicit !== '') return [explicit]
-  const folders = [...path.split(delimiter), '/usr/local/sbin', '/usr/sbin', '/sbin']
-  const found = folders.filter((dir) => dir !== '').map((dir) => join(dir, 'nats-server'))
-  return [...new Set([...found, ...cached(cacheDir)])].filter(isExecutable)
-}
-
-/** Newest first. */
-function cached(cacheDir: string): string[] {
-  try {
-    return readdirSync(cacheDir)
-      .sort((a, b) => b.localeCompare(a, 'en', { numeric: true }))
-      .map((version) => join(cacheDir, version, 'nats-server'))
-  } catch {
-    return [] // never set up
-  }
-}
-
-function isExecutable(path: string): boolean {
-  try {
-    accessSync(path, constants.X_OK)
-    return true
-  } catch {
-    return false
-  }
-}
-
-async function versionOf(path: string): Promise<string | null> {
-  try {
-    const { stdout } = await promisify(execFile)(path, ['--version'], { timeout: 10_000 })
-    return /v?(\d+\.\d+\.\d+\S*)/.exec(stdout)?.[1] ?? null
-  } catch {
-    return null // not a nats-server, or not for this machine
-  }
 }

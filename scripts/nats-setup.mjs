@@ -37,7 +37,7 @@ const release = {
   base: 'https://github.com/nats-io/nats-server/releases/download',
 }
 
-/** As coordinator/nats-binary.ts demands. */
+/** As proto/nats-search.ts demands. */
 const floor = [2, 12]
 const stepTimeoutMs = 8 * 60_000
 

@@ -3,7 +3,8 @@ import { chmodSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:f
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { connect } from 'nats'
-import { findNatsServer, isNewEnough } from '../../coordinator/nats-binary.js'
+import { findNatsServer } from '../../coordinator/nats-binary.js'
+import { isNewEnough } from '../../proto/nats-search.js'
 import { type NatsFixture, openNats, pidOf, temporaryFolder } from './open-nats.js'
 
 describe('nats-server', () => {

@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { instructionPathOf } from '../../cli/doctor-engine.js'
-import { isNewEnough } from '../../cli/doctor-nats.js'
 import { escapeLine, escapeText, shorten } from '../../cli/escape.js'
 import {
   formatBytes,
@@ -18,6 +17,7 @@ import { renderPreflight, renderSample } from '../../cli/render-plan.js'
 import { table, uncoloured } from '../../cli/style.js'
 import type { Job, JobEvent } from '../../client/client.js'
 import { TunemeshError } from '../../proto/errors.js'
+import { isNewEnough } from '../../proto/nats-search.js'
 
 const step = {
   step: 7,
