@@ -5,10 +5,12 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import * as grpc from '@grpc/grpc-js'
+import { errorKinds, TunemeshError } from '../proto/errors.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { Hello } from '../proto/gen/tunemesh/v1/Hello.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
+import { errorOfRpc } from '../proto/rpc-error.js'
 import { channelOptions, WorkerService } from '../proto/services.js'
 
 const firstDelayMs = 100
@@ -50,26 +52,30 @@ export class AttachStream {
     )
   }
 
-  /** Resolves when closed, or rejects when the coordinator stayed away for `giveUpAfterMs`. */
+  /**
+   * Resolves when closed. Rejects when the coordinator stayed away for `giveUpAfterMs`, and at once
+   * when it refused this worker for what only a person can mend: another version, a wrong token.
+   */
   async run(): Promise<void> {
     let lastSeenMs = performance.now()
     let delayMs = firstDelayMs
     while (!this.#isClosed) {
-      const { reason, sawWelcome } = await this.#runOnce()
+      const { error, sawWelcome } = await this.#runOnce()
       if (this.#isClosed) return
+      if (errorKinds[error.code].exit === 2) throw error
       if (sawWelcome) {
         lastSeenMs = performance.now()
         delayMs = firstDelayMs
-        this.options.onBreak(reason)
+        this.options.onBreak(error.message)
       }
-      if (performance.now() - lastSeenMs > this.options.giveUpAfterMs) throw new Error(reason)
+      if (performance.now() - lastSeenMs > this.options.giveUpAfterMs) throw error
       const { signal } = this.#closing
       await delay(delayMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {})
       delayMs = Math.min(delayMs * 2, maxDelayMs)
     }
   }
 
-  #runOnce(): Promise<{ reason: string; sawWelcome: boolean }> {
+  #runOnce(): Promise<{ error: TunemeshError; sawWelcome: boolean }> {
     return new Promise((resolve) => {
       let sawWelcome = false
       const call = this.#client.attach(this.#metadata)
@@ -82,12 +88,15 @@ export class AttachStream {
           this.options.onWelcome(message.welcome)
         } else this.options.onMessage(message)
       })
-      const end = (reason: string) => {
+      const end = (error: TunemeshError) => {
         if (this.#call === call) this.#call = null
-        resolve({ reason, sawWelcome })
+        resolve({ error, sawWelcome })
       }
-      call.on('error', (error: grpc.ServiceError) => end(error.details || error.message))
-      call.on('end', () => end('the coordinator ended the stream'))
+      // Not 'end': it comes before an error, and says nothing of the reason.
+      call.on('error', (failure: grpc.ServiceError) => end(errorOfRpc(failure)))
+      call.on('status', ({ code }: grpc.StatusObject) => {
+        if (code === grpc.status.OK) end(streamEnded())
+      })
       call.write({ hello: { ...this.options.hello, previousWorkerId: this.#workerId } })
     })
   }
@@ -111,3 +120,6 @@ export class AttachStream {
     this.#client.close()
   }
 }
+
+const streamEnded = () =>
+  new TunemeshError('COORDINATOR_UNREACHABLE', 'The coordinator ended the stream.')

@@ -1,7 +1,7 @@
 /** One worker as a process of its own, with a folder for what it writes. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { scriptCommand } from '../../coordinator/script-command.js'
@@ -13,9 +13,11 @@ export class WorkerProcess {
   stderr = ''
   readonly #temporary = mkdtempSync(join(tmpdir(), 'tunemesh-test-'))
 
-  constructor({ ready, stateDir }: Pick<TestCoordinator, 'ready' | 'stateDir'>) {
+  constructor({ ready, stateDir }: Pick<TestCoordinator, 'ready' | 'stateDir'>, token?: string) {
     const [node, ...args] = scriptCommand(new URL('../../worker/main', import.meta.url))
-    const own = ['--coordinator', ready.grpc, '--token-file', join(stateDir, 'token')]
+    const tokenPath = token === undefined ? join(stateDir, 'token') : join(this.#temporary, 'token')
+    if (token !== undefined) writeFileSync(tokenPath, token)
+    const own = ['--coordinator', ready.grpc, '--token-file', tokenPath]
     own.push('--threads', '1', '--end-with-parent')
     this.child = spawn(node, [...args, ...own], {
       stdio: ['pipe', 'ignore', 'pipe'],
@@ -27,9 +29,9 @@ export class WorkerProcess {
     this.ended = once(this.child, 'exit').then(([code]) => code as number | null)
   }
 
-  /** Work folders in its temporary folder; what tsx caches there is not ours. */
+  /** Its work folders in its temporary folder. */
   workFolders(): string[] {
-    return readdirSync(this.#temporary).filter((name) => !name.startsWith('tsx-'))
+    return readdirSync(this.#temporary).filter((name) => name.startsWith('tunemesh-'))
   }
 
   removeFolder(): void {
