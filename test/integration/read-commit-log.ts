@@ -40,7 +40,7 @@ export interface ConnectionStatistics {
 /** As nats-server itself counts them; open connections only. */
 export const connectionStatistics = (stateDir: string): Promise<ConnectionStatistics[]> =>
   withNats(stateDir, 'system', async (connection) => {
-    const question = new TextEncoder().encode(JSON.stringify({ auth: true }))
+    const question = JSON.stringify({ auth: true })
     const reply = await connection.request('$SYS.REQ.SERVER.PING.CONNZ', question)
     const { data } = JSON.parse(new TextDecoder().decode(reply)) as {
       data: { connections: ConnectionStatistics[] }
