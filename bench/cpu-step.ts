@@ -1,8 +1,10 @@
 /**
- * `npm run bench -- cpu-step [--json] [--threads N] [--path avx2] [--rounds N] [--only TEXT] [--program PATH]`
+ * `npm run bench -- cpu-step [--json] [--threads N] [--path avx2] [--rounds N] [--only TEXT]
+ * [--program PATH]`
  *
  * Whole training steps of the engine as a share of the multiply-add peak measured around them
- * (bench/native/step_bench.cc); where python3 has torch, transformers and peft, their step beside it.
+ * (bench/native/step_bench.cc); where python3 has torch, transformers and peft, their step beside
+ * it.
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'

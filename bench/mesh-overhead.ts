@@ -1,12 +1,14 @@
 /**
- * `npm run bench -- mesh-overhead [--steps N] [--json]`: what the mesh costs beside the bare engine, and what a second
- * worker gains. SmolLM2-135M, LoRA r=16 on all linears, 2,048 tokens a step (8 micro-batches of 256).
+ * `npm run bench -- mesh-overhead [--steps N] [--json]`: what the mesh costs beside the bare
+ * engine, and what a second worker gains. SmolLM2-135M, LoRA r=16 on all linears, 2,048 tokens a
+ * step (8 micro-batches of 256).
  *
  *   bare      this process: 8 micro-batches, rounding, sums, update; nothing else
  *   1 worker  the same steps through coordinator, leases, commit log (synchronous) and reports
  *   2 workers one thread each, gradients over nats-server
  *
- * Every worker has one thread. Medians of whole steps; the bare loop runs before and after the mesh, on one machine.
+ * Every worker has one thread. Medians of whole steps; the bare loop runs before and after the
+ * mesh, on one machine.
  */
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { homedir, tmpdir } from 'node:os'

@@ -27,4 +27,4 @@ export function failpoint(name: string): void {
 }
 
 /** What a process says on stderr with its last breath. */
-export const failpointLine = (name: string): string => `killed at failpoint ${name}`
+const failpointLine = (name: string): string => `killed at failpoint ${name}`

@@ -126,4 +126,4 @@ class ChaosRun {
   }
 }
 
-export const chaosJob = (outputDir: string) => tinyJob(outputDir, { max_steps: 8, save_steps: 3 })
+const chaosJob = (outputDir: string) => tinyJob(outputDir, { max_steps: 8, save_steps: 3 })

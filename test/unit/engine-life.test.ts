@@ -206,11 +206,18 @@ for (const ending of ['prepared', 'in a step', 'in a generation']) {
       import.meta.url,
     )
     const program = `
-      const { goldenEngine, goldenSpec, goldenBatch } = await import(${JSON.stringify(fixture.href)})
+      const { goldenEngine, goldenSpec, goldenBatch } =
+        await import(${JSON.stringify(fixture.href)})
       const engine = await goldenEngine('${family}')
       await engine.prepare(goldenSpec)
-      const prompt = { promptIds: Int32Array.of(1, 2), maxNewTokens: 100, temperature: 0, topP: 1, seed: 0n, stopIds: [] }
-      if ('${ending}' === 'in a step') for (let i = 0; i < 20; i++) void engine.gradients(goldenBatch('${family}', 0), 1)
+      const prompt = {
+        promptIds: Int32Array.of(1, 2), stopIds: [],
+        maxNewTokens: 100, temperature: 0, topP: 1, seed: 0n,
+      }
+      const numSteps = '${ending}' === 'in a step' ? 20 : 0
+      for (let i = 0; i < numSteps; i++) {
+        void engine.gradients(goldenBatch('${family}', 0), 1)
+      }
       if ('${ending}' === 'in a generation') void engine.generate(prompt, () => undefined)
       if ('${ending}' !== 'prepared') setImmediate(() => process.exit(0))`
     const args = [
