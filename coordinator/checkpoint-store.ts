@@ -10,13 +10,7 @@ import { type BlobStore, diskError, syncFolder } from './blob-store.js'
 import type { CheckpointManifest } from './run-events.js'
 
 export class CheckpointStore {
-  /**
-   * @param keep how many checkpoints of a job are kept, at least 2: the newest may be found corrupt
-   */
-  constructor(
-    private readonly blobs: BlobStore,
-    private readonly keep: number,
-  ) {}
+  constructor(private readonly blobs: BlobStore) {}
 
   /**
    * Makes the manifest durable: temporary folder → fsync → rename → fsync of the folder above.
@@ -50,12 +44,16 @@ export class CheckpointStore {
     }
   }
 
-  /** Removes all but the newest checkpoints; to be called after the log has the newest one. */
-  async removeOld(jobId: string): Promise<void> {
+  /**
+   * Removes all but the newest `limit` checkpoints, at least two: the newest may be found corrupt.
+   * To be called after the log has the newest one.
+   */
+  async removeOld(jobId: string, limit: number): Promise<void> {
+    const keep = Math.max(2, limit)
     const manifests = await this.#manifests(jobId)
-    const kept = manifests.slice(0, this.keep)
+    const kept = manifests.slice(0, keep)
     const keptStates = new Set(kept.map((manifest) => manifest.stateDigest))
-    for (const old of manifests.slice(this.keep)) {
+    for (const old of manifests.slice(keep)) {
       await rm(join(this.#dirOf(jobId), folderName(old.step)), { recursive: true, force: true })
       if (!keptStates.has(old.stateDigest)) await this.blobs.remove(old.stateDigest)
     }

@@ -35,8 +35,6 @@ import { workerHandlers } from './worker-service.js'
 
 const connectTimeoutMs = 20_000
 const maxWorkers = 256
-const numCheckpointsKept = 2
-
 export interface CoordinatorOptions {
   stateDir: string
   /** Path of nats-server; empty: searched in `path`, the sbin folders and `natsCacheDir`. */
@@ -185,7 +183,7 @@ async function openMesh(parts: {
     log,
     folder,
     blobs,
-    checkpoints: new CheckpointStore(blobs, numCheckpointsKept),
+    checkpoints: new CheckpointStore(blobs),
     commitLog: await CommitLog.open(connection),
     events: await EventLog.open(connection, { log, nowMs: wallMs, onFenced: lose }),
     store: await JobStore.open(connection),

@@ -85,6 +85,7 @@ function runnerFor(parts: RunParts, planned: Planned): JobRunner {
     fleet,
     commitLog,
     checkpoints,
+    numCheckpointsKept: planned.prepared.spec.save_total_limit,
     nowMs,
     log: mesh.log.child({ jobId: job.jobId }),
     onEvent: (event) => onRunEvent(parts, event),

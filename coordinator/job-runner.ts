@@ -20,6 +20,8 @@ export interface JobRunnerOptions {
   fleet: Fleet
   commitLog: CommitLog
   checkpoints: CheckpointStore
+  /** `save_total_limit` of the job file. */
+  numCheckpointsKept: number
   /** Monotonic. */
   nowMs: () => number
   log: Logger
@@ -201,7 +203,8 @@ export class JobRunner {
   }
 
   #removeOldCheckpoints(): void {
-    this.options.checkpoints.removeOld(this.options.config.jobId).catch((error) => {
+    const { checkpoints, config, numCheckpointsKept } = this.options
+    checkpoints.removeOld(config.jobId, numCheckpointsKept).catch((error) => {
       this.options.log.warn({ err: error }, 'old checkpoints could not be removed')
     })
   }

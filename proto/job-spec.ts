@@ -168,9 +168,11 @@ const length = {
 const cadence = {
   logging_steps: steps(1)
     .default(1)
-    .describe('Steps between log lines; the live chart has every step.'),
+    .describe(
+      'Accepted as a key people know; every step is shown and kept, so it changes nothing.',
+    ),
   save_steps: steps().default(50).describe('Steps between checkpoints. 0: only at the end.'),
-  save_total_limit: integer(1, 1000).default(3).describe('Checkpoints that are kept.'),
+  save_total_limit: integer(2, 1000).default(2).describe('Checkpoints that are kept, the newest.'),
   eval_steps: steps()
     .default(50)
     .describe('Steps between validations, where there are such rows. ' + '0: only at the end.'),

@@ -1,9 +1,11 @@
 // npm run build: types of the contract, TypeScript, native engine, dashboard; all into build/.
+// --product leaves out the C++ tests and benchmarks.
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
 import { findCmake, needCompiler, run, runTool, top } from './tools.mjs'
 
-const only = process.argv.slice(2)
+const only = process.argv.slice(2).filter((name) => !name.startsWith('--'))
+const isProduct = process.argv.includes('--product')
 const wants = (part) => only.length === 0 || only.includes(part)
 
 function buildTypescript() {
@@ -21,7 +23,8 @@ function buildNative() {
     run(cmake, ['-S', 'native', '-B', dir, '-DCMAKE_BUILD_TYPE=Release'], {
       stdio: ['ignore', 'ignore', 'inherit'],
     })
-  run(cmake, ['--build', dir, '--parallel', '2'])
+  const target = isProduct ? ['--target', 'tunemesh'] : []
+  run(cmake, ['--build', dir, '--parallel', '2', ...target])
   mkdirSync(join(top, 'build/native'), { recursive: true })
   // Replaced by rename: a process that has the old addon mapped keeps it whole.
   copyFileSync(join(top, dir, 'tunemesh.node'), join(top, 'build/native/tunemesh.node.new'))

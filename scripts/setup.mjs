@@ -1,7 +1,7 @@
 // All that a new machine needs: packages, build, nats-server. Does only what is missing; safe to
 // run again.
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { run, runTool, SetupError, top } from './tools.mjs'
 
@@ -63,13 +63,16 @@ function sourceStamp() {
   return hash.digest('hex')
 }
 
+/** Without `--product` also the C++ tests and benchmarks, which only a developer runs. */
 function build() {
   const stamp = sourceStamp()
-  if (existsSync(join(top, 'build/native/tunemesh.node')) && isCurrent('build', stamp)) return
+  const isProduct = process.argv.includes('--product')
+  const isBuilt = (what) =>
+    existsSync(join(top, 'build/native/tunemesh.node')) && isCurrent(what, stamp)
+  if (isBuilt('build') || (isProduct && isBuilt('product'))) return
   console.log('building')
-  run(process.execPath, ['scripts/build.mjs'])
-  mkdirSync(join(top, 'node_modules'), { recursive: true })
-  writeFileSync(marker('build'), stamp)
+  run(process.execPath, ['scripts/build.mjs', ...(isProduct ? ['--product'] : [])])
+  writeFileSync(marker(isProduct ? 'product' : 'build'), stamp)
 }
 
 await runTool(async () => {

@@ -6,7 +6,7 @@
  *
  *   --base PATH   another model (Hugging Face folder or .gguf)     --out FOLDER     --steps N
  */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { homedir, tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -50,9 +50,14 @@ const readRows = (path: string): Row[] =>
     .split('\n')
     .map((line) => JSON.parse(line) as Row)
 
-/** A fresh output folder: the demo can be run again and again. */
+/** The demo can be run again and again; it empties a folder only where an earlier result lies. */
 function freshOutput(): string {
   const path = resolve(values.out)
+  const isOurs = !existsSync(path) || existsSync(join(path, 'adapter_config.json'))
+  if (!isOurs && readdirSync(path).length > 0) {
+    console.error(`OUTPUT_IN_USE ${path} holds other files. Choose another folder with --out.`)
+    process.exit(2)
+  }
   rmSync(path, { recursive: true, force: true })
   mkdirSync(resolve(path, '..'), { recursive: true })
   return path

@@ -63,7 +63,7 @@ describe('job file', () => {
       max_grad_norm: 1,
       logging_steps: 1,
       save_steps: 50,
-      save_total_limit: 3,
+      save_total_limit: 2,
       eval_steps: 50,
       eval_on_start: false,
       gradient_codec: 'q24',
