@@ -34,7 +34,8 @@ describe('a mesh that cannot start', { timeout: 120_000 }, () => {
   }
 
   async function refused(args: string[], env: NodeJS.ProcessEnv = {}) {
-    const done = await new CliProcess(['--state-dir', folder.stateDir, ...args, '--json'], env).ended
+    const done = await new CliProcess(['--state-dir', folder.stateDir, ...args, '--json'], env)
+      .ended
     const error = jsonLines(done.stdout).at(-1)?.error as { code: string; message: string }
     assert.equal(done.code, 2, done.stderr + done.stdout)
     assert.equal(existsSync(join(folder.stateDir, 'endpoint.json')), false)

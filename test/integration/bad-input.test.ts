@@ -164,7 +164,10 @@ describe('bad input to train', { skip: engineMissing(), timeout: 180_000 }, () =
       cpSync(example, modelDir, { recursive: true })
       it.model(modelDir)
     }
-    writeFileSync(join(dir, 'rows.jsonl'), (it.rows ?? [goodRow]).map((line) => `${line}\n`).join(''))
+    writeFileSync(
+      join(dir, 'rows.jsonl'),
+      (it.rows ?? [goodRow]).map((line) => `${line}\n`).join(''),
+    )
     const settings: Settings = {
       model: it.model ? modelDir : example,
       data: 'rows.jsonl',
@@ -173,7 +176,9 @@ describe('bad input to train', { skip: engineMissing(), timeout: 180_000 }, () =
       gradient_accumulation_steps: 1,
       ...it.settings,
     }
-    const lines = Object.entries(settings).map(([key, value]) => `${key}: ${JSON.stringify(value)}\n`)
+    const lines = Object.entries(settings).map(
+      ([key, value]) => `${key}: ${JSON.stringify(value)}\n`,
+    )
     writeFileSync(join(dir, 'job.yaml'), lines.join(''))
     return { jobPath: join(dir, 'job.yaml'), outputDir: join(dir, 'output') }
   }
@@ -194,7 +199,10 @@ describe('bad input to train', { skip: engineMissing(), timeout: 180_000 }, () =
       assert.deepEqual([done.code, code], [2, it.code], message)
       assert.match([message, ...details].join('\n'), it.message)
       assert.doesNotMatch(done.stderr + done.stdout, /\n\s+at .*:\d+/, 'no stack trace')
-      assert.equal(lines.some((line) => line.event === 'step'), false)
+      assert.equal(
+        lines.some((line) => line.event === 'step'),
+        false,
+      )
       assert.equal(existsSync(outputDir), false)
     })
   }

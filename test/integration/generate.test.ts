@@ -55,7 +55,7 @@ describe('chat with a tuned model', { skip: engineMissing(), timeout: 180_000 },
         const done = await run('train', folder.jobPath, '--json')
         assert.equal(done.code, 0, done.stderr + done.stdout)
         const result = jsonLines(done.stdout).find((line) => line.type === 'result')
-        jobId = (result?.job as { jobId: string }).jobId
+        jobId = (result?.job as { jobId: string } | undefined)?.jobId ?? ''
       })
       after(() => folder.remove())
 
@@ -73,7 +73,10 @@ describe('chat with a tuned model', { skip: engineMissing(), timeout: 180_000 },
           finetuning === 'full'
             ? ['config.json', 'tokenizer.json', 'tokenizer_config.json', 'model.safetensors']
             : ['adapter_config.json', 'adapter_model.safetensors']
-        assert.deepEqual(files.filter((name) => !existsSync(join(moved, name))), [])
+        assert.deepEqual(
+          files.filter((name) => !existsSync(join(moved, name))),
+          [],
+        )
         const named =
           finetuning === 'full' ? ['--model', moved] : ['--model', model, '--adapter', moved]
         assert.equal(await answerOf(question, ...named), answer)

@@ -1,4 +1,6 @@
-/** What a running coordinator's nats-server knows: a job's commit log, and who sent how many bytes. */
+/**
+ * What a running coordinator's nats-server knows: a job's commit log, and who sent how many bytes.
+ */
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { CommitLog } from '../../coordinator/commit-log.js'

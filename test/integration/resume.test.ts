@@ -1,4 +1,7 @@
-/** A job may be stopped after any step, or its coordinator killed there: the rest is as it was going to be. */
+/**
+ * A job may be stopped after any step, or its coordinator killed there: the rest is as it was going
+ * to be.
+ */
 import assert from 'node:assert/strict'
 import { rmSync } from 'node:fs'
 import { join } from 'node:path'

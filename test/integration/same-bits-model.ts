@@ -1,4 +1,7 @@
-/** A Llama of a million elements for the tests of whole meshes: the tiny model's tokenizer, its own weights. */
+/**
+ * A Llama of a million elements for the tests of whole meshes: the tiny model's tokenizer, its own
+ * weights.
+ */
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { examplesDir } from './open-coordinator.js'

@@ -85,7 +85,9 @@ function checkRun({ commits, numElements }: Trained, numWorkers: number): void {
   assert.ok((commits[0]?.slices.length ?? 0) >= 21)
 }
 
-/** What nats-server counted: the frames go through it, and none of them to or from the coordinator. */
+/**
+ * What nats-server counted: the frames go through it, and none of them to or from the coordinator.
+ */
 async function checkTraffic(stateDir: string, numElements: number): Promise<void> {
   const connections = await connectionStatistics(stateDir)
   const bytesOf = (user: string) =>
