@@ -84,7 +84,8 @@ class ChaosRun {
       const device = { numThreads: 1, instructionPath, packedCacheDir: null }
       return { failpoints: workers[index] ?? '', options: instructionPath ? { device } : {} }
     }
-    const limits = { firstBackoffMs: 50, longestBackoffMs: 1_000 }
+    // Two classes must share the steps, however slowly one of the workers comes up.
+    const limits = { gatherMs: 20_000, firstBackoffMs: 50, longestBackoffMs: 1_000 }
     return TestCoordinator.open({
       workers: 2,
       stateDir: join(this.#folder, 'state'),

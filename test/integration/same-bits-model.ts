@@ -21,15 +21,27 @@ const seed = 7
 export interface ModelOptions {
   /** Value of one weight of the first layer, to break a run with. */
   poison?: number
+  /** Its embedding is infinite, in a model whose head is apart. */
+  poisonedToken?: number
 }
 
-export function writeModel(folder: string, { poison }: ModelOptions = {}): void {
+export function writeModel(folder: string, options: ModelOptions = {}): void {
+  const { poison, poisonedToken } = options
   mkdirSync(folder, { recursive: true })
   for (const name of ['tokenizer.json', 'tokenizer_config.json']) {
     copyFileSync(join(examplesDir, 'tiny-llama', name), join(folder, name))
   }
-  writeFileSync(join(folder, 'config.json'), JSON.stringify(config))
+  const isTied = poisonedToken === undefined
+  writeFileSync(
+    join(folder, 'config.json'),
+    JSON.stringify({ ...config, tie_word_embeddings: isTied }),
+  )
   const tensors = weights()
+  const [embedding] = tensors
+  if (!isTied && embedding) {
+    tensors.push({ ...embedding, name: 'lm_head.weight', values: embedding.values.slice() })
+    embedding.values[poisonedToken * config.hidden_size] = Number.POSITIVE_INFINITY
+  }
   const victim = tensors.find(({ name }) => name.includes('layers.0.mlp.up_proj'))
   if (poison !== undefined && victim) victim.values[5] = poison
   writeFileSync(join(folder, 'model.safetensors'), safetensors(tensors))
