@@ -117,9 +117,11 @@ export class JobQueue {
 
   /** A change of state that a run itself tells: paused, and going on again. */
   async noteRunState(id: JobId, change: Partial<JobRecord> & { state: JobState }): Promise<void> {
-    await this.options.store.update(id, (now) =>
-      now.state === 'STOPPING' || hasEnded(now) ? null : change,
-    )
+    const { store } = this.options
+    const isOver = (now: JobRecord) => now.state === 'STOPPING' || hasEnded(now)
+    // Whoever is told of it and asks at once must see it.
+    if (!isOver(store.get(id))) store.note(id, change)
+    await store.update(id, (now) => (isOver(now) ? null : change))
   }
 
   /** Stops what runs with a checkpoint; resolves when it has ended or after `graceMs`. */

@@ -126,10 +126,10 @@ export class JobStore {
   }
 
   /**
-   * Progress that the commit log proves anyway: shown at once, stored with the next change of
-   * state.
+   * What is shown at once and stored with the next change of state: progress, which the commit log
+   * proves anyway, and a pause, which the next coordinator would find out anew.
    */
-  note(id: JobId, progress: Pick<JobRecord, 'step' | 'lastLoss'>): void {
+  note(id: JobId, progress: Partial<Omit<JobRecord, 'jobId'>>): void {
     const job = this.#jobs.get(id)
     if (job !== undefined) job.record = { ...job.record, ...progress }
   }
