@@ -1,4 +1,5 @@
 /** One run of a job, from its place in the queue to its result on disk. */
+import { DataOrder } from '../proto/data-order.js'
 import { TunemeshError } from '../proto/errors.js'
 import { failpoint } from '../proto/failpoint.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
@@ -16,6 +17,7 @@ import { loadPrepared } from './prepared-blob.js'
 import type { PreparedJob } from './prepared-job.js'
 import { defaultRunLimits, type RunConfig, type RunLimits, type RunOutcome } from './run-events.js'
 import { runRecord } from './run-record.js'
+import { untoldSteps } from './untold-steps.js'
 import { anyWorker } from './worker-calls.js'
 
 export interface RunParts {
@@ -36,6 +38,7 @@ export function startRun(parts: RunParts): RunningJob {
   const outcome = (async () => {
     await parts.told
     const planned = await plan(parts, abort.signal)
+    await tellUntoldSteps(parts, runConfig(parts.mesh, parts.job, planned))
     runner = runnerFor(parts, planned)
     if (asked.stop !== null) runner.stop(asked.stop.now)
     const unwatch = parts.connection.onStatus((isUp) => runner?.busChanged(isUp))
@@ -75,6 +78,22 @@ async function plan({ mesh, job }: RunParts, signal: AbortSignal): Promise<Plann
   mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer) })
   signal.throwIfAborted()
   return { prepared, layout }
+}
+
+/** Of an earlier coordinator's run, which ended between a commit and its event. */
+async function tellUntoldSteps(parts: RunParts, config: RunConfig): Promise<void> {
+  const { mesh, job } = parts
+  const log = await mesh.commitLog.readAll(job.jobId)
+  if (log.length === 0) return
+  const events = await mesh.events.readAll(job.jobId)
+  const order = new DataOrder(config.dataOrder)
+  const untold = untoldSteps({
+    log,
+    told: new Set(events.flatMap((event) => event.step?.step ?? [])),
+    numSteps: order.numSteps,
+    dataEpochsThrough: (step) => order.dataEpochsThrough(step),
+  })
+  for (const event of untold) onRunEvent(parts, event)
 }
 
 function runnerFor(parts: RunParts, planned: Planned): JobRunner {
