@@ -94,12 +94,15 @@ async function fittingBatch(
   ask: (job: PreparedJob) => Promise<WorkerPlan>,
 ): Promise<string | null> {
   const { packsPerMicroBatch } = prepared.schedule
-  for (let packs = Math.floor(packsPerMicroBatch / 2); packs >= 1; packs = Math.floor(packs / 2)) {
+  let fitting = 0
+  let tooMany = packsPerMicroBatch
+  while (tooMany - fitting > 1) {
+    const packs = Math.floor((fitting + tooMany) / 2)
     const schedule = { ...prepared.schedule, packsPerMicroBatch: packs }
     const { answer } = await ask({ ...prepared, schedule })
-    if ((answer.memory?.totalBytes ?? 0) <= memoryBytes) {
-      return `Lower per_device_train_batch_size from ${packsPerMicroBatch} to ${packs}.`
-    }
+    if ((answer.memory?.totalBytes ?? 0) <= memoryBytes) fitting = packs
+    else tooMany = packs
   }
-  return null
+  if (fitting === 0) return null
+  return `Lower per_device_train_batch_size from ${packsPerMicroBatch} to ${fitting}.`
 }
