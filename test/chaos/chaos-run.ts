@@ -106,7 +106,7 @@ class ChaosRun {
     const timer = setTimeout(() => gone.abort(), caseLimitMs)
     child.once('exit', () => gone.abort())
     try {
-      this.#jobId ||= (await client.submit(chaosJob(join(this.#folder, 'output')))).jobId
+      this.#jobId ||= (await client.submit(this.#job())).jobId
       for await (const event of client.watch(this.#jobId, { signal: gone.signal })) {
         this.#maybeKillNats(event, coordinator.ready.pid)
       }
@@ -117,6 +117,11 @@ class ChaosRun {
     } finally {
       clearTimeout(timer)
     }
+  }
+
+  #job() {
+    const settings = { max_steps: 8, save_steps: 3, ...this.chaos.settings }
+    return tinyJob(join(this.#folder, 'output'), settings)
   }
 
   #maybeKillNats(event: JobEvent, root: number): void {
