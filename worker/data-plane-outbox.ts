@@ -13,7 +13,7 @@ import type { WorkerEffect } from './run-events.js'
 type SendContribution = Extract<WorkerEffect, { kind: 'sendContribution' }>
 type CancelContribution = Extract<WorkerEffect, { kind: 'cancelContribution' }>
 
-const firstRetryMs = 250
+const firstRetryMs = 500
 const longestRetryMs = 2_000
 
 class OutgoingSlice implements Shipment {

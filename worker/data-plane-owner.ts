@@ -17,7 +17,7 @@ type Offer = CreditOf<'offer'>
 const stagedBytesLimit = 16 << 20
 /** Offers that wait for their slice to open; a contributor repeats what is pushed out. */
 const maxWaitingOffers = 1024
-const firstNeedMs = 500
+const firstNeedMs = 1_000
 const maxNeeds = 4
 
 /** One attempt of a lease's slice on its way in. */

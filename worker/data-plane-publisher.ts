@@ -16,7 +16,7 @@ interface SumKey {
 
 /** Over all owners; each takes an equal part of it. */
 const pendingBytesLimit = 16 << 20
-const firstResendMs = 400
+const firstResendMs = 1_000
 /** Then the receiver is taken for gone; it can still ask for the sum. */
 const maxResends = 3
 
