@@ -191,7 +191,7 @@ describe('bad input to train', { skip: engineMissing(), timeout: 180_000 }, () =
       const { jobPath, outputDir } = prepare(number, it)
       const done = await train(jobPath)
       const lines = jsonLines(done.stdout)
-      const { code, message, details } = lines.at(-1)?.error as {
+      const { code, message, details } = (lines.at(-1)?.error ?? {}) as {
         code: string
         message: string
         details: string[]
@@ -208,14 +208,17 @@ describe('bad input to train', { skip: engineMissing(), timeout: 180_000 }, () =
   }
 
   for (const policy of ['truncate', 'drop'] as const) {
-    test(`rows longer than max_length, policy ${policy}: counted, and the rest trains`, async () => {
+    test(`rows longer than max_length, ${policy}: counted, the rest trains`, async () => {
       const rows = [goodRow, row('What?', 'word '.repeat(90))]
       const settings = { max_length: 64, on_long_row: policy }
       const { jobPath } = prepare(cases.length + (policy === 'drop' ? 1 : 0), { rows, settings })
       const done = await train(jobPath)
       assert.equal(done.code, 0, done.stderr + done.stdout)
       const told = jsonLines(done.stdout).find((line) => line.event === 'preflight')
-      const { numTruncatedRows = 0, numDroppedRows = 0 } = told?.preflight as Record<string, number>
+      const { numTruncatedRows = 0, numDroppedRows = 0 } = (told?.preflight ?? {}) as Record<
+        string,
+        number
+      >
       const wanted = policy === 'drop' ? [0, 1] : [1, 0]
       assert.deepEqual([numTruncatedRows, numDroppedRows], wanted)
     })

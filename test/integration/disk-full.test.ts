@@ -10,7 +10,7 @@ import { engineMissing } from './temporary-mesh.js'
 const stateDir = temporaryFolder()
 const blobsDir = join(stateDir, 'blobs')
 
-/** A disk of its own for the blobs, so that filling it hurts nobody else; false where that takes root. */
+/** A disk of its own for the blobs, so that filling it hurts nobody; false where not allowed. */
 function mountSmallDisk(): boolean {
   mkdirSync(blobsDir, { mode: 0o700 })
   const mount = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=24m', 'tmpfs', blobsDir])

@@ -65,7 +65,7 @@ describe('tunemesh plan', { skip: engineMissing(), timeout: 120_000 }, () => {
     return plan
   }
 
-  test('memory by purpose is what the engine itself reserves; steps and rows are counted', async () => {
+  test('memory by purpose is what the engine itself reserves; steps are counted', async () => {
     const { memory, numSteps, preflight, numTrainedParameters, warnings } = await planned()
     const sum = memory.uses.reduce((total, use) => total + use.sizeBytes, 0)
     assert.equal(sum, memory.totalBytes)
@@ -87,7 +87,7 @@ describe('tunemesh plan', { skip: engineMissing(), timeout: 120_000 }, () => {
     assert.deepEqual(at.warnings, [])
   })
 
-  test('for people: data, samples, steps and memory; a mistake is told as train would', async () => {
+  test('for people: data, samples, steps, memory; a mistake is told as train would', async () => {
     const done = await plan()
     assert.equal(done.code, 0, done.stderr)
     for (const part of [

@@ -10,7 +10,7 @@ import type { Hello__Output } from '../../proto/gen/tunemesh/v1/Hello.js'
 import type { TrainRequest } from '../../proto/train-spec.js'
 import { version } from '../../proto/version.js'
 
-/** A worker whose engine needs ten bytes for each token of a micro-batch, and a job of ten-token packs. */
+/** A worker whose engine needs ten bytes for each token, and a job of ten-token packs. */
 function planWith(memoryBytes: number, packsPerMicroBatch: number) {
   const fleet = new Fleet({ deadAfterMs: 1_000, nowMs: () => 0, maxWorkers: 1 })
   const worker: FleetWorker = fleet.attach({ version, memoryBytes } as Hello__Output, {
