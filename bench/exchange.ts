@@ -1,10 +1,11 @@
 /**
- * `npm run bench -- exchange [--json] [--workers 2,4] [--codecs q24,q12,q8] [--steps 5] [--elements 42000000]`
+ * `npm run bench -- exchange [--json] [--workers 2,4] [--codecs q24,q12,q8] [--steps 5]
+ *                            [--elements 42000000]`
  *
- * One step's gradients between N worker processes over a real nats-server: rounding, packing, sending,
- * adding, publishing, storing. Beside it the baseline: the same elements as float32 along the same
- * paths through the same server and client, neither rounded nor added. CPU seconds are what carries
- * over to other machines: on few cores the wall time is theirs.
+ * One step's gradients between N worker processes over a real nats-server: rounding, packing,
+ * sending, adding, publishing, storing. Beside it the baseline: the same elements as float32 along
+ * the same paths through the same server and client, neither rounded nor added. CPU seconds are
+ * what carries over to other machines: on few cores the wall time is theirs.
  */
 import { type ChildProcess, fork, spawn } from 'node:child_process'
 import { once } from 'node:events'
