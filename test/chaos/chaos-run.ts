@@ -131,5 +131,3 @@ class ChaosRun {
     this.hasKilledNats = pids.length > 0
   }
 }
-
-const chaosJob = (outputDir: string) => tinyJob(outputDir, { max_steps: 8, save_steps: 3 })

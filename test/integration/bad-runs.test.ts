@@ -95,7 +95,7 @@ describe('a worker that stands still', () => {
     let sleeper: { workerId: string; processId: number } | undefined
     let stoppedMs = 0
     let namedAfterMs = 0
-    let numFleets = 0
+    let numStepsSince = 0
     for await (const event of client.watch(jobId)) {
       if (event.step?.step === 4 && !sleeper) {
         ;[sleeper] = await client.listWorkers()
@@ -106,13 +106,13 @@ describe('a worker that stands still', () => {
         namedAfterMs = performance.now() - stoppedMs
         assert.ok(event.stalled.waitingFor !== '' && event.stalled.step >= 4)
       }
-      // Declared dead: from here on it is a zombie, and wakes.
-      if (namedAfterMs > 0 && event.step && numFleets++ === 0) {
+      // Steps go on, so it was declared dead: now the zombie wakes.
+      if (namedAfterMs > 0 && event.step && numStepsSince++ === 0) {
         process.kill(sleeper?.processId ?? -1, 'SIGCONT')
       }
     }
     assert.ok(namedAfterMs > 0 && namedAfterMs < 5_000, `named after ${namedAfterMs} ms`)
-    assert.ok(numFleets > 0)
+    assert.ok(numStepsSince > 0)
     const { state, weightsSha256, error } = await client.get(jobId)
     assert.deepEqual([state, error], ['SUCCEEDED', null])
     assert.equal(weightsSha256, wanted)
