@@ -1,6 +1,6 @@
 /**
- * Events of steps that the commit log has and the event log lacks. A commit stands once JetStream has
- * acknowledged it; the coordinator that was killed right after it has told nobody, and the next one
+ * Events of steps that the commit log has and the event log lacks. A commit stands once JetStream
+ * has acknowledged it; the coordinator that was killed right after it has told nobody, and the next one
  * must: who watches sees every step once.
  */
 import type { CommitRecord, LoggedRecord } from '../proto/commit-record.js'

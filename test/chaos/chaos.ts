@@ -1,5 +1,6 @@
 /**
- * npm run chaos [-- WORD…]: every kill of chaos-cases.ts, a line each; exit status 1 if any fails.
+ * npm run chaos [-- WORD…]: every kill of chaos-cases.ts, a line each; exit status 1 if any
+ * fails.
  */
 import { chaosCases } from './chaos-cases.js'
 import { problemsOf, runCase } from './chaos-run.js'

@@ -65,7 +65,7 @@ describe('a job of 12 steps', { timeout: 240_000 }, () => {
   }
 
   for (const step of [2, 7, 11]) {
-    it(`ends as undisturbed after kill -9 of its coordinator at the commit of step ${step}`, async () => {
+    it(`ends as undisturbed after kill -9 at the commit of step ${step}`, async () => {
       const tuning = { failpoints: `coordinator.after-append-commit:${step}` }
       const first = await TestCoordinator.open({ workers: 2, tuning })
       const { jobId } = await first.client.submit(tinyJob(join(folder, `killed-${step}`)))

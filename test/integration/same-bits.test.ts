@@ -108,7 +108,7 @@ describe('final weights', () => {
   after(() => rmSync(folder, { recursive: true, force: true }))
 
   for (const numWorkers of [1, 2, 3, 7]) {
-    it(`are the same on ${numWorkers} workers, full and LoRA, and all of them count`, async (test) => {
+    it(`are the same on ${numWorkers} workers, full and LoRA, and all count`, async (test) => {
       const limits = { gatherMs: 60_000 }
       const coordinator = await TestCoordinator.open({
         workers: numWorkers,
