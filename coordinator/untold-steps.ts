@@ -1,7 +1,7 @@
 /**
  * Events of steps that the commit log has and the event log lacks. A commit stands once JetStream
- * has acknowledged it; the coordinator that was killed right after it has told nobody, and the next one
- * must: who watches sees every step once.
+ * has acknowledged it; a coordinator that was killed right after it has told nobody, so the next
+ * one must: who watches sees every step once.
  */
 import type { CommitRecord, LoggedRecord } from '../proto/commit-record.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
