@@ -106,7 +106,8 @@ export class HttpServer {
     socket.on('error', () => socket.destroy())
     const isAllowed =
       this.#isLocalHost(request) && this.#isOwnOrigin(request, false) && this.#hasCookie(request)
-    const isLive = new URL(request.url ?? '/', this.url).pathname === '/live'
+    // Compared as text: what a stranger asks for need not be an address at all.
+    const isLive = request.url?.split('?')[0] === '/live'
     if (!isAllowed || !isLive || this.#sockets.clients.size >= maxClients) {
       socket.end(`HTTP/1.1 ${isAllowed ? '404 Not Found' : '401 Unauthorized'}\r\n\r\n`)
       return

@@ -21,7 +21,7 @@ const lossChunkRows = 128
 const numContributionSlots = 4
 
 /** A first spec, good enough to ask how many blocks there are; slices follow from the answer. */
-export function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSpec {
+function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSpec {
   const { spec, train, validations, schedule } = prepared
   const datasets = [train, ...validations.map(({ dataset }) => dataset)]
   const longestPack = Math.max(...datasets.map((set) => set.longestPack))

@@ -65,7 +65,7 @@ function readOptions(): CoordinatorOptions {
 function pagesDir(): string {
   const here = dirname(fileURLToPath(import.meta.url))
   const isBuilt = dirname(here).endsWith(`${join('/', 'build')}`)
-  return isBuilt ? join(here, '..', 'dashboard') : join(here, '..', 'build', 'dashboard')
+  return isBuilt ? join(here, '..', 'page') : join(here, '..', 'build', 'page')
 }
 
 const portOf = (name: 'grpc-port' | 'dashboard-port') => countOf(name, 65_535)

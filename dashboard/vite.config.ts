@@ -1,4 +1,4 @@
-/** Builds the page into build/dashboard, from where the coordinator serves it. */
+/** Builds the page into build/page, from where the coordinator serves it. */
 import { fileURLToPath } from 'node:url'
 import { defineConfig } from 'vite'
 
@@ -7,7 +7,7 @@ export default defineConfig({
   base: './',
   publicDir: false,
   build: {
-    outDir: '../build/dashboard',
+    outDir: '../build/page',
     emptyOutDir: true,
     // A strict content security policy knows no data: URLs.
     assetsInlineLimit: 0,

@@ -27,6 +27,8 @@ function runNative(total) {
     if (wanted.length > 0 && !wanted.some((word) => `test/native/${name}`.includes(word))) continue
     const done = spawnSync(join(dir, name), { cwd: top, encoding: 'utf8', maxBuffer: 1 << 26 })
     const count = /(\d+) passed, (\d+) failed(?:, (\d+) skipped)?/.exec(done.stdout ?? '')
+    const skips = (done.stdout ?? '').split('\n').filter((line) => /^\s*skipped\b/.test(line))
+    total.skipped.push(...skips.map((line) => `${name}: ${line.trim()}`))
     const failed = count ? Number(count[2]) : 1
     total.passed += count ? Number(count[1]) : 0
     total.failed += failed === 0 && done.status !== 0 ? 1 : failed

@@ -53,14 +53,18 @@ const readRows = (path: string): Row[] =>
 /** The demo can be run again and again; it empties a folder only where an earlier result lies. */
 function freshOutput(): string {
   const path = resolve(values.out)
-  const isOurs = !existsSync(path) || existsSync(join(path, 'adapter_config.json'))
-  if (!isOurs && readdirSync(path).length > 0) {
+  if (existsSync(path) && readdirSync(path).length > 0 && !isEarlierResult(path)) {
     console.error(`OUTPUT_IN_USE ${path} holds other files. Choose another folder with --out.`)
     process.exit(2)
   }
   rmSync(path, { recursive: true, force: true })
   mkdirSync(resolve(path, '..'), { recursive: true })
   return path
+}
+
+function isEarlierResult(path: string): boolean {
+  const record = join(path, 'run.json')
+  return existsSync(record) && readFileSync(record, 'utf8').includes('drug names')
 }
 
 async function answersOf(
@@ -147,11 +151,18 @@ const mesh = await startEmbedded({
   natsServerPath: process.env.TUNEMESH_NATS_SERVER,
 })
 const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+/** Leaves no process and no temporary file, however the demo ends. */
+async function leave(): Promise<void> {
+  client.close()
+  await mesh.close()
+  rmSync(workDir, { recursive: true, force: true })
+}
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.once(signal, () => void leave().finally(() => process.exit(130)))
+}
 try {
   console.log(`Live dashboard while this runs: ${mesh.endpoint.dashboard}`)
   await demo(client, workDir)
 } finally {
-  client.close()
-  await mesh.close()
-  rmSync(workDir, { recursive: true, force: true })
+  await leave()
 }

@@ -1,5 +1,5 @@
 /**
- * `npm run golden -- DIR… [--device cpu|cuda] [--workers N] [--fetch] [--json]`
+ * `npm run golden -- DIR… [--device cpu|cuda] [--workers N] [--fetch] [--no-skips] [--json]`
  *
  * Runs folders in the format of test/golden/README.md against the engine and, for training, against
  * an embedded mesh. One line a check with the error reached; exit 1 if any fails.
@@ -24,6 +24,8 @@ const { values, positionals } = parseArgs({
     workers: { type: 'string' },
     fetch: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
+    /** What is skipped counts as failed. */
+    'no-skips': { type: 'boolean', default: false },
   },
 })
 
@@ -139,4 +141,5 @@ try {
 const count = (outcome: Check['outcome']) =>
   checks.filter((check) => check.outcome === outcome).length
 console.log(`${count('ok')} passed, ${count('FAILED')} failed, ${count('skipped')} skipped`)
-process.exit(count('FAILED') > 0 ? 1 : 0)
+const isSkipBad = values['no-skips'] && count('skipped') > 0
+process.exit(count('FAILED') > 0 || isSkipBad ? 1 : 0)

@@ -14,7 +14,7 @@ import {
 } from './temporary-mesh.js'
 
 const chromium = findChromium()
-const isBuilt = existsSync(join(projectDir(), 'build', 'dashboard', 'index.html'))
+const isBuilt = existsSync(join(projectDir(), 'build', 'page', 'index.html'))
 const skip =
   chromium === null ? 'no Chromium found' : isBuilt ? engineMissing() : 'the page is not built'
 

@@ -153,10 +153,10 @@ const untilPoints = (page: Page, count: number) =>
 const tile = async (page: Page, name: string) =>
   (await page.getByTestId(`tile-${name}`).locator('.value').textContent())?.trim()
 
-/** build/dashboard, from the sources as from build/test/integration. */
+/** build/page, from the sources as from build/test/integration. */
 function builtPage(): string | null {
   let dir = dirname(fileURLToPath(import.meta.url))
   while (!existsSync(join(dir, 'package.json')) && dirname(dir) !== dir) dir = dirname(dir)
-  const page = join(dir, 'build', 'dashboard')
+  const page = join(dir, 'build', 'page')
   return existsSync(join(page, 'index.html')) ? page : null
 }

@@ -146,6 +146,25 @@ describe('the page server', () => {
     socket.close()
   })
 
+  it('outlives an upgrade to what is no address', async () => {
+    for (const path of ['//', '//[', '/live/../', 'http://%']) {
+      assert.equal(await upgradeStatus(path), 401, path)
+    }
+    assert.equal((await ask('/', { cookie })).status, 200)
+  })
+
+  const upgradeStatus = (path: string): Promise<number> =>
+    new Promise((resolve, reject) => {
+      const headers = { connection: 'Upgrade', upgrade: 'websocket' }
+      const asked = request({ host: '127.0.0.1', port: http.port, path, headers })
+      asked.on('response', (response) => {
+        response.destroy()
+        resolve(response.statusCode ?? 0)
+      })
+      asked.on('error', reject)
+      asked.end()
+    })
+
   it('sends the events of the chosen job from a sequence on, then live ones', async () => {
     const line = (message: string) => ({ log: { level: 'info', message, workerId: '' } })
     for (let number = 1; number <= 700; number++) events.append('job-a', line(`${number}`))

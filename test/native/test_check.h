@@ -40,7 +40,7 @@ inline void record(bool passed, const std::string& what) {
   } while (false)
 
 inline int finish(const char* program) {
-  std::printf("%s: %d checks, %d failed\n", program, num_checks, num_failures);
+  std::printf("%s: %d passed, %d failed\n", program, num_checks - num_failures, num_failures);
   return num_failures == 0 ? 0 : 1;
 }
 
