@@ -6,6 +6,7 @@
  *
  * A job goes Submit → ingest (job-queue.ts) → plan and run (job-run.ts, run-machine.ts) → delivery.
  */
+import { availableParallelism } from 'node:os'
 import type { Logger } from 'pino'
 import type { TunemeshError } from '../proto/errors.js'
 import { version } from '../proto/version.js'
@@ -24,7 +25,7 @@ import { JobQueue } from './job-queue.js'
 import { startRun } from './job-run.js'
 import { jobHandlers } from './job-service.js'
 import { JobStore } from './job-store.js'
-import { LocalWorkers } from './local-workers.js'
+import { LocalWorkers, threadsEach } from './local-workers.js'
 import { findNatsServer } from './nats-binary.js'
 import { NatsConnection } from './nats-connection.js'
 import { isFree, NatsServer } from './nats-server.js'
@@ -48,6 +49,7 @@ export interface CoordinatorOptions {
   /** Built pages of the dashboard. */
   dashboardDir: string
   numWorkers: number
+  /** 0: the processors are divided among the workers. */
   threadsPerWorker: number
   workerEnv: NodeJS.ProcessEnv
   /** Nothing queued is run: the folder is only looked at. */
@@ -247,7 +249,8 @@ function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
   const { options, folder, log } = mesh
   return new LocalWorkers({
     count: options.numWorkers,
-    threadsPerWorker: options.threadsPerWorker,
+    threadsPerWorker:
+      options.threadsPerWorker || threadsEach(options.numWorkers, availableParallelism()),
     coordinator,
     tokenPath: folder.tokenPath,
     workDir: folder.tempDir,

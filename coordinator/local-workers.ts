@@ -17,7 +17,6 @@ const endGraceMs = 8_000
 
 export interface LocalWorkersOptions {
   count: number
-  /** 0: the worker takes all processors. */
   threadsPerWorker: number
   coordinator: string
   tokenPath: string
@@ -28,6 +27,11 @@ export interface LocalWorkersOptions {
   /** Test knobs by worker; the options reach a worker only with --testing. */
   tuning: { failpoints?: string; options?: Record<string, unknown> }[]
   log: Logger
+}
+
+/** The processors divided: more threads than processors make every worker slower. */
+export function threadsEach(numWorkers: number, numProcessors: number): number {
+  return Math.max(1, Math.floor(numProcessors / Math.max(1, numWorkers)))
 }
 
 export class LocalWorkers {
@@ -43,7 +47,7 @@ export class LocalWorkers {
     for (let index = 0; index < this.options.count; index++) this.#launch(index, firstDelayMs)
   }
 
-  /** Lets each leave between steps; what does not end in time is killed. */
+  /** The end of its standard input ends each at once; what does not end in time is killed. */
   async close(): Promise<void> {
     this.#isClosing = true
     for (const timer of this.#restarts) clearTimeout(timer)
