@@ -3,6 +3,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs'
 import { availableParallelism, hostname } from 'node:os'
 import { join } from 'node:path'
+import { assertLoopback } from '../client/client.js'
 import { nodeArgs } from '../client/embedded.js'
 import { type Endpoint, isProcessAlive, namedEndpoint } from '../client/endpoint.js'
 import { TunemeshError } from '../proto/errors.js'
@@ -17,6 +18,7 @@ export interface WorkerOptions {
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
   const endpoint = await endpointFor(context, options)
+  assertLoopback(endpoint.grpc)
   const workDir = newWorkDir(context.stateDir)
   const tokenFd = openSecret(context.stateDir, endpoint.token)
   const args = [

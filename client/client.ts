@@ -161,11 +161,20 @@ export const connect = (options: ConnectOptions): TunemeshClient => new Tunemesh
 
 function credentialsFor(options: ConnectOptions) {
   if (options.tlsRoots) return credentials.createSsl(options.tlsRoots)
-  if (isLoopback(options.address)) return credentials.createInsecure()
+  assertLoopback(options.address, 'Give the TLS authority, or forward')
+  return credentials.createInsecure()
+}
+
+/**
+ * What speaks without TLS goes to this machine only.
+ * @throws TunemeshError NOT_AUTHENTICATED
+ */
+export function assertLoopback(address: string, remedy = 'Forward'): void {
+  if (isLoopback(address)) return
   throw new TunemeshError(
     'NOT_AUTHENTICATED',
-    `${options.address} is not on this machine, and the token would travel there in the clear. ` +
-      'Give the TLS authority, or forward the port with ssh and use 127.0.0.1.',
+    `${address} is not on this machine, and the token would travel there in the clear. ` +
+      `${remedy} the port with ssh and use 127.0.0.1.`,
   )
 }
 

@@ -4,6 +4,7 @@
  */
 import { credentials } from '@grpc/grpc-js'
 import { Blobs } from '../client/blobs.js'
+import { assertLoopback } from '../client/client.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
@@ -49,6 +50,7 @@ export class Worker {
   #step = 0
 
   constructor(private readonly options: WorkerOptions) {
+    assertLoopback(options.coordinator)
     const { device, deviceClass, numThreads, memoryBytes } = describeDevice(options.device)
     this.#stream = new AttachStream({
       address: options.coordinator,
