@@ -78,6 +78,7 @@ export class NatsConnection implements GradientTransport {
   }
 
   subscribe(subject: string, listener: MessageListener): () => void {
+    if (this.client.isClosed()) return () => {}
     const subscription = this.client.subscribe(subject, {
       callback: (error, message) => {
         if (error === null) listener(message.data, message.reply)

@@ -12,6 +12,7 @@ import { BlobService, channelOptions } from '../proto/services.js'
 import type { TrainRequest } from '../proto/train-spec.js'
 import { version } from '../proto/version.js'
 import { AttachStream } from './attach-stream.js'
+import { DataBus } from './data-bus.js'
 import { DataPlane } from './data-plane.js'
 import { describeDevice } from './engine.js'
 import { EngineCalls } from './engine-calls.js'
@@ -41,7 +42,8 @@ export class Worker {
   readonly #files: JobFiles
   readonly #calls: EngineCalls
   #loop: StepLoop | null = null
-  #nats: NatsConnection | null = null
+  /** One worker alone never needs it. */
+  readonly #bus = new DataBus((address) => NatsConnection.open(address))
   #welcome: Welcome | null = null
   #heartbeat: NodeJS.Timeout | null = null
   #doing = 'idle'
@@ -86,7 +88,7 @@ export class Worker {
       if (this.#heartbeat) clearInterval(this.#heartbeat)
       await this.#loop?.close()
       await this.#calls.close()
-      await this.#nats?.close()
+      await this.#bus.close()
       await this.#files.clear()
     }
   }
@@ -105,6 +107,8 @@ export class Worker {
 
   #attached(welcome: Welcome): void {
     this.#welcome = welcome
+    const { natsUrl, natsUser, natsPassword } = welcome
+    this.#bus.moveTo({ url: natsUrl, user: natsUser, password: natsPassword })
     this.#isAttached = true
     this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
     if (this.#heartbeat) clearInterval(this.#heartbeat)
@@ -163,7 +167,8 @@ export class Worker {
       nowMs: () => performance.now(),
       send: (message) => this.#send(message),
       openDataPlane: (job, onEvent) => this.#openDataPlane(job, onEvent),
-      readCommitLog: async (jobId, after) => (await this.#bus()).readCommitLog(jobId, after),
+      readCommitLog: async (jobId, after) =>
+        (await this.#bus.connection()).readCommitLog(jobId, after),
       log: options.log,
       onExit: (reason) => {
         options.log('info', `leaving: ${reason}`)
@@ -177,21 +182,9 @@ export class Worker {
       jobId: job.prepare.jobId,
       workerId: () => this.#welcome?.workerId ?? '',
       exchange: job.exchange,
-      connect: () => this.#bus(),
+      connect: () => this.#bus.connection(),
       onEvent,
     })
-  }
-
-  /** The data connection, opened when first needed: one worker alone never needs it. */
-  async #bus(): Promise<NatsConnection> {
-    const welcome = this.#welcome
-    if (!welcome) throw new Error('not attached yet')
-    this.#nats ??= await NatsConnection.open({
-      url: welcome.natsUrl,
-      user: welcome.natsUser,
-      password: welcome.natsPassword,
-    })
-    return this.#nats
   }
 
   #send(message: FromWorker): void {
