@@ -56,9 +56,12 @@ export class JobQueue {
     for (const job of store.list().filter((job) => !hasEnded(job))) {
       if (job.state === 'VALIDATING') this.#startIngest(job)
       else if (job.state !== 'QUEUED' && job.state !== 'STOPPING') {
-        await store.update(job.jobId, () => ({ state: 'QUEUED', queuedAtMs: 0 }))
+        await store.update(job.jobId, (now) =>
+          hasEnded(now) ? null : { state: 'QUEUED', queuedAtMs: 0 },
+        )
       } else if (job.state === 'STOPPING') {
-        await this.#enter(job.jobId, { state: 'STOPPED', endedAtMs: this.options.nowMs() })
+        const stopped = { state: 'STOPPED' as const, endedAtMs: this.options.nowMs() }
+        await this.#enter(job.jobId, stopped, hasNotEnded)
       }
     }
     this.#pump()
@@ -86,11 +89,13 @@ export class JobQueue {
     if (hasEnded(job)) return job
     this.#ingests.get(job.jobId)?.abort()
     if (this.#running?.id === job.jobId) {
-      const stopping = await this.#enter(job.jobId, { state: 'STOPPING' })
-      this.#running?.job.stop(now)
-      return stopping
+      const { job: running } = this.#running
+      const stopping = await this.#enter(job.jobId, { state: 'STOPPING' }, hasNotEnded)
+      if (stopping !== null) running.stop(now)
+      return stopping ?? this.options.store.get(id)
     }
-    return this.#enter(job.jobId, { state: 'STOPPED', endedAtMs: this.options.nowMs() })
+    const stopped = { state: 'STOPPED' as const, endedAtMs: this.options.nowMs() }
+    return (await this.#enter(job.jobId, stopped, hasNotEnded)) ?? this.options.store.get(id)
   }
 
   /** Queues a stopped or failed job again; a paused one goes on at once; others are left alone. */
@@ -103,16 +108,17 @@ export class JobQueue {
         `Job ${id} has succeeded; there is nothing to resume. Its result is in ${job.outputDir}.`,
       )
     }
-    if (job.state !== 'STOPPED' && job.state !== 'FAILED') return job
+    if (!canResume(job)) return job
     const cleared = { error: null, endedAtMs: 0, queuedAtMs: this.options.nowMs() }
     if (job.preparedDigest === '') {
-      const validating = await this.#enter(job.jobId, { ...cleared, state: 'VALIDATING' })
-      this.#startIngest(validating)
-      return validating
+      const change = { ...cleared, state: 'VALIDATING' as const }
+      const validating = await this.#enter(job.jobId, change, canResume)
+      if (validating !== null) this.#startIngest(validating)
+      return validating ?? this.options.store.get(id)
     }
-    const queued = await this.#enter(job.jobId, { ...cleared, state: 'QUEUED' })
+    const queued = await this.#enter(job.jobId, { ...cleared, state: 'QUEUED' }, canResume)
     this.#pump()
-    return queued
+    return queued ?? this.options.store.get(id)
   }
 
   /** A change of state that a run itself tells: paused, and going on again. */
@@ -183,7 +189,9 @@ export class JobQueue {
     this.#prepare(job, stop.signal)
       .catch((error) => this.#failIngest(job, stop.signal, error))
       .catch((error) => this.options.log.error({ err: error }, 'a job could not be stored'))
-      .finally(() => this.#ingests.delete(job.jobId))
+      .finally(() => {
+        if (this.#ingests.get(job.jobId) === stop) this.#ingests.delete(job.jobId)
+      })
   }
 
   async #prepare(job: JobRecord, signal: AbortSignal): Promise<void> {
@@ -191,20 +199,20 @@ export class JobQueue {
     const prepared = await ingest(job, signal)
     events.append(job.jobId, { preflight: prepared.report })
     const preparedDigest = await storePrepared(blobs, prepared)
-    if (signal.aborted) return
-    await this.#enter(job.jobId, {
-      state: 'QUEUED',
+    const queued = {
+      state: 'QUEUED' as const,
       preparedDigest,
       specJson: JSON.stringify(prepared.spec),
       numSteps: prepared.schedule.numSteps,
-    })
+    }
+    await this.#enter(job.jobId, queued, (now) => !signal.aborted && now.state === 'VALIDATING')
     this.#pump()
   }
 
   async #failIngest(job: JobRecord, signal: AbortSignal, error: unknown): Promise<void> {
     // Stopped, or the coordinator ends: the next one ingests it anew.
-    if (signal.aborted) return
-    await this.#enter(job.jobId, this.#failure(error))
+    const isWaited = (now: JobRecord) => !signal.aborted && now.state === 'VALIDATING'
+    await this.#enter(job.jobId, this.#failure(error), isWaited)
   }
 
   #pump(): void {
@@ -218,16 +226,23 @@ export class JobQueue {
   }
 
   #start(queued: JobRecord): void {
-    const startedAtMs = this.options.nowMs()
-    const told = this.#enter(queued.jobId, { state: 'RUNNING', startedAtMs })
+    const { nowMs, log } = this.options
+    const startedAtMs = nowMs()
+    const isQueued = (now: JobRecord) => now.state === 'QUEUED'
+    const entered = this.#enter(queued.jobId, { state: 'RUNNING', startedAtMs }, isQueued)
+    const told = entered.then((running) => {
+      if (running === null) throw stoppedBefore(queued.jobId)
+    })
     const job = this.options.run({ ...queued, startedAtMs }, told)
+    const end = async (outcome: Partial<JobRecord> & { state: JobState }) => {
+      // Stopped while it still lay in the queue: this run has no say, the job may be queued again.
+      if ((await entered.catch(() => queued)) === null) return
+      await this.#enter(queued.jobId, { endedAtMs: nowMs(), ...outcome }, hasNotEnded)
+    }
     const ended = job.outcome
       .catch((error) => this.#failure(error))
-      .then((outcome) => this.#enter(queued.jobId, { endedAtMs: this.options.nowMs(), ...outcome }))
-      .then(
-        () => {},
-        (error) => this.options.log.error({ err: error }, 'an outcome was lost'),
-      )
+      .then(end)
+      .catch((error) => log.error({ err: error }, 'an outcome was lost'))
       .finally(() => {
         this.#running = null
         this.#pump()
@@ -235,8 +250,21 @@ export class JobQueue {
     this.#running = { id: queued.jobId, job, ended }
   }
 
-  async #enter(id: JobId, change: Partial<JobRecord> & { state: JobState }): Promise<JobRecord> {
-    const job = await this.options.store.update(id, () => change)
+  /**
+   * Stores a change of state and tells it, unless the job as it is by then does not allow it.
+   * @returns null where it did not
+   */
+  async #enter(
+    id: JobId,
+    change: Partial<JobRecord> & { state: JobState },
+    isAllowed: (now: JobRecord) => boolean,
+  ): Promise<JobRecord | null> {
+    let isEntered = false
+    const job = await this.options.store.update(id, (now) => {
+      isEntered = isAllowed(now)
+      return isEntered ? change : null
+    })
+    if (!isEntered) return null
     this.#tell(job)
     return job
   }
@@ -253,6 +281,12 @@ export class JobQueue {
     return { state: 'FAILED', error: { code, message, details }, endedAtMs: this.options.nowMs() }
   }
 }
+
+const hasNotEnded = (job: JobRecord) => !hasEnded(job)
+const canResume = (job: JobRecord) => job.state === 'STOPPED' || job.state === 'FAILED'
+
+const stoppedBefore = (id: JobId) =>
+  new TunemeshError('JOB_STOPPED', `Job ${id} was stopped before it began.`)
 
 function storedErrorOf(error: unknown) {
   const { code, message, details } = error as Partial<TunemeshError>

@@ -48,7 +48,7 @@ export function startRun(parts: RunParts): RunningJob {
       unwatch()
     }
   })().catch((error) => {
-    if (!abort.signal.aborted) throw error
+    if (!abort.signal.aborted || !isStop(error)) throw error
     return { state: 'STOPPED' as const }
   })
   return {
@@ -61,6 +61,10 @@ export function startRun(parts: RunParts): RunningJob {
     resume: () => runner?.resume(),
   }
 }
+
+/** What a stop makes planning fail with; a job that can not run is a failure all the same. */
+const isStop = (error: { code?: string; name?: string }) =>
+  error.code === 'JOB_STOPPED' || error.name === 'AbortError'
 
 interface Planned {
   prepared: PreparedJob
