@@ -67,13 +67,17 @@ export class JobQueue {
     this.#pump()
   }
 
-  /** @throws TunemeshError JOB_INVALID with every problem of the job file; OUTPUT_IN_USE */
+  /**
+   * @throws TunemeshError JOB_INVALID with every problem of the job file; OUTPUT_IN_USE;
+   *   STATE_CONFLICT when this coordinator runs no jobs
+   */
   async submit(request: SubmitRequest__Output): Promise<JobRecord> {
     const key = request.idempotencyKey
     const known = this.options.store.findByKey(key)
     if (known !== null) return known
     const underWay = key === '' ? undefined : this.#submits.get(key)
     if (underWay !== undefined) return underWay
+    this.#assertOpen()
     const submitted = this.#create(request)
     if (key !== '') this.#submits.set(key, submitted)
     try {
@@ -109,6 +113,8 @@ export class JobQueue {
       )
     }
     if (!canResume(job)) return job
+    this.#assertOpen()
+    assertOutputFree(job.outputDir, this.options.store.list(), job.jobId)
     const cleared = { error: null, endedAtMs: 0, queuedAtMs: this.options.nowMs() }
     if (job.preparedDigest === '') {
       const change = { ...cleared, state: 'VALIDATING' as const }
@@ -143,6 +149,21 @@ export class JobQueue {
     })
     await Promise.race([running.ended, tooLate])
     clearTimeout(timer)
+  }
+
+  /** A job that nobody would run is refused rather than left to wait. */
+  #assertOpen(): void {
+    if (this.options.isHeld) {
+      throw new TunemeshError(
+        'STATE_CONFLICT',
+        'This coordinator was started with --hold and runs no jobs: a command that only looks or ' +
+          'asks, such as `tunemesh chat` or `tunemesh plan`, holds the state folder. ' +
+          'End it, then try again.',
+      )
+    }
+    if (!this.#isClosing) return
+    const text = 'This coordinator is ending and takes no more jobs. Try again in a moment.'
+    throw new TunemeshError('STATE_CONFLICT', text)
   }
 
   async #create(request: SubmitRequest__Output): Promise<JobRecord> {

@@ -4,14 +4,18 @@ import { chmod, copyFile, mkdir, open, rename, rm, writeFile } from 'node:fs/pro
 import { dirname, isAbsolute, join, normalize } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
+import type { JobId } from '../proto/ids.js'
 import { type BlobStore, diskError, syncFolder } from './blob-store.js'
 import { hasEnded, type JobRecord } from './job-store.js'
 
 /** The run record: job file, digests, versions, every step's figures. */
 export const runRecordName = 'run.json'
 
-/** @throws TunemeshError OUTPUT_IN_USE: another job writes there, or it holds something already */
-export function assertOutputFree(outputDir: string, jobs: JobRecord[]): void {
+/**
+ * @param resumed the job that is to go on: what it delivered there itself is no obstacle
+ * @throws TunemeshError OUTPUT_IN_USE: another job writes there, or it holds something already
+ */
+export function assertOutputFree(outputDir: string, jobs: JobRecord[], resumed?: JobId): void {
   const other = jobs.find((job) => job.outputDir === outputDir && !hasEnded(job))
   if (other !== undefined) {
     throw new TunemeshError(
@@ -20,6 +24,7 @@ export function assertOutputFree(outputDir: string, jobs: JobRecord[]): void {
         'Choose another output_dir, or wait for that job.',
     )
   }
+  if (resumed !== undefined && jobIdIn(join(outputDir, runRecordName)) === resumed) return
   const found = statSync(outputDir, { throwIfNoEntry: false })
   if (found !== undefined && (!found.isDirectory() || readdirSync(outputDir).length > 0)) {
     throw new TunemeshError(

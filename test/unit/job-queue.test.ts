@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { pino } from 'pino'
 import type { BlobStore } from '../../coordinator/blob-store.js'
@@ -75,6 +78,15 @@ class OneJob {
   }
 }
 
+const aRequest = {
+  jobFile: '',
+  jobFileName: 'job.yaml',
+  baseDir: '/',
+  overrides: [],
+  goldenJson: '',
+  idempotencyKey: '',
+}
+
 describe('the queue of jobs', () => {
   it('a stop asked at any moment of the end of a job leaves it as it ended', async () => {
     for (let turns = 0; turns < 16; turns++) {
@@ -120,5 +132,24 @@ describe('the queue of jobs', () => {
     job.end({ state: 'STOPPED' })
     await job.settled()
     assert.deepEqual(job.told, ['RUNNING', 'STOPPING', 'STOPPED'])
+  })
+
+  it('a held coordinator refuses to queue a job and says what holds the folder', async () => {
+    const job = new OneJob('STOPPED', { isHeld: true })
+    const refusal = { code: 'STATE_CONFLICT', message: /tunemesh chat/ }
+    await assert.rejects(job.queue.resume(job.id), refusal)
+    await assert.rejects(job.queue.submit(aRequest), refusal)
+    assert.deepEqual(job.told, [])
+  })
+
+  it('a job whose output folder was filled meanwhile is not resumed', async (test) => {
+    const folder = mkdtempSync(join(tmpdir(), 'tunemesh-queue-'))
+    test.after(() => rmSync(folder, { recursive: true }))
+    const job = new OneJob('STOPPED', { outputDir: folder })
+    writeFileSync(join(folder, 'run.json'), '{"jobId":"job-bbbbbbbb"}')
+    await assert.rejects(job.queue.resume(job.id), { code: 'OUTPUT_IN_USE' })
+    assert.equal(job.record.state, 'STOPPED')
+    writeFileSync(join(folder, 'run.json'), JSON.stringify({ jobId: job.id }))
+    assert.equal((await job.queue.resume(job.id)).state, 'QUEUED')
   })
 })
