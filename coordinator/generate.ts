@@ -10,7 +10,7 @@ import { readBaseModel } from './ingest-model.js'
 import type { JobRecord } from './job-store.js'
 import { loadPrepared } from './prepared-blob.js'
 import { loadTokenizer, type Tokenizer } from './tokenizer.js'
-import { anyWorker, askGenerate } from './worker-calls.js'
+import { askGenerate, idleWorker } from './worker-calls.js'
 
 /** Where workers are expected; elsewhere one that is coming back still gets its chance. */
 const workerWaitMs = 60_000
@@ -37,7 +37,7 @@ export async function* generateText(
   const promptIds = await promptIdsOf(request, tokenizer)
   const limit = request.maxNewTokens || defaultNewTokens
   const waitMs = mesh.options.numWorkers > 0 ? workerWaitMs : uncertainWaitMs
-  const worker = await anyWorker(mesh.fleet, waitMs, signal)
+  const worker = await idleWorker(mesh.fleet, waitMs, signal)
   const results = askGenerate(mesh.fleet, worker, {
     request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
     adapterPath: choice.adapterPath,

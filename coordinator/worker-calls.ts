@@ -34,6 +34,21 @@ export async function anyWorker(fleet: Fleet, waitMs: number, signal?: AbortSign
   })
 }
 
+/**
+ * One that may load a model beside the plan of any job: a job's memory is counted without it.
+ * @throws TunemeshError STATE_CONFLICT when all attached workers train
+ */
+export async function idleWorker(fleet: Fleet, waitMs: number, signal?: AbortSignal) {
+  const worker = await anyWorker(fleet, waitMs, signal)
+  if (worker.state === 'idle') return worker
+  const job = worker.jobId === '' ? 'the job that runs' : `job ${worker.jobId}`
+  throw new TunemeshError(
+    'STATE_CONFLICT',
+    `All workers train, ${fleet.workers.length} of them, and have no memory for another model. ` +
+      `Ask again after ${job}, or attach another worker: tunemesh worker.`,
+  )
+}
+
 export async function askPlan(
   fleet: Fleet,
   worker: FleetWorker,

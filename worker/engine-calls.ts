@@ -46,14 +46,10 @@ export class EngineCalls {
     this.#tail = this.#tail.then(() => this.#generate(call, abort.signal))
   }
 
-  /** Gives the memory back before a job needs it. */
-  release(): void {
+  /** Resolves when the model's memory is given back: before a job takes its own, and at the end. */
+  async release(): Promise<void> {
     for (const abort of this.#running.values()) abort.abort()
     this.#tail = this.#tail.then(() => this.#unload())
-  }
-
-  async close(): Promise<void> {
-    this.release()
     await this.#tail
   }
 

@@ -24,6 +24,8 @@ export interface StepLoopOptions {
   files: JobFiles
   device: DeviceOptions
   nowMs: () => number
+  /** Resolves when no other model is loaded: a job's memory is planned without one. */
+  freeMemory(): Promise<void>
   send(message: FromWorker): void
   openDataPlane(job: JobEngine, onEvent: (event: WorkerEvent) => void): Promise<DataPlane>
   readCommitLog(jobId: string, afterSequence: number): Promise<LoggedRecord[]>
@@ -130,6 +132,7 @@ export class StepLoop {
 
   async #prepare(prepare: Prepare__Output): Promise<void> {
     await this.#release()
+    await this.options.freeMemory()
     const job = await JobEngine.open(prepare, this.options.files, this.options.device)
     this.#job = job
     this.#dataPlane = await this.options.openDataPlane(job, (event) => this.handle(event))

@@ -87,7 +87,7 @@ export class Worker {
     } finally {
       if (this.#heartbeat) clearInterval(this.#heartbeat)
       await this.#loop?.close()
-      await this.#calls.close()
+      await this.#calls.release()
       await this.#bus.close()
       await this.#files.clear()
     }
@@ -139,7 +139,6 @@ export class Worker {
     if (message.generateCall) return this.#calls.generate(message.generateCall)
     if (message.shutdown) return this.#stream.close()
     if (message.prepare) {
-      this.#calls.release()
       this.#loop ??= this.#newLoop(JSON.parse(message.prepare.trainSpecJson) as TrainRequest)
       this.#doing = 'preparing'
     } else if (message.stepPlan) {
@@ -165,6 +164,7 @@ export class Worker {
       files: this.#files,
       device: options.device,
       nowMs: () => performance.now(),
+      freeMemory: () => this.#calls.release(),
       send: (message) => this.#send(message),
       openDataPlane: (job, onEvent) => this.#openDataPlane(job, onEvent),
       readCommitLog: async (jobId, after) =>

@@ -3,7 +3,7 @@ import { existsSync, renameSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { CliProcess, jsonLines } from './cli-process.js'
-import { examplesDir, TestCoordinator } from './open-coordinator.js'
+import { examplesDir, TestCoordinator, tinyJob } from './open-coordinator.js'
 import { engineMissing, type TemporaryFolder, temporaryFolder } from './temporary-mesh.js'
 
 const model = join(examplesDir, 'tiny-llama')
@@ -91,6 +91,27 @@ describe('chat with a tuned model', { skip: engineMissing(), timeout: 180_000 },
     await assert.rejects(asked.next(), { code: 'NO_WORKERS', message: /tunemesh worker/ })
     await coordinator.close()
     coordinator.removeState()
+  })
+
+  test('while all workers train, the answer names the job; a job ends a chat and trains', async () => {
+    const coordinator = await TestCoordinator.open({ workers: 1 })
+    const { client } = coordinator
+    const question = { model, prompt: 'What?', maxNewTokens: 4_096 }
+    const chat = client.generate(question)
+    await chat.next()
+    const outputs = temporaryFolder({})
+    const job = await client.submit(tinyJob(outputs.outputDir))
+    for await (const event of client.watch(job.jobId)) {
+      if (event.step?.step !== 2) continue
+      const asked = client.generate(question).next()
+      await assert.rejects(asked, { code: 'STATE_CONFLICT', message: new RegExp(job.jobId) })
+    }
+    const ended = await client.get(job.jobId)
+    assert.deepEqual([ended.state, ended.error], ['SUCCEEDED', null])
+    assert.equal((await client.generate({ ...question, maxNewTokens: 1 }).next()).done, false)
+    await coordinator.close()
+    coordinator.removeState()
+    outputs.remove()
   })
 
   test('a job, a model or an adapter that is not there is named', async () => {
