@@ -91,14 +91,23 @@ export interface Coordinator {
 export async function startCoordinator(options: CoordinatorOptions): Promise<Coordinator> {
   // What was opened is closed in reverse order, at the end or when a later part fails to start.
   const closers: (() => unknown)[] = []
-  const stop = async () => {
-    for (const close of closers.splice(0).reverse()) await close()
-  }
+  const stop = () => closeAll(closers, options.log)
   try {
     return await assemble(options, closers, stop)
   } catch (error) {
     await stop()
     throw error
+  }
+}
+
+/** What fails to close is told; the others are closed all the same. */
+async function closeAll(closers: (() => unknown)[], log: Logger): Promise<void> {
+  for (const close of closers.splice(0).reverse()) {
+    try {
+      await close()
+    } catch (error) {
+      log.error({ err: error }, 'a part of the coordinator did not close')
+    }
   }
 }
 
@@ -143,7 +152,7 @@ async function assemble(
   writePrivate(folder.tokenPath, `${token}\n`)
   const grpc = await listenGrpc({ mesh, nats, queue, token })
   closers.push(() => grpc.server.close(1_000))
-  closers.push(() => mesh.events.flush().then(() => mesh.events.close()))
+  closers.push(() => mesh.events.close())
 
   const http = await listenHttp(mesh, token)
   closers.push(() => http?.close())

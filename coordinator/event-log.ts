@@ -25,6 +25,8 @@ const maxEventBytes = 384 << 10
 /** The newest events stay in memory for readers that are up to date. */
 const numRecent = 512
 const maxRetryDelayMs = 1_000
+/** Within it the last events are stored, or the store is away for good. */
+const closeGraceMs = 3_000
 
 interface JobLog {
   /** Last sequence given out. */
@@ -135,11 +137,24 @@ export class EventLog {
     return (await this.#open(jobId)).last <= sequence
   }
 
-  async close(): Promise<void> {
-    this.#closed = true
-    for (const opened of this.#jobs.values()) {
-      const job = await opened.catch(() => null)
-      for (const wake of job?.wake ?? []) wake()
+  /** Waits so long for what is not stored yet; where the store is gone, that would be for ever. */
+  async close(graceMs = closeGraceMs): Promise<void> {
+    const waited = new AbortController()
+    const { signal } = waited
+    const isLate = delay(graceMs, true, { signal }).catch(() => true)
+    const flushed = this.flush().then(() => false)
+    try {
+      if (await Promise.race([flushed, isLate])) {
+        this.options.log.error(`events not stored within ${graceMs} ms are lost`)
+      }
+    } catch (error) {
+      this.options.log.error({ err: error }, 'the last events are lost')
+    } finally {
+      waited.abort()
+      this.#closed = true
+      for (const opened of this.#jobs.values()) {
+        void opened.then(wakeReaders, () => {})
+      }
     }
   }
 
@@ -213,7 +228,7 @@ export class EventLog {
       job.stored = batch.at(-1)?.sequence ?? job.stored
       job.recent.push(...batch)
       job.recent.splice(0, job.recent.length - numRecent)
-      for (const wake of job.wake) wake()
+      wakeReaders(job)
       if (job.numDropped > 0) {
         const message = `${job.numDropped} log lines were dropped while the store was away.`
         job.numDropped = 0
@@ -258,6 +273,10 @@ export class EventLog {
       return { outcome: 'unknown' as const }
     }
   }
+}
+
+function wakeReaders(job: JobLog): void {
+  for (const wake of job.wake) wake()
 }
 
 function nextBatch(waiting: JobLog['waiting']): StoredEvent[] {
