@@ -2,7 +2,7 @@
 import { newestJob } from './chosen-job.js'
 import type { Context } from './context.js'
 import { formatClock } from './format.js'
-import { type Mesh, withMesh } from './mesh.js'
+import { hasEnded, type Mesh, withMesh } from './mesh.js'
 import { renderEvent } from './render-event.js'
 
 export interface LogsOptions {
@@ -10,8 +10,10 @@ export interface LogsOptions {
   after: number
 }
 
-/** Without -f, a running job's stored events are over when none has come for this long. */
+/** Without -f, a live job's stored events are over when none has come for this long. */
 const idleMs = 750
+/** The first one may take this long: a state folder with a long history is slow to open. */
+const firstEventMs = 15_000
 
 export async function logs(
   context: Context,
@@ -22,13 +24,16 @@ export async function logs(
     const jobId = asked ?? (await newestJob(mesh.client)).jobId
     const detach = new AbortController()
     const restore = context.interrupts.handle(() => detach.abort())
-    const idle = new IdleTimer(options.follow ? null : idleMs)
+    const idle = new IdleTimer()
     try {
+      // The events of a job that has ended have a last one; its watch ends by itself.
+      const isTimed = !options.follow && !hasEnded(await mesh.client.get(jobId))
+      if (isTimed) idle.restart(firstEventMs)
       await print(context, mesh, {
         jobId,
         after: options.after,
         signal: AbortSignal.any([detach.signal, idle.signal, mesh.signal]),
-        onEvent: () => idle.restart(),
+        onEvent: () => isTimed && idle.restart(idleMs),
       })
     } catch (error) {
       if (detach.signal.aborted) {
@@ -56,22 +61,18 @@ async function print(
   }
 }
 
-/** Fires its signal when nothing has restarted it for a while; null: never. */
+/** Fires its signal when nothing has restarted it for as long as it was last given. */
 class IdleTimer {
   readonly #idle = new AbortController()
   #timer: NodeJS.Timeout | undefined
-
-  constructor(private readonly afterMs: number | null) {
-    this.restart()
-  }
 
   get signal(): AbortSignal {
     return this.#idle.signal
   }
 
-  restart(): void {
+  restart(afterMs: number): void {
     clearTimeout(this.#timer)
-    if (this.afterMs !== null) this.#timer = setTimeout(() => this.#idle.abort(), this.afterMs)
+    this.#timer = setTimeout(() => this.#idle.abort(), afterMs)
   }
 
   stop(): void {

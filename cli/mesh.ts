@@ -3,6 +3,7 @@
  * runs.
  */
 import { availableParallelism } from 'node:os'
+import { setTimeout as delay } from 'node:timers/promises'
 import { connect, type TunemeshClient } from '../client/client.js'
 import { type EmbeddedCoordinator, startEmbedded } from '../client/embedded.js'
 import { type Endpoint, liveEndpoint, namedEndpoint } from '../client/endpoint.js'
@@ -31,6 +32,11 @@ export interface Mesh {
 
 /** Grace after a second Ctrl-C. */
 const hurriedGraceMs = 1_000
+/** Another command's coordinator is starting or ending for less than this. */
+const otherSettlesMs = 20_000
+const lookAgainMs = 250
+/** Jobs looked through for such as wait; a state folder that has more queued is not expected. */
+const maxListed = 1_000
 
 export async function withMesh<T>(
   context: Context,
@@ -38,13 +44,36 @@ export async function withMesh<T>(
   use: (mesh: Mesh) => Promise<T>,
 ): Promise<T> {
   const found = await findEndpoint(context)
-  if (found === null) return withEmbedded(context, needs, use)
-  const client = connect({ address: found.grpc, token: found.token })
+  const mesh = found ?? (await startOrFind(context, needs))
+  if ('logPath' in mesh) return useEmbedded({ context, needs, embedded: mesh }, use)
+  const client = connect({ address: mesh.grpc, token: mesh.token })
   const { signal } = new AbortController()
   try {
-    return await use({ client, endpoint: found, isEmbedded: false, signal, hurry: () => {} })
+    return await use({ client, endpoint: mesh, isEmbedded: false, signal, hurry: () => {} })
   } finally {
     client.close()
+  }
+}
+
+/**
+ * A coordinator that another command starts or ends at this moment has the folder, yet no endpoint
+ * that answers: soon it has one, or has left the folder to us.
+ */
+async function startOrFind(
+  context: Context,
+  needs: MeshNeeds,
+): Promise<Endpoint | EmbeddedCoordinator> {
+  const giveUpMs = performance.now() + otherSettlesMs
+  for (;;) {
+    try {
+      return await startInterruptibly(context, needs)
+    } catch (error) {
+      const isInUse = error instanceof TunemeshError && error.code === 'STATE_IN_USE'
+      if (!isInUse || performance.now() >= giveUpMs) throw error
+    }
+    await delay(lookAgainMs)
+    const found = await findEndpoint(context)
+    if (found !== null) return found
   }
 }
 
@@ -53,12 +82,11 @@ export async function findEndpoint(context: Context): Promise<Endpoint | null> {
   return liveEndpoint(context.stateDir)
 }
 
-async function withEmbedded<T>(
-  context: Context,
-  needs: MeshNeeds,
+async function useEmbedded<T>(
+  parts: { context: Context; needs: MeshNeeds; embedded: EmbeddedCoordinator },
   use: (mesh: Mesh) => Promise<T>,
 ): Promise<T> {
-  const embedded = await startInterruptibly(context, needs)
+  const { context, needs, embedded } = parts
   const { endpoint } = embedded
   const gone = new AbortController()
   let isClosing = false
@@ -73,11 +101,42 @@ async function withEmbedded<T>(
   try {
     return await use({ client, endpoint, isEmbedded: true, signal: gone.signal, hurry })
   } finally {
+    const isWanted = !needs.isHeld && graceMs === undefined && !gone.signal.aborted
+    if (isWanted) await waitForQueued(context, client, gone.signal)
     isClosing = true
     client.close()
     await closeInterruptibly(context, embedded, graceMs)
   }
 }
+
+/** Jobs that other commands have queued here would end with this mesh; it stays for them. */
+async function waitForQueued(
+  { output, interrupts }: Context,
+  client: TunemeshClient,
+  gone: AbortSignal,
+): Promise<void> {
+  const leave = new AbortController()
+  const restore = interrupts.handle(() => leave.abort())
+  const signal = AbortSignal.any([leave.signal, gone])
+  try {
+    for (let isTold = false; !signal.aborted; isTold = true) {
+      const waiting = (await client.list(maxListed)).filter((job) => !hasEnded(job))
+      const oldest = waiting.at(-1)
+      if (oldest === undefined) return
+      const ids = waiting.map((job) => job.jobId).join(', ')
+      if (!isTold) output.note(`This mesh stays until ${ids} ended. Ctrl-C stops what is left.`)
+      for await (const _event of client.watch(oldest.jobId, { signal }));
+    }
+  } catch (error) {
+    if (!signal.aborted) output.note(`The queue could not be read: ${(error as Error).message}`)
+  } finally {
+    restore()
+  }
+}
+
+/** Nothing more happens to the job by itself. */
+export const hasEnded = ({ state }: { state: string }) =>
+  state === 'SUCCEEDED' || state === 'FAILED' || state === 'STOPPED'
 
 async function startInterruptibly(
   context: Context,

@@ -131,6 +131,30 @@ describe('command line with a mesh of its own', { skip: engineMissing() }, () =>
     assert.deepEqual(temporaryFiles(), [])
   })
 
+  test('train: a job that queues on the mesh of another train is done before it ends', async () => {
+    newFolder({ max_steps: 400 })
+    const first = train()
+    await first.until(/"event":"step"/)
+    const { pid, grpc } = endpoint()
+    const other = join(folder.stateDir, '..', 'other-output')
+    const args = ['--output-dir', other, '--set', 'max_steps=4', '--json']
+    const second = start('train', folder.jobPath, ...args)
+    const [one, two] = await Promise.all([first.ended, second.ended])
+    assert.equal(two.code, 0, two.stderr + two.stdout)
+    assert.equal(one.code, 0, one.stderr + one.stdout)
+    assert.match(one.stderr, /stays until job-\w+ ended/)
+    assert.ok(existsSync(join(other, 'adapter_model.safetensors')))
+    await assertNothingLeft(pid, grpc)
+  })
+
+  test('train: two started at once on one folder share the mesh of either', async () => {
+    const other = join(folder.stateDir, '..', 'other-output')
+    const both = [train(), start('train', folder.jobPath, '--output-dir', other, '--json')]
+    for (const done of await Promise.all(both.map((cli) => cli.ended))) {
+      assert.equal(done.code, 0, done.stderr + done.stdout)
+    }
+  })
+
   test('up: workers come and go, a second mesh on the folder is refused, Ctrl-C ends', async () => {
     const up = start('up', '--workers', '0', '--grpc-port', '0', '--dashboard-port', '0', '--json')
     await up.until(/"type":"mesh"/)

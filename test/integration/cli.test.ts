@@ -148,6 +148,20 @@ describe('command line against a coordinator', () => {
     assert.match(done.stderr, /the job goes on/)
   })
 
+  test('logs of a live job: what is stored, from the first event, exit 0', async () => {
+    coordinator.pushState('RUNNING')
+    const cli = new CliProcess([...base, 'logs', '--json'])
+    await cli.until(/"sequence":1/)
+    coordinator.push(step(1))
+    const done = await cli.ended
+    assert.equal(done.code, 0, done.stderr)
+    assert.equal(done.stderr, '')
+    assert.deepEqual(
+      jsonLines(done.stdout).map((line) => line.sequence),
+      [1, 2],
+    )
+  })
+
   test('jobs --server: a wrong token is refused with its code, exit 2', async () => {
     const args = ['--server', coordinator.address, 'jobs']
     const done = await runCli([...base, ...args], { TUNEMESH_TOKEN: 'wrong' })
