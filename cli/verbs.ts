@@ -72,7 +72,6 @@ function addMesh(program: Command, context: ContextNow): void {
     .description('join a coordinator with one worker of this machine')
     .option('--join <host:port>', 'the coordinator (default: the one of the state folder)')
     .option('--threads <n>', 'threads to compute with (default: all)', positive)
-    .option('--name <name>', 'what lists call it (default: the host name)')
     .addHelpText('after', examples(['worker', 'worker --join 127.0.0.1:8471 --token-file token']))
     .action((options: WorkerOptions) => worker(context(), options))
 }

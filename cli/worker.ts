@@ -1,7 +1,7 @@
 /** `tunemesh worker`: one worker process on this machine, joined to a coordinator. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs'
-import { availableParallelism, hostname } from 'node:os'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { assertLoopback } from '../client/client.js'
 import { nodeArgs } from '../client/embedded.js'
@@ -13,7 +13,6 @@ import { findEndpoint } from './mesh.js'
 export interface WorkerOptions {
   join?: string | undefined
   threads?: number | undefined
-  name?: string | undefined
 }
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
@@ -29,8 +28,6 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     '/dev/fd/3',
     '--threads',
     String(options.threads ?? availableParallelism()),
-    '--name',
-    options.name ?? hostname(),
     '--work-dir',
     workDir,
     '--end-with-parent',

@@ -83,7 +83,7 @@ export class LocalWorkers {
   #argsOf(index: number, workDir: string): string[] {
     const { options } = this
     const args = ['--coordinator', options.coordinator, '--token-file', options.tokenPath]
-    args.push('--name', `local-${index + 1}`, '--work-dir', workDir, '--end-with-parent')
+    args.push('--work-dir', workDir, '--end-with-parent')
     args.push('--threads', String(options.threadsPerWorker))
     const tuning = options.tuning[index]
     if (tuning === undefined) return args

@@ -1,7 +1,6 @@
 /**
  * The worker's one stream to the coordinator. It comes back by itself with capped, jittered delays
- * after a break, names the worker id it had, and never queues more than `maxQueuedMessages` while
- * it is away.
+ * after a break, names the worker id it had, and keeps no message while it is away.
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import * as grpc from '@grpc/grpc-js'

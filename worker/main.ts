@@ -16,7 +16,6 @@ const { values } = parseArgs({
     coordinator: { type: 'string' },
     'token-file': { type: 'string' },
     threads: { type: 'string', default: '0' },
-    name: { type: 'string', default: '' },
     'work-dir': { type: 'string' },
     'instruction-path': { type: 'string', default: 'auto' },
     'give-up-after': { type: 'string', default: '600' },
@@ -47,7 +46,6 @@ function workerOptions() {
   return {
     coordinator: values.coordinator,
     token: readFileSync(values['token-file'], 'utf8').trim(),
-    name: values.name,
     host: hostname(),
     workDir,
     device: {

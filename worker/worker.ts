@@ -26,7 +26,6 @@ import { StepLoop } from './step-loop.js'
 export interface WorkerOptions {
   coordinator: string
   token: string
-  name: string
   host: string
   workDir: string
   device: DeviceOptions
@@ -61,7 +60,6 @@ export class Worker {
       hello: {
         version,
         host: options.host,
-        name: options.name,
         device,
         deviceClass,
         numThreads,

@@ -163,7 +163,7 @@ describe('command line with a mesh of its own', { skip: engineMissing() }, () =>
     assert.equal(second.code, 2)
     assert.match(second.stderr, /^STATE_IN_USE/)
 
-    const worker = start('worker', '--name', 'anvil', '--threads', '1')
+    const worker = start('worker', '--threads', '1')
     const job = await start('train', folder.jobPath, '--json').ended
     assert.equal(job.code, 0, job.stderr + job.stdout)
     worker.interrupt()
