@@ -1,4 +1,4 @@
-/** The connection to NATS that the newest Welcome names: opened when first needed, and only once. */
+/** The connection to NATS that the newest Welcome names: opened when first needed, once. */
 import { TunemeshError } from '../proto/errors.js'
 import type { NatsAddress } from './nats-connection.js'
 

@@ -93,7 +93,7 @@ describe('chat with a tuned model', { skip: engineMissing(), timeout: 180_000 },
     coordinator.removeState()
   })
 
-  test('while all workers train, the answer names the job; a job ends a chat and trains', async () => {
+  test('while all workers train the answer names the job; a job ends a chat', async () => {
     const coordinator = await TestCoordinator.open({ workers: 1 })
     const { client } = coordinator
     const question = { model, prompt: 'What?', maxNewTokens: 4_096 }
