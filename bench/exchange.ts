@@ -157,7 +157,11 @@ async function startServer() {
   const found = await findNatsServer({
     explicit: process.env.TUNEMESH_NATS_SERVER ?? '',
     path: process.env.PATH ?? '',
-    cacheDir: join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh', 'nats'),
+    cacheDir: join(
+      process.env.XDG_CACHE_HOME || join(homedir(), '.cache'),
+      'tunemesh',
+      'nats-server',
+    ),
   })
   const probe = createServer().listen(0, '127.0.0.1')
   await once(probe, 'listening')
