@@ -15,12 +15,9 @@
 #include <string>
 #include <vector>
 
+#include "bench/native/fma_peak.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/thread_pool.h"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -91,49 +88,8 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-volatile float sink;
-constexpr size_t kSpinSteps = 200000;  // about 0.6 ms on a core with two AVX-512 units at 2.6 GHz
-
-#if defined(__x86_64__)
-constexpr size_t kChains = 16;
-
-__attribute__((target("avx512f"))) double spin_avx512(size_t steps) {
-  __m512 x[kChains];
-  for (size_t i = 0; i < kChains; i++) x[i] = _mm512_set1_ps(1.0f + static_cast<float>(i));
-  const __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
-  for (size_t s = 0; s < steps; s++) {
-#pragma GCC unroll 16
-    for (size_t i = 0; i < kChains; i++) x[i] = _mm512_fmadd_ps(x[i], a, b);
-  }
-  for (size_t i = 1; i < kChains; i++) x[0] = _mm512_add_ps(x[0], x[i]);
-  sink = _mm512_cvtss_f32(x[0]);
-  return static_cast<double>(steps * kChains * 32);
-}
-
-__attribute__((target("avx2,fma"))) double spin_avx2(size_t steps) {
-  constexpr size_t kYmmChains = 12;
-  __m256 x[kYmmChains];
-  for (size_t i = 0; i < kYmmChains; i++) x[i] = _mm256_set1_ps(1.0f + static_cast<float>(i));
-  const __m256 a = _mm256_set1_ps(0.999f), b = _mm256_set1_ps(0.001f);
-  for (size_t s = 0; s < steps; s++) {
-#pragma GCC unroll 12
-    for (size_t i = 0; i < kYmmChains; i++) x[i] = _mm256_fmadd_ps(x[i], a, b);
-  }
-  for (size_t i = 1; i < kYmmChains; i++) x[0] = _mm256_add_ps(x[0], x[i]);
-  sink = _mm256_cvtss_f32(x[0]);
-  return static_cast<double>(steps * kYmmChains * 16);
-}
-#endif
-
-double spin(bool is_avx512, size_t steps) {
-#if defined(__x86_64__)
-  return is_avx512 ? spin_avx512(steps) : spin_avx2(steps);
-#else
-  (void)is_avx512;
-  (void)steps;
-  return 1.0;
-#endif
-}
+using tunemesh::bench::kSpinSteps;
+using tunemesh::bench::spin;
 
 struct Options {
   int threads = 0, rounds = 15;
