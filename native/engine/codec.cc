@@ -1,5 +1,6 @@
 #include "engine/codec.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 
@@ -52,6 +53,31 @@ constexpr std::array<uint64_t, kBlockElements> lane_factors() {
 }
 constexpr std::array<uint64_t, kBlockElements> kLaneFactors = lane_factors();
 
+struct MeasuredRange {
+  size_t first_block;
+  RangeMeasure* measure;
+};
+// Tile by tile, so that the measuring passes find it in the caches.
+TmStatus round_measured(TmStatus (*round)(const TmRoundAndAdd&), const TmRoundAndAdd& args,
+                        const MeasuredRange& range) {
+  constexpr size_t kTileBlocks = 8;
+  for (size_t at = 0; at < args.num_blocks; at += kTileBlocks) {
+    TmRoundAndAdd tile = args;
+    tile.gradient += at * kBlockElements;
+    tile.accumulator += at * kBlockElements;
+    tile.num_blocks = std::min(kTileBlocks, args.num_blocks - at);
+    const TmStatus status = round(tile);
+    if (status != TM_OK) {
+      if (args.bad_block != nullptr) *args.bad_block += at;
+      return status;
+    }
+    range.measure->digest +=
+        linear_digest(tile.accumulator, range.first_block + at, tile.num_blocks);
+    range.measure->packed_bytes += packed_bytes(tile.accumulator, tile.num_blocks);
+  }
+  return TM_OK;
+}
+
 }  // namespace
 
 CodecPath widest_codec_path() {
@@ -76,6 +102,15 @@ TmStatus round_to(const TmRoundAndAdd& args) {
 TmStatus round_and_add(const TmRoundAndAdd& args) {
   if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
   return table().round_and_add(args);
+}
+
+TmStatus round_and_add_measured(const TmRoundAndAdd& args, size_t first_block,
+                                RangeMeasure* measure) {
+  return round_measured(round_and_add, args, {first_block, measure});
+}
+
+TmStatus round_to_measured(const TmRoundAndAdd& args, size_t first_block, RangeMeasure* measure) {
+  return round_measured(round_to, args, {first_block, measure});
 }
 
 bool add_blocks(const int64_t* values, size_t num_blocks, int64_t* accumulator) {

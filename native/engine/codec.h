@@ -40,6 +40,18 @@ TmStatus round_and_add(const TmRoundAndAdd& args);
 // The same into a cleared accumulator: what it holds is overwritten.
 TmStatus round_to(const TmRoundAndAdd& args);
 
+// Both, and the accumulator's digest and packed bytes after the call are added to `measure`: for a
+// contribution's last micro-batch, so that measuring it takes no pass of its own. `first_block` is
+// the number of the range's first block in the whole vector; a range may start and end at any
+// block. On failure `measure` is as useless as the accumulator.
+struct RangeMeasure {
+  uint64_t digest;
+  size_t packed_bytes;  // (shift, width) pairs and words, without frame headers
+};
+TmStatus round_and_add_measured(const TmRoundAndAdd& args, size_t first_block,
+                                RangeMeasure* measure);
+TmStatus round_to_measured(const TmRoundAndAdd& args, size_t first_block, RangeMeasure* measure);
+
 // accumulator += values. False where a sum leaves int64 (all elements are written, the accumulator
 // is then useless).
 [[nodiscard]] bool add_blocks(const int64_t* values, size_t num_blocks, int64_t* accumulator);
