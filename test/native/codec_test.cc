@@ -11,21 +11,10 @@
 #include <vector>
 
 #include "codec_inputs.h"
-#include "engine/crc32c.h"
-#include "engine/exchange_buffers.h"
-#include "engine/frame.h"
+#include "path_check.h"
 
 namespace tunemesh {
 namespace {
-
-int failures = 0;
-#define CHECK(condition)                                                  \
-  do {                                                                    \
-    if (!(condition)) {                                                   \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
-      if (++failures > 20) std::exit(1);                                  \
-    }                                                                     \
-  } while (false)
 
 void test_rounding() {
   for (const int bits : {24, 12, 8}) {
@@ -52,6 +41,41 @@ void test_rounding() {
     CHECK(round_to({gradient.data(), fresh.data(), blocks, bits, nullptr}) == TM_OK);
     CHECK(added == fresh);
   }
+}
+
+// Rounding with its measure equals rounding, then measuring, for ranges that begin anywhere.
+void test_measured_rounding() {
+  for (const int bits : {24, 12, 8}) {
+    const size_t blocks = 61, first = 70'001;
+    Fixed sum = random_fixed(blocks, 13);
+    for (auto& v : sum) v >>= 20;
+    Fixed measured_sum = sum, measured_fresh(sum.size(), -7), fresh(sum.size());
+    const Floats gradient = gradient_like(blocks, bits);
+    CHECK(round_and_add({gradient.data(), sum.data(), blocks, bits, nullptr}) == TM_OK);
+    CHECK(round_to({gradient.data(), fresh.data(), blocks, bits, nullptr}) == TM_OK);
+    RangeMeasure added{5, 7}, overwritten{0, 0};
+    for (size_t at = 0, count = 1; at < blocks; at += count, count = 2 * count + 1) {
+      const size_t from = at * kBlockElements, number = std::min(count, blocks - at);
+      TmRoundAndAdd call{&gradient[from], &measured_sum[from], number, bits, nullptr};
+      CHECK(round_and_add_measured(call, first + at, &added) == TM_OK);
+      call.accumulator = &measured_fresh[from];
+      CHECK(round_to_measured(call, first + at, &overwritten) == TM_OK);
+    }
+    CHECK(measured_sum == sum && measured_fresh == fresh);
+    CHECK(added.digest == 5 + linear_digest(sum.data(), first, blocks));
+    CHECK(added.packed_bytes == 7 + packed_bytes(sum.data(), blocks));
+    CHECK(overwritten.digest == linear_digest(fresh.data(), first, blocks));
+    CHECK(overwritten.packed_bytes == packed_bytes(fresh.data(), blocks));
+  }
+  Floats gradient(40 * kBlockElements, 0.5f);
+  Fixed sum(gradient.size(), 0);
+  size_t bad = 0;
+  RangeMeasure measure{0, 0};
+  gradient[37 * kBlockElements + 9] = NAN;
+  const TmRoundAndAdd call{gradient.data(), sum.data(), 40, 24, &bad};
+  CHECK(round_and_add_measured(call, 3, &measure) == TM_NON_FINITE && bad == 37);
+  gradient[21 * kBlockElements] = 40000.0f;
+  CHECK(round_to_measured(call, 3, &measure) == TM_OUT_OF_RANGE && bad == 21);
 }
 
 // The relative errors that DESIGN 5 measured on gradients: q24 2e-7, q12 8e-4, q8 1.2e-2.
@@ -232,159 +256,19 @@ void test_sum_squares() {
         std::bit_cast<uint64_t>(total));
 }
 
-void test_crc() {
-  CHECK(crc32c("123456789", 9) == 0xe3069283);  // RFC 3720's check value
-  std::mt19937_64 random(1);
-  std::vector<uint8_t> bytes(100'003);
-  for (auto& byte : bytes) byte = uint8_t(random());
-  for (const size_t size : {0, 1, 7, 8, 4095, 12'287, 12'288, 12'289, 50'001, 100'003}) {
-    CHECK(crc32c(bytes.data(), size) == crc32c_portable(bytes.data(), size));
-    const size_t cut = size / 3;
-    CHECK(crc32c(bytes.data() + cut, size - cut, crc32c(bytes.data(), cut)) ==
-          crc32c(bytes.data(), size));
-  }
-}
-
-void test_buffers() {
-  Memory memory(ExchangeBuffers::plan(kOptions));
-  ExchangeBuffers buffers(kOptions, memory.pointers());
-  Fixed expected(kOptions.num_blocks * kBlockElements, 0);
-  for (int slot = 0; slot < 7; ++slot) {
-    const Floats gradient = gradient_like(kOptions.num_blocks, 50 + slot);
-    buffers.clear_slot(slot);
-    CHECK(round_and_add({gradient.data(), buffers.contribution(slot), kOptions.num_blocks, 24,
-                         nullptr}) == TM_OK);
-    CHECK(add_blocks(buffers.contribution(slot), kOptions.num_blocks, expected.data()));
-  }
-  for (size_t slice = 0; slice < buffers.num_slices(); ++slice) {
-    buffers.clear_sum(slice);
-    uint64_t digest = 0;
-    for (const int slot : {3, 6, 0, 5, 1, 2}) {
-      std::vector<std::vector<uint8_t>> frames;
-      for (size_t chunk = 0; chunk < buffers.num_chunks(slice); ++chunk) {
-        frames.insert(frames.begin(), frame_of(buffers, slot,
-                                               {.slice = uint16_t(slice),
-                                                .lease = uint16_t(slot),
-                                                .chunk = uint16_t(chunk)}));
-      }
-      std::vector<std::span<const uint8_t>> spans(frames.begin(), frames.end());
-      const uint64_t added = buffers.add_contribution_frames(spans);
-      const SliceMeasure measure = buffers.measure_contribution(slot, slice);
-      size_t bytes = 0;
-      for (const auto& frame : frames) bytes += frame.size();
-      CHECK(added == measure.digest && bytes == measure.packed_bytes);
-      digest += added;
-    }
-    digest += buffers.add_own_contribution(4, slice);
-    const FinishedSlice finished = buffers.finish_slice(8, slice);
-    CHECK(finished.sum_digest == digest);
-    const size_t first = buffers.slice_first_block(slice), blocks = buffers.slice_num_blocks(slice);
-    CHECK(finished.sum_digest ==
-          linear_digest(expected.data() + first * kBlockElements, first, blocks));
-    // A receiver that stores the published frames holds the same floats.
-    const Floats own(buffers.published(8) + first * kBlockElements,
-                     buffers.published(8) + (first + blocks) * kBlockElements);
-    for (size_t chunk = 0; chunk < buffers.num_chunks(slice); ++chunk) {
-      const size_t bytes = buffers.pack_published(
-          {.step = 8, .slice = uint16_t(slice), .chunk = uint16_t(chunk)}, 2);
-      std::vector<uint8_t> frame(memory.frames.begin() + 2 * kMaxFrameBytes,
-                                 memory.frames.begin() + 2 * kMaxFrameBytes + bytes);
-      std::fill_n(buffers.published(8) + (first + chunk * 4) * kBlockElements, kBlockElements,
-                  0.0f);
-      buffers.store_published_frame(frame);
-    }
-    CHECK(std::equal(own.begin(), own.end(), buffers.published(8) + first * kBlockElements));
-    CHECK(buffers.published_digest(8, slice) == finished.published_digest);
-  }
-  buffers.poison(2);
-  bool refused = false;
-  try {
-    buffers.measure_contribution(2, 0);
-  } catch (const EngineError& e) {
-    refused = e.code() == "NON_FINITE_GRADIENT";
-  }
-  CHECK(refused);
-}
-
-void test_frames_resist_damage() {
-  Memory memory(ExchangeBuffers::plan(kOptions));
-  ExchangeBuffers buffers(kOptions, memory.pointers());
-  const Floats gradient = gradient_like(kOptions.num_blocks, 3);
-  buffers.clear_slot(0);
-  CHECK(round_and_add(
-            {gradient.data(), buffers.contribution(0), kOptions.num_blocks, 24, nullptr}) == TM_OK);
-  const std::vector<uint8_t> good =
-      frame_of(buffers, 0, {.job_hash = 77, .step = 4, .slice = 2, .chunk = 1});
-  const FrameLimits limits{kOptions.num_blocks, kOptions.slice_blocks, kOptions.chunk_blocks};
-  FrameHeader header;
-  CHECK(parse_frame(good, limits, &header) == FrameFault::kNone);
-  CHECK(header.job_hash == 77 && header.step == 4 && header.num_chunks == 3 &&
-        header.first_block == 24);
-  std::mt19937_64 random(11);
-  for (int i = 0; i < 10'000; ++i) {
-    std::vector<uint8_t> bad = good;
-    bad[random() % bad.size()] ^= uint8_t(1 << (random() % 8));
-    CHECK(parse_frame(bad, limits, &header) != FrameFault::kNone);
-  }
-  for (size_t size = 0; size < good.size(); size += 1 + size / 9) {
-    CHECK(parse_frame({good.data(), size}, limits, &header) != FrameFault::kNone);
-  }
-  // Random headers with a right checksum: refused for their content alone, never read out of
-  // bounds.
-  for (int i = 0; i < 20'000; ++i) {
-    std::vector<uint8_t> bad(kFrameHeaderBytes + random() % 3000);
-    for (auto& byte : bad) byte = uint8_t(random());
-    std::memcpy(bad.data(), good.data(), random() % 48);
-    const uint32_t bytes = uint32_t(bad.size() - kFrameHeaderBytes), zero = 0;
-    std::memcpy(bad.data() + 44, &bytes, 4);
-    std::memcpy(bad.data() + 56, &zero, 4);
-    const uint32_t crc = crc32c(bad.data() + 64, bytes, crc32c(bad.data(), 60));
-    std::memcpy(bad.data() + 60, &crc, 4);
-    CHECK(parse_frame(bad, limits, &header) != FrameFault::kNone);
-  }
-}
-
-int passed = 0, failed = 0, skipped = 0;
-
-void run(const char* path, const char* name, void (*test)()) {
-  const int before = failures;
-  test();
-  (failures == before ? passed : failed)++;
-  if (failures != before) std::printf("not ok: codec %s: %s\n", path, name);
-}
-
 void run_all(const char* path) {
-  std::printf("codec path %s\n", path);
+  using test::run;
   run(path, "rounding follows the contract word by word", test_rounding);
+  run(path, "rounding measures what it wrote", test_measured_rounding);
   run(path, "rounding error is that of the design", test_rounding_error);
   run(path, "values and sums beyond the range are refused, the last ones within pass", test_range);
   run(path, "packing is exact for every width and shift", test_packing);
   run(path, "sums are rounded to nearest even and published exactly", test_sums_round_to_published);
   run(path, "the digest is linear and sees every bit", test_digest);
   run(path, "squares are added in the stated order", test_sum_squares);
-  run(path, "7 contributions through frames add up to the plain sum", test_buffers);
 }
 
 }  // namespace
 }  // namespace tunemesh
 
-int main() {
-  using namespace tunemesh;
-  const struct {
-    CodecPath path;
-    const char* name;
-  } paths[] = {
-      {CodecPath::kGeneric, "generic"}, {CodecPath::kAvx2, "avx2"}, {CodecPath::kAvx512, "avx512"}};
-  run("any", "crc32c matches RFC 3720 and its table-driven form", test_crc);
-  for (const auto& p : paths) {
-    if (set_codec_path(p.path)) {
-      run_all(p.name);
-    } else {
-      std::printf("skipped: codec path %s is not on this processor\n", p.name);
-      ++skipped;
-    }
-  }
-  run("any", "damaged and random frames are refused", test_frames_resist_damage);
-  std::printf("codec: %d passed, %d failed, %d skipped\n", passed, failed, skipped);
-  return failed == 0 ? 0 : 1;
-}
+int main() { return tunemesh::test::run_on_every_path("codec", tunemesh::run_all); }
