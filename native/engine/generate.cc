@@ -47,6 +47,17 @@ std::vector<float> next_logits(const StepModel& model, const std::vector<int32_t
   return logits;
 }
 
+// exp(x) for x <= 0: libm's differs between machines, and the same seed must give the same text.
+// x = n ln2 + r with ln2 in two parts; exp(r) by its power series.
+double exp_nonpositive(double x) {
+  if (!(x > -700)) return 0;
+  const double n = std::nearbyint(x * 1.4426950408889634074);
+  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  double series = 1;
+  for (int k = 14; k >= 1; --k) series = 1 + series * (r / k);
+  return std::ldexp(series, static_cast<int>(n));
+}
+
 }  // namespace
 
 GenerateResult generate(const GenerateModel& model, const GenerateOptions& options,
@@ -91,7 +102,7 @@ int32_t sample_token(const std::vector<float>& logits, const GenerateOptions& op
   if (options.temperature == 0) return static_cast<int32_t>(largest - logits.begin());
   std::vector<double> weights(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
-    weights[i] = std::exp((static_cast<double>(logits[i]) - *largest) / options.temperature);
+    weights[i] = exp_nonpositive((static_cast<double>(logits[i]) - *largest) / options.temperature);
   }
   const double total = std::accumulate(weights.begin(), weights.end(), 0.0);
   std::vector<int32_t> order(logits.size());

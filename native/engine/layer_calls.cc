@@ -102,6 +102,27 @@ TmAttention attention_call(const Pass& pass, const LayerActivations& saved) {
   return args;
 }
 
+TmDecodeAttention decode_attention_call(const Pass& pass, const LayerActivations& saved) {
+  const ModelConfig& config = pass.config;
+  const size_t window = config.sliding_window;
+  TmDecodeAttention args = {};
+  args.q = saved.q;
+  args.k = saved.k;
+  args.v = saved.v;
+  args.k_stride = config.kv_width();
+  args.v_stride = config.kv_width();
+  args.out = saved.attention;
+  args.end = pass.cache_start + 1;
+  args.first = window > 0 && args.end > window ? args.end - window : 0;
+  args.num_heads = config.num_heads;
+  args.num_kv_heads = config.num_kv_heads;
+  args.head_size = config.head_size;
+  args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_size)));
+  args.scores = pass.work.decode_scores;
+  args.score_stride = pass.work.decode_score_stride;
+  return args;
+}
+
 void swiglu_forward(const Pass& pass, const LayerActivations& saved) {
   const size_t width = pass.config.intermediate_size;
   TmSwiGlu args = {};

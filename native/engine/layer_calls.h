@@ -38,6 +38,8 @@ struct RotateCall {
 void rotate(const Pass& pass, const RotateCall& call);
 
 TmAttention attention_call(const Pass& pass, const LayerActivations& saved);
+// Of the one newest token, at row pass.cache_start of the cache.
+TmDecodeAttention decode_attention_call(const Pass& pass, const LayerActivations& saved);
 // work.swiglu = silu(gate) * up
 void swiglu_forward(const Pass& pass, const LayerActivations& saved);
 

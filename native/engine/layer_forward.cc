@@ -1,4 +1,3 @@
-#include "engine/decode_attention.h"
 #include "engine/decoder_layer.h"
 #include "engine/layer_calls.h"
 
@@ -7,7 +6,8 @@ namespace {
 
 void attend(const Pass& pass, const LayerActivations& saved) {
   if (pass.cache_start > 0) {
-    decode_attention(pass, saved);
+    const TmDecodeAttention call = decode_attention_call(pass, saved);
+    TM_RUN(pass.device, decode_attention, &call);
     return;
   }
   const TmAttention call = attention_call(pass, saved);

@@ -60,7 +60,8 @@ void Workspace::reserve(const ModelConfig& config, const Device& device, Arena& 
     for (size_t i = 2; i < residual.size(); ++i) residual[i] = residual[i - 2];
   }
   if (spec.cache_tokens != 0) {
-    decode_scores = arena.take<float>("key/value cache", spec.cache_tokens);
+    decode_score_stride = (spec.cache_tokens + 15) / 16 * 16;
+    decode_scores = arena.take<float>("key/value cache", config.num_heads * decode_score_stride);
     for (LayerActivations& layer : layers) {
       layer.k = arena.take<float>("key/value cache", spec.cache_tokens * config.kv_width());
       layer.v = arena.take<float>("key/value cache", spec.cache_tokens * config.kv_width());

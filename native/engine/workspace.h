@@ -46,7 +46,8 @@ struct Workspace {
   float* swiglu = nullptr;  // [N, D]
   void* attention_scratch = nullptr;
   size_t attention_scratch_bytes = 0;
-  float* decode_scores = nullptr;  // [cache_tokens]
+  float* decode_scores = nullptr;  // [H, decode_score_stride]
+  size_t decode_score_stride = 0;  // cache_tokens rounded up to a vector
   // loss
   int32_t *loss_rows = nullptr, *loss_targets = nullptr;                  // [N]
   float *loss_x = nullptr, *loss_normed = nullptr, *loss_rstd = nullptr;  // [R, C] twice, [R]

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define TM_BACKEND_ABI 1
+#define TM_BACKEND_ABI 2
 
 typedef enum {
   TM_OK = 0,
@@ -133,6 +133,21 @@ typedef struct {
   void* scratch;
   size_t scratch_bytes;  // attention_scratch_bytes()
 } TmAttention;
+
+// Attention of the newest token of a sequence, whose keys and values are rows of a cache:
+// out = softmax(scale q k^T) v over rows [first, end), with a window the last `window` of them.
+typedef struct {
+  const float* q;  // [H*F]
+  const float* k;
+  const float* v;  // [end, G*F] with strides
+  size_t k_stride, v_stride;
+  float* out;  // [H*F]
+  size_t first, end;
+  size_t num_heads, num_kv_heads, head_size;
+  float scale;
+  float* scores;        // scratch [H, score_stride]
+  size_t score_stride;  // at least end - first, a multiple of 16
+} TmDecodeAttention;
 
 typedef struct {
   TmAttention forward;  // as in the forward call, out and lse filled
@@ -255,6 +270,8 @@ typedef struct TmBackend {
   TmStatus (*cross_entropy)(TmContext*, const TmCrossEntropy*);
   TmStatus (*adamw)(TmContext*, const TmAdamW*);
   TmStatus (*round_and_add)(TmContext*, const TmRoundAndAdd*);
+  // since ABI 2
+  TmStatus (*decode_attention)(TmContext*, const TmDecodeAttention*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

@@ -107,6 +107,45 @@ OpCase attention_case(Random random, const AttentionShape& s) {
       [=](auto real) { return attention_reference<decltype(real)>(s, in); });
 }
 
+struct DecodeShape {
+  size_t first, end, heads, kv_heads, size, gap;
+};
+
+OpCase decode_case(Random random, const DecodeShape& s) {
+  const size_t narrow = s.kv_heads * s.size;
+  const Floats q = random.normals(s.heads * s.size, 1);
+  const Matrix k = random_matrix(random, s.end, narrow, s.gap);
+  const Matrix v = random_matrix(random, s.end, narrow, 2 * s.gap);
+  const float scale = 1.0f / sqrtf(float(s.size));
+  const auto kernel = [=](const Device& d) {
+    const size_t stride = (s.end - s.first + 15) / 16 * 16;
+    Floats out(q.size(), kPoison), scores(s.heads * stride, kPoison);
+    const TmDecodeAttention call = {
+        q.data(), k.values.data(), v.values.data(), k.stride, v.stride, out.data(),    s.first,
+        s.end,    s.heads,         s.kv_heads,      s.size,   scale,    scores.data(), stride};
+    require(d.backend->decode_attention(d.context, &call), d);
+    return Outputs{out};
+  };
+  const auto reference = [=](auto real) {
+    using Real = decltype(real);
+    auto exact_q = as<Real>(q), exact_k = as<Real>(k.values), exact_v = as<Real>(v.values);
+    std::vector<Real> out(q.size());
+    reference::decode_attention<Real>({exact_q.data(),
+                                       {exact_k.data(), k.stride},
+                                       {exact_v.data(), v.stride},
+                                       out.data(),
+                                       s.first,
+                                       s.end,
+                                       s.heads,
+                                       s.kv_heads,
+                                       s.size,
+                                       scale});
+    return Exact{exact(out)};
+  };
+  return make_case(named("decode attention", {s.first, s.end, s.heads, s.kv_heads, s.size}), kernel,
+                   reference);
+}
+
 void adamw_vectors(const std::vector<Device>& devices, const char* path, Tally& tally) {
   FILE* file = fopen(path, "r");
   tally.check(file != nullptr, std::string("adamw vectors: cannot open ") + path);
@@ -260,6 +299,16 @@ void refusals(const Device& d, Tally& tally) {
   tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
                   strstr(d.backend->last_error(), "expected [0, 5)"),
               "attention: documents that do not end at n are refused on " + d.name);
+  TmDecodeAttention decode = {x.data(), x.data(), x.data(), 16, 16,    out.data(), 2,
+                              2,        1,        1,        16, 0.25f, lse.data(), 16};
+  tally.check(d.backend->decode_attention(d.context, &decode) == TM_BAD_ARGUMENT &&
+                  strstr(d.backend->last_error(), "rows [2, 2) hold no key"),
+              "decode attention: no keys are refused on " + d.name);
+  decode.end = 4;
+  decode.score_stride = 15;
+  tally.check(d.backend->decode_attention(d.context, &decode) == TM_BAD_ARGUMENT &&
+                  strstr(d.backend->last_error(), "score_stride is 15"),
+              "decode attention: a ragged score_stride is refused on " + d.name);
 }
 
 std::vector<OpCase> all_cases() {
@@ -285,6 +334,10 @@ std::vector<OpCase> all_cases() {
       {{0, 3, 3, 50}, 2, 2, 8, 0, 0},          {{0, 97, 161, 340}, 3, 3, 17, 65, 0},
   };
   for (const AttentionShape& shape : shapes) cases.push_back(attention_case(random(), shape));
+  const DecodeShape decodes[] = {{0, 1, 4, 2, 16, 0},    {0, 2, 9, 3, 64, 1},
+                                 {3, 40, 6, 2, 24, 5},   {100, 613, 9, 3, 64, 0},
+                                 {0, 300, 3, 1, 128, 2}, {7, 32, 2, 2, 17, 0}};
+  for (const DecodeShape& shape : decodes) cases.push_back(decode_case(random(), shape));
   return cases;
 }
 

@@ -15,6 +15,8 @@
 //           lanes, vectors of keys ascending, then the tree. delta: dot(). out is multiplied by
 //           1 / sum at the end. dk and dv of a group: its query heads ascending, no fma
 //   floor   2 F n^2 fma a head forward, 5 F n^2 backward, both halved by the mask
+//   decode  one query over cached rows: scores are dot() times scale, then as forward. A task is a
+//           range of heads
 //   source  Vaswani et al. 2017; recomputation from lse as in Dao et al. 2022
 #include "kernels/cpu/gemm_transpose.h"
 #include "kernels/cpu/ops_table.h"
@@ -408,12 +410,37 @@ void group_sum(const AttentionGroupSum& a) {
   }
 }
 
+void decode(const TmDecodeAttention& a, Range heads) {
+  const size_t num_keys = a.end - a.first, size = a.head_size;
+  for (size_t head = heads.begin; head < heads.end; ++head) {
+    const size_t group = head / (a.num_heads / a.num_kv_heads);
+    const float* q = a.q + head * size;
+    const float* k = a.k + a.first * a.k_stride + group * size;
+    const float* v = a.v + a.first * a.v_stride + group * size;
+    float* p = a.scores + head * a.score_stride;
+    for (size_t j = 0; j < num_keys; ++j) p[j] = dot(q, k + j * a.k_stride, size) * a.scale;
+    for (size_t j = num_keys; j % 16 != 0; ++j) p[j] = 0;
+    const RowSoftmax softmax = softmax_row(p, {0, num_keys}, {0, num_keys});
+    const Vec16 factor = set1(1.0f / softmax.sum);
+    float* out = a.out + head * size;
+    for (size_t f = 0; f < size; f += 16) {
+      const size_t left = size - f;
+      Vec16 s = zero();
+      for (size_t j = 0; j < num_keys; ++j) {
+        s = fma(set1(p[j]), load_up_to(v + j * a.v_stride + f, left), s);
+      }
+      store_up_to(out + f, s * factor, left);
+    }
+  }
+}
+
 }  // namespace
 
 void register_attention(OpsKernels& kernels) {
   kernels.attention_forward = forward;
   kernels.attention_backward = backward;
   kernels.attention_group_sum = group_sum;
+  kernels.decode_attention = decode;
 }
 
 }  // namespace TM_ISA

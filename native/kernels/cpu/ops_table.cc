@@ -340,6 +340,25 @@ TmStatus attention_backward(TmContext* context, const TmAttentionBackward* args)
   return TM_OK;
 }
 
+TmStatus decode_attention(TmContext* context, const TmDecodeAttention* args) {
+  const TmDecodeAttention& a = *args;
+  if (a.num_kv_heads == 0 || a.num_heads % a.num_kv_heads != 0) {
+    return fail(TM_BAD_ARGUMENT,
+                "decode_attention: %zu query heads do not divide among %zu key/value heads",
+                a.num_heads, a.num_kv_heads);
+  }
+  if (a.first >= a.end) {
+    return fail(TM_BAD_ARGUMENT, "decode_attention: rows [%zu, %zu) hold no key", a.first, a.end);
+  }
+  if (a.score_stride % 16 != 0 || a.score_stride < a.end - a.first) {
+    return fail(TM_BAD_ARGUMENT,
+                "decode_attention: score_stride is %zu; %zu keys need a multiple of 16 from there",
+                a.score_stride, a.end - a.first);
+  }
+  return over_rows(context, context->kernels.ops.decode_attention, a, a.num_heads,
+                   (a.end - a.first) * a.head_size);
+}
+
 }  // namespace
 
 size_t attention_thread_floats(size_t longest, size_t head_size) {
@@ -379,6 +398,7 @@ void fill_ops(TmBackend& backend) {
   backend.scatter_rows_add = scatter_rows_add;
   backend.cross_entropy = cross_entropy;
   backend.adamw = adamw;
+  backend.decode_attention = decode_attention;
 }
 
 }  // namespace tunemesh

@@ -72,6 +72,7 @@ struct OpsKernels {
   void (*attention_forward)(const TmAttention&, const AttentionHead&);
   void (*attention_backward)(const TmAttentionBackward&, const AttentionHead&);
   void (*attention_group_sum)(const AttentionGroupSum&);
+  void (*decode_attention)(const TmDecodeAttention&, Range heads);
   void (*swiglu_forward)(const TmSwiGlu&, Range rows);
   void (*swiglu_backward)(const TmSwiGluBackward&, Range rows);
   void (*cross_entropy)(const TmCrossEntropy&, Range rows);

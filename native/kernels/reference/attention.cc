@@ -83,9 +83,31 @@ void attention_backward(const AttentionBackward<Real>& b) {
   });
 }
 
+template <typename Real>
+void decode_attention(const DecodeAttention<Real>& a) {
+  const size_t size = a.head_size, num_keys = a.end - a.first;
+  std::vector<Real> p(num_keys);
+  for (size_t h = 0; h < a.num_heads; ++h) {
+    const size_t g = h / (a.num_heads / a.num_kv_heads);
+    for (size_t j = 0; j < num_keys; ++j) {
+      p[j] = dot(a.q + h * size, a.k.row(a.first + j) + g * size, size) * Real(a.scale);
+    }
+    const Real max = *std::max_element(p.begin(), p.end());
+    Real sum = 0;
+    for (Real& value : p) sum += value = std::exp(value - max);
+    for (size_t f = 0; f < size; ++f) {
+      Real o = 0;
+      for (size_t j = 0; j < num_keys; ++j) o += p[j] / sum * a.v.row(a.first + j)[g * size + f];
+      a.out[h * size + f] = o;
+    }
+  }
+}
+
 template void attention_forward<float>(const Attention<float>&);
 template void attention_forward<double>(const Attention<double>&);
 template void attention_backward<float>(const AttentionBackward<float>&);
 template void attention_backward<double>(const AttentionBackward<double>&);
+template void decode_attention<float>(const DecodeAttention<float>&);
+template void decode_attention<double>(const DecodeAttention<double>&);
 
 }  // namespace tunemesh::reference

@@ -90,6 +90,18 @@ struct Attention {
 template <typename Real>
 void attention_forward(const Attention<Real>& args);
 
+// One query over cached rows [first, end).
+template <typename Real>
+struct DecodeAttention {
+  const Real* q;    // [H*F]
+  Rows<Real> k, v;  // [end, G*F]
+  Real* out;        // [H*F]
+  size_t first, end, num_heads, num_kv_heads, head_size;
+  double scale;
+};
+template <typename Real>
+void decode_attention(const DecodeAttention<Real>& args);
+
 template <typename Real>
 struct AttentionBackward {
   Attention<Real> forward;
