@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "engine/packed_cache.h"
 #include "engine/sha256.h"
 
 namespace tunemesh {
@@ -131,10 +132,12 @@ void BaseWeights::open_cache(const std::string& folder) {
           std::memcmp(file.data(), header.data(), header.size()) == 0) {
         mapped_.emplace(std::move(file));
         base_ = reinterpret_cast<const float*>(mapped_->data() + kHeaderBytes);
+        touch_packed_file(path);
         return;
       }
     }
     write_cache(path, header);
+    prune_packed_cache(folder, path);
   }
   throw EngineError("ENGINE_FAILED", path + " was written but can't be read back.");
 }
