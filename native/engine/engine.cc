@@ -240,7 +240,7 @@ void Engine::apply_update(size_t step, AdamWNumbers numbers) {
 }
 
 std::string Engine::weights_digest() const {
-  return tunemesh::weights_digest(training("weightsDigest").trained());
+  return tunemesh::weights_digest(*device_, training("weightsDigest").trained());
 }
 
 void Engine::write_state(const std::string& path, size_t step) const {
@@ -265,9 +265,9 @@ void Engine::write_adapter(const std::string& folder, const std::string& base_mo
 
 std::vector<WeightChange> Engine::weight_change() const {
   const TrainingState& state = training("weightChange");
-  if (state.spec().is_full) return full_weight_change(*source_, state.trained());
+  if (state.spec().is_full) return full_weight_change(*device_, *source_, state.trained());
   return adapter_weight_change(
-      {options_.config, state.spec().lora, state.trained(), start_adapter_});
+      *device_, {options_.config, state.spec().lora, state.trained(), start_adapter_});
 }
 
 std::vector<TensorValues> Engine::gradients(const TokenBatch& batch, double loss_divisor) {

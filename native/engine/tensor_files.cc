@@ -1,12 +1,10 @@
 #include "engine/tensor_files.h"
 
-#include <algorithm>
-
+#include "engine/stream_out.h"
 #include "engine/trained_vector.h"
 
 namespace tunemesh {
 namespace {
-constexpr size_t kStreamFloats = size_t{1} << 18;
 constexpr const char* kStateCode = "BLOB_CORRUPT";
 }  // namespace
 
@@ -15,12 +13,7 @@ void add_entries(const Device& device, const VectorEntries& vector, SafetensorsC
     const float* values = vector.values + tensor.offset();
     const size_t count = tensor.num_elements;
     auto write = [&device, values, count](const std::function<void(const float*, size_t)>& sink) {
-      std::vector<float> part(std::min(count, kStreamFloats));
-      for (size_t first = 0; first < count; first += kStreamFloats) {
-        const size_t size = std::min(kStreamFloats, count - first);
-        TM_RUN(device, copy_out, part.data(), values + first, size * sizeof(float));
-        sink(part.data(), size);
-      }
+      stream_out(device, {values, count}, sink);
     };
     content.entries.push_back({vector.prefix + tensor.name, tensor.shape, write});
   }

@@ -4,6 +4,7 @@
 
 #include "engine/philox.h"
 #include "engine/sha256.h"
+#include "engine/stream_out.h"
 
 namespace tunemesh {
 namespace {
@@ -137,10 +138,11 @@ void apply_adamw(const Device& device, const UpdateArgs& args) {
   }
 }
 
-std::string weights_digest(const TrainedVector& trained) {
+std::string weights_digest(const Device& device, const TrainedVector& trained) {
   Sha256 hash;
   for (const TrainedTensor& tensor : trained.layout->tensors) {
-    hash.update(trained.weights + tensor.offset(), tensor.num_elements * sizeof(float));
+    stream_out(device, {trained.weights + tensor.offset(), tensor.num_elements},
+               [&](const float* part, size_t size) { hash.update(part, size * sizeof(float)); });
   }
   return hash.hex_digest();
 }

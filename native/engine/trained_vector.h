@@ -50,6 +50,6 @@ struct UpdateArgs {
 void apply_adamw(const Device& device, const UpdateArgs& args);
 
 // SHA-256 of the tensors' float32 bytes in canonical order, without fill.
-std::string weights_digest(const TrainedVector& trained);
+std::string weights_digest(const Device& device, const TrainedVector& trained);
 
 }  // namespace tunemesh

@@ -5,11 +5,10 @@
 #include <optional>
 
 #include "engine/safetensors.h"
+#include "engine/stream_out.h"
 
 namespace tunemesh {
 namespace {
-
-constexpr size_t kTargetFloats = size_t{1} << 18;
 
 // row = scale * (B's row o times A), over the rank in order.
 struct ProductRow {
@@ -37,20 +36,22 @@ double sum_abs(const float* values, size_t count) {
 
 }  // namespace
 
-std::vector<WeightChange> full_weight_change(const WeightSource& source,
+std::vector<WeightChange> full_weight_change(const Device& device, const WeightSource& source,
                                              const TrainedVector& trained) {
   std::vector<WeightChange> changes;
   std::vector<float> part;
   for (const TrainedTensor& tensor : trained.layout->tensors) {
-    const float* now = trained.weights + tensor.offset();
+    // Quantised files are read in whole rows.
     const size_t row = tensor.shape.back();
-    const size_t step = std::max(row, kTargetFloats / row * row);
+    const size_t step = std::max(row, kStreamFloats / row * row);
     double sum = 0;
     for (size_t first = 0; first < tensor.num_elements; first += step) {
       const size_t count = std::min(step, tensor.num_elements - first);
       part.resize(count);
       source.read(tensor.name, first, count, part.data());
-      for (size_t i = 0; i < count; ++i) part[i] = now[first + i] - part[i];
+      const std::vector<float> now =
+          copied_out(device, {trained.weights + tensor.offset() + first, count});
+      for (size_t i = 0; i < count; ++i) part[i] = now[i] - part[i];
       sum += sum_abs(part.data(), count);
     }
     changes.push_back({tensor.name, sum / static_cast<double>(tensor.num_elements)});
@@ -58,7 +59,7 @@ std::vector<WeightChange> full_weight_change(const WeightSource& source,
   return changes;
 }
 
-std::vector<WeightChange> adapter_weight_change(const AdapterChange& change) {
+std::vector<WeightChange> adapter_weight_change(const Device& device, const AdapterChange& change) {
   std::vector<WeightChange> changes;
   std::optional<SafetensorsFile> start;
   if (!change.start_folder.empty()) {
@@ -72,8 +73,12 @@ std::vector<WeightChange> adapter_weight_change(const AdapterChange& change) {
       const std::string a_name = adapter_tensor_name(layer, linear, 'A');
       const std::string b_name = adapter_tensor_name(layer, linear, 'B');
       const CanonicalLayout& layout = *change.trained.layout;
-      const float* a = change.trained.weights + layout.find(a_name)->offset();
-      const float* b = change.trained.weights + layout.find(b_name)->offset();
+      const auto now = [&](const std::string& name) {
+        const TrainedTensor& tensor = *layout.find(name);
+        return copied_out(device, {change.trained.weights + tensor.offset(), tensor.num_elements});
+      };
+      const std::vector<float> a = now(a_name);
+      const std::vector<float> b = now(b_name);
       std::vector<float> a0(start ? rank * linear.in : 0);
       std::vector<float> b0(start ? linear.out * rank : 0);
       if (start) {
@@ -84,7 +89,7 @@ std::vector<WeightChange> adapter_weight_change(const AdapterChange& change) {
       std::vector<float> row(linear.in);
       std::vector<float> row0(linear.in);
       for (size_t o = 0; o < linear.out; ++o) {
-        product_row({b + o * rank, a, rank, scale}, row);
+        product_row({b.data() + o * rank, a.data(), rank, scale}, row);
         if (start) {
           product_row({b0.data() + o * rank, a0.data(), rank, scale}, row0);
           for (size_t i = 0; i < row.size(); ++i) row[i] -= row0[i];

@@ -14,7 +14,7 @@ struct WeightChange {
 };
 
 // Mean |w - w0| of each tensor; w0 is read again from the model.
-std::vector<WeightChange> full_weight_change(const WeightSource& source,
+std::vector<WeightChange> full_weight_change(const Device& device, const WeightSource& source,
                                              const TrainedVector& trained);
 
 // Mean |scale (B A - B0 A0)| of each adapted module. start_folder: the adapter that training began
@@ -25,6 +25,6 @@ struct AdapterChange {
   const TrainedVector& trained;
   std::string start_folder;
 };
-std::vector<WeightChange> adapter_weight_change(const AdapterChange& change);
+std::vector<WeightChange> adapter_weight_change(const Device& device, const AdapterChange& change);
 
 }  // namespace tunemesh
