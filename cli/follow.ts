@@ -6,7 +6,7 @@ import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
 import type { Mesh } from './mesh.js'
 import { progressView } from './progress.js'
-import { renderSuccess } from './render-jobs.js'
+import { renderSuccess, type WatchedSteps } from './render-jobs.js'
 
 /** @throws TunemeshError the job's own error when it failed, JOB_STOPPED when it was stopped */
 export async function followJob(
@@ -22,6 +22,7 @@ export async function followJob(
     else stopNow.abort(stoppedNow(jobId))
   })
   let firstLoss: number | null = null
+  const skipped = new Set<number>()
   try {
     const events = mesh.client.watch(jobId, {
       afterSequence,
@@ -30,6 +31,7 @@ export async function followJob(
     })
     for await (const event of events) {
       if (event.step) firstLoss ??= event.step.loss
+      if (event.stepSkipped) skipped.add(event.stepSkipped.step)
       output.record('event', withoutEmpty(event))
       view.show(event)
     }
@@ -40,13 +42,14 @@ export async function followJob(
     view.close()
     restore()
   }
-  reportEnd(context, await mesh.client.get(jobId), firstLoss)
+  const numSkipped = skipped.size
+  reportEnd(context, await mesh.client.get(jobId), { firstLoss, numSkipped })
 }
 
-function reportEnd({ output }: Context, job: Job, firstLoss: number | null): void {
+function reportEnd({ output }: Context, job: Job, seen: WatchedSteps): void {
   output.record('result', { job })
   if (job.state === 'SUCCEEDED') {
-    for (const line of renderSuccess(job, firstLoss, output.style)) output.line(line)
+    for (const line of renderSuccess(job, seen, output.style)) output.line(line)
     return
   }
   if (job.state === 'STOPPED') throw stopped(job)

@@ -42,6 +42,10 @@ class BarView implements ProgressView {
     }
     const lines = renderEvent(event, this.output.style)
     if (lines.length === 0) return
+    if (event.stepSkipped && this.#last) {
+      const { step, etaMs } = event.stepSkipped
+      this.#last = { ...this.#last, step, etaMs }
+    }
     this.#pause()
     for (const line of lines) this.output.line(line)
     if (this.#last && this.#last.step < this.#last.numSteps) this.#advance(this.#last)

@@ -3,6 +3,7 @@ import type { JobEvent } from '../client/client.js'
 import type { ErrorInfo__Output as ErrorInfo } from '../proto/gen/tunemesh/v1/ErrorInfo.js'
 import type { FleetChanged__Output as FleetChanged } from '../proto/gen/tunemesh/v1/FleetChanged.js'
 import type { StepCommitted__Output as Step } from '../proto/gen/tunemesh/v1/StepCommitted.js'
+import type { StepSkipped__Output as Skipped } from '../proto/gen/tunemesh/v1/StepSkipped.js'
 import { escapeLine, escapeText, shorten } from './escape.js'
 import { formatBytes, formatDuration, formatLoss, formatRate } from './format.js'
 import { renderPlan, renderPreflight } from './render-plan.js'
@@ -13,6 +14,7 @@ export function renderEvent(event: JobEvent, style: Style): string[] {
   if (event.preflight) return renderPreflight(event.preflight, style)
   if (event.plan) return renderPlan(event.plan, style)
   if (event.step) return [renderStep(event.step)]
+  if (event.stepSkipped) return [renderSkip(event.stepSkipped, style)]
   if (event.log) return [renderLog(event, style)]
   if (event.fleet) return [renderFleet(event.fleet, style)]
   if (event.stateChanged) {
@@ -65,6 +67,12 @@ export function renderStep(step: Step): string {
   ]
   if (step.step < step.numSteps && step.etaMs > 0) parts.push(`${formatDuration(step.etaMs)} left`)
   return parts.join('  ')
+}
+
+function renderSkip(skipped: Skipped, style: Style): string {
+  const { step, numSteps, microBatch, reason } = skipped
+  const where = `step ${String(step).padStart(String(numSteps).length)}/${numSteps}`
+  return style.warn(`${where}  skipped: micro-batch ${microBatch}: ${escapeLine(reason)}`)
 }
 
 function renderLog(event: JobEvent, style: Style): string {

@@ -52,16 +52,23 @@ export function renderJob(job: Job, style: Style, nowMs: number): string[] {
   return lines
 }
 
+export interface WatchedSteps {
+  firstLoss: number | null
+  numSkipped: number
+}
+
 /** The end of a job that went well: where the result is, and the next thing to do with it. */
-export function renderSuccess(job: Job, firstLoss: number | null, style: Style): string[] {
+export function renderSuccess(job: Job, seen: WatchedSteps, style: Style): string[] {
+  const { firstLoss, numSkipped } = seen
   const took = formatDuration(job.endedAtMs - job.startedAtMs)
   const loss =
     firstLoss === null ? '' : `  loss ${formatLoss(firstLoss)} → ${formatLoss(job.lastLoss)}`
+  const skipped = numSkipped === 0 ? '' : `, ${numSkipped} of them skipped`
   const adapter = job.artifacts.find((artifact) => artifact.path.endsWith('.safetensors'))
   const main = adapter ? join(job.outputDir, adapter.path) : job.outputDir
   const isAdapter = adapter?.path.includes('adapter') ?? false
   return [
-    `${style.good('✓')} ${style.bold('done')} in ${took}, ${job.step} steps${loss}`,
+    `${style.good('✓')} ${style.bold('done')} in ${took}, ${job.step} steps${skipped}${loss}`,
     labelled(style, isAdapter ? 'Adapter' : 'Model', style.bold(escapeLine(main))),
     ...(job.weightsSha256 ? [labelled(style, 'Weights', `sha256 ${job.weightsSha256}`)] : []),
     labelled(style, 'Try it', `tunemesh chat ${escapeLine(job.jobId)}`),

@@ -93,7 +93,7 @@ async function tellUntoldSteps(parts: RunParts, config: RunConfig): Promise<void
   const order = new DataOrder(config.dataOrder)
   const untold = untoldSteps({
     log,
-    told: new Set(events.flatMap((event) => event.step?.step ?? [])),
+    told: new Set(events.flatMap(({ step, stepSkipped }) => (step ?? stepSkipped)?.step ?? [])),
     numSteps: order.numSteps,
     dataEpochsThrough: (step) => order.dataEpochsThrough(step),
   })
@@ -136,7 +136,7 @@ function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): R
     beta1: spec.adam_beta1,
     beta2: spec.adam_beta2,
     maxGradNorm: spec.max_grad_norm,
-    onNonFinite: 'stop',
+    onNonFinite: spec.on_non_finite,
     checkpointEverySteps: spec.save_steps,
     evaluateEverySteps: spec.eval_steps,
     evaluateOnStart: spec.eval_on_start,
@@ -174,6 +174,7 @@ function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
       worker.share = total === 0 ? 0 : (share.numMicroBatches ?? 0) / total
     }
   }
+  if (event.stepSkipped) mesh.store.note(job.jobId, { step: event.stepSkipped.step ?? 0 })
   if (event.stateChanged) {
     const { state, error } = event.stateChanged
     const change = {

@@ -114,10 +114,12 @@ function applyRecord(view: LogView, { sequence, record }: LoggedRecord): void {
       return
     case 'skip':
       view.numSkipped++
+      view.skipsInARow++
       view.commits.set(record.step, { sequence, record, weightsSha256: '' })
       view.committedStep = record.step
       return
     case 'commit':
+      view.skipsInARow = 0
       view.commits.set(record.step, { sequence, record, weightsSha256: '' })
       view.committedStep = record.step
       return
@@ -136,6 +138,7 @@ function applyRecord(view: LogView, { sequence, record }: LoggedRecord): void {
         if (gone.kind === 'skip') view.numSkipped--
         view.commits.delete(step)
       }
+      view.skipsInARow = 0
       view.committedStep = record.toStep
       return
   }

@@ -30,6 +30,7 @@ import * as commitLog from './run-log.js'
 import * as membership from './run-membership.js'
 import { failWhereNobodyCan, shiftWaits, watch } from './run-stall.js'
 import { type FleetWorker, fail, finish, members, newRun, type Run } from './run-state.js'
+import { reportSkip, reportStep } from './run-step-events.js'
 import { announce, commitWhenComplete, planSteps, repairSteps, skipStep } from './run-steps.js'
 import * as steps from './step-run.js'
 
@@ -208,7 +209,10 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   if (record.kind === 'commit') {
     reportStep(run, record)
     if (stepRun) steps.markCommitted(stepRun, { sequence: run.log.lastSequence, record })
-  } else run.steps.delete(record.step)
+  } else {
+    reportSkip(run, record)
+    run.steps.delete(record.step)
+  }
   if (stepRun) {
     stepRun.isAppending = false
     stepRun.progressMs = run.nowMs
@@ -225,43 +229,6 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   announce(run, record.step)
   joiners.serveJoiners(run, record.step)
   beginWorkAt(run, record.step)
-}
-
-function reportStep(run: Run, record: Extract<LoggedRecord['record'], { kind: 'commit' }>): void {
-  const { config, order } = run
-  const stepRun = run.steps.get(record.step)
-  const stepMs = run.nowMs - (stepRun?.startedAtMs ?? run.nowMs)
-  run.lastStepMs = stepMs
-  const exposedMs = run.nowMs - (stepRun?.lastLeaseDoneMs ?? run.nowMs) + run.lastApplyMs
-  const counts = new Map<string, number>()
-  for (const lease of record.leases) {
-    counts.set(lease.workerId, (counts.get(lease.workerId) ?? 0) + lease.microBatches.length)
-  }
-  run.effects.push({
-    kind: 'event',
-    event: {
-      step: {
-        step: record.step,
-        numSteps: order.numSteps,
-        loss: record.lossSum / record.lossDivisor,
-        gradNorm: record.update.gradNorm,
-        learningRate: config.learningRates[record.step - 1] ?? 0,
-        numTargetTokens: record.numTargetTokens,
-        numTokens: record.numTokens,
-        stepMs,
-        exposedMs,
-        tokensPerSecond: stepMs > 0 ? (record.numTokens * 1000) / stepMs : 0,
-        dataEpoch: order.dataEpochsThrough(record.step),
-        etaMs: Math.round(stepMs * (order.numSteps - record.step)),
-        shares: [...counts].map(([workerId, numMicroBatches]) => ({
-          workerId,
-          numMicroBatches,
-          tokensPerSecond: run.workers.get(workerId)?.tokensPerSecond ?? 0,
-        })),
-        fleetEpoch: record.fleetEpoch,
-      },
-    },
-  })
 }
 
 // ---- a worker's messages ----
@@ -371,9 +338,8 @@ function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Outp
   const where = `worker ${worker.workerId}, step ${failure.step}, micro-batch ${failure.microBatch}`
   if (code === 'NON_FINITE_GRADIENT' || code === 'GRADIENT_OUT_OF_RANGE') {
     if (worker.status !== 'member' || failure.step !== run.log.committedStep + 1) return
-    if (run.config.onNonFinite === 'skip' && code === 'NON_FINITE_GRADIENT') {
-      return skipStep(run, failure)
-    }
+    const isSkippable = code === 'NON_FINITE_GRADIENT' && failure.microBatch >= 0
+    if (run.config.onNonFinite === 'skip' && isSkippable) return skipStep(run, failure)
     return fail(run, { code, message: `${where}, ${failure.tensor}: ${message}` })
   }
   if (code === 'STATE_CONFLICT') {

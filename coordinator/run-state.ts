@@ -66,6 +66,8 @@ export interface LogView {
   checkpoint: (CheckpointRecord & { commitSequence: number }) | null
   planHash: string
   numSkipped: number
+  /** Skipped since the last commit. */
+  skipsInARow: number
 }
 
 interface CommittedStep {
@@ -189,6 +191,7 @@ export const emptyLog = (): LogView => ({
   checkpoint: null,
   planHash: '',
   numSkipped: 0,
+  skipsInARow: 0,
 })
 
 export const numSlicesOf = (config: RunConfig, numBlocks: number): number =>

@@ -33,6 +33,8 @@ import { updateNumbers } from './update-numbers.js'
 const maxDivergences = 3
 /** How far sums may run ahead of the slowest listener: each worker has two sum slots. */
 const stepsAhead = 2
+/** So many skipped steps in a row, or all of a shorter job, are no accident of a row. */
+const maxSkipsInARow = 10
 
 /** Plans the steps that may be planned now: at most the one under way and the next. */
 export function planSteps(run: Run, lastAllowedStep: number): void {
@@ -286,6 +288,16 @@ function commitMessage(run: Run, sequence: number, record: CommitRecord | SkipRe
 export function skipStep(run: Run, failure: WorkerFailure__Output): void {
   const stepRun = run.steps.get(failure.step)
   if (!stepRun || stepRun.isAppending || stepRun.committed) return
+  const inARow = run.log.skipsInARow + 1
+  if (inARow >= Math.min(maxSkipsInARow, run.order.numSteps)) {
+    return fail(run, {
+      code: 'NON_FINITE_GRADIENT',
+      message:
+        `step ${failure.step}, micro-batch ${failure.microBatch}, ${failure.tensor}: ` +
+        `${failure.error?.message ?? ''} ${inARow} steps in a row had such a gradient; ` +
+        `on_non_finite: skip skips at most ${inARow - 1}.`,
+    })
+  }
   stepRun.isAppending = true
   append(run, {
     kind: 'skip',

@@ -3,7 +3,7 @@
  * has acknowledged it; a coordinator that was killed right after it has told nobody, so the next
  * one must: who watches sees every step once.
  */
-import type { CommitRecord, LoggedRecord } from '../proto/commit-record.js'
+import type { CommitRecord, LoggedRecord, SkipRecord } from '../proto/commit-record.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 
 export interface UntoldSteps {
@@ -14,39 +14,49 @@ export interface UntoldSteps {
   dataEpochsThrough: (step: number) => number
 }
 
-export function untoldSteps({ log, told, numSteps, dataEpochsThrough }: UntoldSteps): JobEvent[] {
-  const standing = standingCommits(log)
+export function untoldSteps(options: UntoldSteps): JobEvent[] {
+  const standing = standingSteps(options.log)
   return [...standing.values()]
-    .filter(({ step }) => !told.has(step))
+    .filter(({ step }) => !options.told.has(step))
     .map((record) => {
-      const stepMs = record.timeMs - (standing.get(record.step - 1)?.timeMs ?? record.timeMs)
-      return {
-        step: {
-          step: record.step,
-          numSteps,
-          loss: record.lossSum / record.lossDivisor,
-          gradNorm: record.update.gradNorm,
-          learningRate: record.update.learningRate,
-          numTargetTokens: record.numTargetTokens,
-          numTokens: record.numTokens,
-          stepMs,
-          tokensPerSecond: stepMs > 0 ? (record.numTokens * 1000) / stepMs : 0,
-          dataEpoch: dataEpochsThrough(record.step),
-          shares: record.leases.map(({ workerId, microBatches }) => ({
-            workerId,
-            numMicroBatches: microBatches.length,
-          })),
-          fleetEpoch: record.fleetEpoch,
-        },
+      const { step, fleetEpoch } = record
+      const common = {
+        step,
+        numSteps: options.numSteps,
+        dataEpoch: options.dataEpochsThrough(step),
+        fleetEpoch,
       }
+      if (record.kind === 'skip') {
+        const { microBatch, tensor, reason } = record
+        return { stepSkipped: { ...common, microBatch, tensor, reason } }
+      }
+      const stepMs = record.timeMs - (standing.get(step - 1)?.timeMs ?? record.timeMs)
+      return { step: { ...common, ...told(record, stepMs) } }
     })
 }
 
+function told(record: CommitRecord, stepMs: number) {
+  const { lossSum, lossDivisor, numTargetTokens, numTokens, update, leases } = record
+  return {
+    loss: lossSum / lossDivisor,
+    gradNorm: update.gradNorm,
+    learningRate: update.learningRate,
+    numTargetTokens,
+    numTokens,
+    stepMs,
+    tokensPerSecond: stepMs > 0 ? (numTokens * 1000) / stepMs : 0,
+    shares: leases.map(({ workerId, microBatches }) => ({
+      workerId,
+      numMicroBatches: microBatches.length,
+    })),
+  }
+}
+
 /** Without the steps that were rolled back. */
-function standingCommits(log: readonly LoggedRecord[]): Map<number, CommitRecord> {
-  const standing = new Map<number, CommitRecord>()
+function standingSteps(log: readonly LoggedRecord[]): Map<number, CommitRecord | SkipRecord> {
+  const standing = new Map<number, CommitRecord | SkipRecord>()
   for (const { record } of log) {
-    if (record.kind === 'commit') standing.set(record.step, record)
+    if (record.kind === 'commit' || record.kind === 'skip') standing.set(record.step, record)
     if (record.kind !== 'rollback') continue
     for (const step of [...standing.keys()]) if (step > record.toStep) standing.delete(step)
   }

@@ -227,14 +227,19 @@ function evaluationColumn(view: JobView): (number | null)[] {
   return view.points.map((point) => byStep.get(point.step) ?? null)
 }
 
-const markColors: Partial<Record<Mark['kind'], string>> = { fleet: '--rate', stall: '--bad' }
+const markColors: Partial<Record<Mark['kind'], string>> = {
+  fleet: '--rate',
+  stall: '--bad',
+  skip: '--bad',
+}
 
 function marksOf(view: JobView, byTokens: boolean) {
-  const tokens = new Map(view.points.map((point) => [point.step, point.tokensSoFar]))
+  const tokensAt = (step: number) =>
+    view.points.findLast((point) => point.step <= step)?.tokensSoFar ?? 0
   return view.marks.flatMap((mark) => {
     const color = markColors[mark.kind]
     if (color === undefined) return []
-    return [{ x: byTokens ? (tokens.get(mark.step) ?? 0) : mark.step, color }]
+    return [{ x: byTokens ? tokensAt(mark.step) : mark.step, color }]
   })
 }
 

@@ -30,6 +30,10 @@ function toldBy(event: FeedEvent): [Level, string] | null {
   if (event.stateChanged) return stateLine(event.stateChanged)
   if (event.log) return logLine(event.log)
   if (event.fleet) return fleetLine(event.fleet)
+  if (event.stepSkipped) {
+    const { step, microBatch, reason } = event.stepSkipped
+    return ['warn', `Step ${step ?? 0} skipped: micro-batch ${microBatch ?? 0}: ${reason ?? ''}`]
+  }
   if (event.stalled) {
     const { step, workerId, waitingFor, seconds } = event.stalled
     const who = workerId ? ` for ${workerId}` : ''

@@ -34,7 +34,7 @@ export interface WorkerRow {
 
 export interface Mark {
   step: number
-  kind: 'fleet' | 'checkpoint' | 'stall'
+  kind: 'fleet' | 'checkpoint' | 'stall' | 'skip'
 }
 
 type Preflight = NonNullable<FeedEvent['preflight']>
@@ -51,11 +51,15 @@ export class JobView {
   error: { code: string; message: string; details: string[] } | null = null
   numSteps = 0
   etaMs = 0
+  /** When that was estimated. */
+  etaAtMs = 0
   dataEpoch = 0
   fleetEpoch = 0
   points: StepPoint[] = []
   evaluations: { step: number; loss: number }[] = []
   marks: Mark[] = []
+  /** They changed no weight and have no point. */
+  skippedSteps: number[] = []
   workers: WorkerRow[] = []
   lines: EventLine[] = []
   preflight: Preflight | null = null
@@ -65,8 +69,9 @@ export class JobView {
 
   constructor(readonly jobId: string) {}
 
+  /** Committed or skipped last. */
   get step(): number {
-    return this.points.at(-1)?.step ?? 0
+    return Math.max(this.points.at(-1)?.step ?? 0, this.skippedSteps.at(-1) ?? 0)
   }
 
   /** @returns false where events are missing in between: read again after `lastSequence` */
@@ -84,6 +89,7 @@ export class JobView {
 
   #applyOne(event: FeedEvent): void {
     if (event.step) this.#applyStep(event.step, event.timeMs)
+    else if (event.stepSkipped) this.#applySkip(event.stepSkipped, event.timeMs)
     else if (event.stateChanged) this.#applyState(event.stateChanged, event.timeMs)
     else if (event.fleet) this.#applyFleet(event.fleet)
     else if (event.preflight) this.preflight = event.preflight
@@ -107,10 +113,7 @@ export class JobView {
 
   /** After a rollback or a resume steps come again: what lies ahead of them is void. */
   #applyStep(step: NonNullable<FeedEvent['step']>, timeMs: number): void {
-    const number = step.step ?? 0
-    while ((this.points.at(-1)?.step ?? -1) >= number) this.points.pop()
-    this.evaluations = this.evaluations.filter((it) => it.step <= number)
-    this.marks = this.marks.filter((it) => it.step <= number)
+    const number = this.#reach(step, timeMs)
     this.points.push({
       step: number,
       timeMs,
@@ -122,11 +125,28 @@ export class JobView {
       exposedMs: step.exposedMs ?? 0,
       tokensSoFar: (this.points.at(-1)?.tokensSoFar ?? 0) + (step.numTokens ?? 0),
     })
-    this.numSteps = step.numSteps ?? this.numSteps
-    this.etaMs = step.etaMs ?? 0
-    this.dataEpoch = step.dataEpoch ?? 0
-    this.fleetEpoch = step.fleetEpoch ?? this.fleetEpoch
     this.#applyShares(step.shares ?? [])
+  }
+
+  #applySkip(skipped: NonNullable<FeedEvent['stepSkipped']>, timeMs: number): void {
+    const step = this.#reach(skipped, timeMs)
+    this.skippedSteps.push(step)
+    this.marks.push({ step, kind: 'skip' })
+  }
+
+  /** Answers the number of the step that the run has come to. */
+  #reach(told: NonNullable<FeedEvent['step'] | FeedEvent['stepSkipped']>, timeMs: number): number {
+    const number = told.step ?? 0
+    while ((this.points.at(-1)?.step ?? -1) >= number) this.points.pop()
+    while ((this.skippedSteps.at(-1) ?? -1) >= number) this.skippedSteps.pop()
+    this.evaluations = this.evaluations.filter((it) => it.step <= number)
+    this.marks = this.marks.filter((it) => it.step <= number && !isVoid(it, number))
+    this.numSteps = told.numSteps ?? this.numSteps
+    this.etaMs = told.etaMs ?? 0
+    this.etaAtMs = timeMs
+    this.dataEpoch = told.dataEpoch ?? 0
+    this.fleetEpoch = told.fleetEpoch ?? this.fleetEpoch
+    return number
   }
 
   #applyShares(shares: NonNullable<NonNullable<FeedEvent['step']>['shares']>): void {
@@ -169,6 +189,9 @@ export class JobView {
     if (plan.preflight) this.preflight = plan.preflight
   }
 }
+
+/** That a step was skipped is void where it comes again. */
+const isVoid = (mark: Mark, step: number) => mark.kind === 'skip' && mark.step === step
 
 type FeedWorker = NonNullable<NonNullable<FeedEvent['fleet']>['workers']>[number]
 
@@ -228,7 +251,7 @@ export const isFinal = (state: JobState): boolean =>
  * for.
  */
 export function timeLeftMs(view: JobView, nowMs: number): number | null {
-  const last = view.points.at(-1)
-  if (view.state !== 'RUNNING' || !last || last.step >= view.numSteps) return null
-  return Math.max(0, view.etaMs - (nowMs - last.timeMs))
+  const isUnderWay = view.points.length > 0 && view.step < view.numSteps
+  if (view.state !== 'RUNNING' || !isUnderWay) return null
+  return Math.max(0, view.etaMs - (nowMs - view.etaAtMs))
 }

@@ -31,6 +31,7 @@ function factsOf(view: JobView, job: FeedJob | undefined): [string, string][] {
     ['Learning rate', formatLearningRate(view.points.at(-1)?.learningRate)],
     ['Trained parameters', view.plan?.numTrainedParameters],
     ['Micro-batches a step', view.plan?.microBatchesPerStep],
+    ['Skipped steps', view.skippedSteps.length || null],
     ['Tokens seen', view.points.at(-1)?.tokensSoFar],
     ['Memory a worker', view.plan?.memory && formatBytes(view.plan.memory.totalBytes ?? 0)],
     ['Last checkpoint', view.marks.findLast((mark) => mark.kind === 'checkpoint')?.step],

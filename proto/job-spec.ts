@@ -141,6 +141,13 @@ const optimizer = {
     .max(1e6)
     .default(1)
     .describe('Gradients of a larger norm are scaled down to it. 0: never.'),
+  on_non_finite: z
+    .enum(['stop', 'skip'])
+    .default('stop')
+    .describe(
+      'What NaN or infinity in a gradient does: stop the job, its last checkpoint intact, or skip ' +
+        'the whole step, which counts and changes no weight; ten skipped steps in a row stop it.',
+    ),
 }
 
 const length = {

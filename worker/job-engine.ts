@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { emptyPack } from '../proto/data-order.js'
+import { TunemeshError } from '../proto/errors.js'
 import type { Deliver__Output } from '../proto/gen/tunemesh/v1/Deliver.js'
 import type { Delivered } from '../proto/gen/tunemesh/v1/Delivered.js'
 import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
@@ -17,6 +18,7 @@ import {
   type MemoryPlan,
   type MicroBatchResult,
   openEngine,
+  type SliceListener,
   type TokenBatch,
   type TrainedTensor,
   type UpdateNumbers,
@@ -87,6 +89,20 @@ export class JobEngine {
     return this.engine.microBatch(batchOf(this.train, packs), lossDivisor, slot)
   }
 
+  /** The last one of a contribution; `onSlice` hears of slices that may be sent, before the end. */
+  lastMicroBatch(
+    packs: readonly number[],
+    lossDivisor: number,
+    { slot, onSlice }: { slot: number; onSlice: SliceListener },
+  ) {
+    const noted: SliceListener = (told) => {
+      this.exchange.noteSlice(slot, told)
+      onSlice(told)
+    }
+    const into = { slot, onSlice: noted }
+    return this.engine.lastMicroBatch(batchOf(this.train, packs), lossDivisor, into)
+  }
+
   numTokens(packs: readonly number[]): number {
     return batchOf(this.train, packs).tokens.length
   }
@@ -98,7 +114,8 @@ export class JobEngine {
   /** Linear digest of one micro-batch's gradient, all slices together. */
   async probe(packs: readonly number[], lossDivisor: number, slot: number): Promise<string> {
     await this.exchange.clearSlot(slot)
-    await this.microBatch(packs, lossDivisor, slot)
+    const failure = await this.microBatch(packs, lossDivisor, slot).then(() => null, failedGradient)
+    if (failure !== null) return failure
     const digests = await this.exchange.contributionDigests(slot)
     await this.exchange.clearSlot(slot)
     const sum = digests.reduce((total, digest) => total + BigInt(`0x${digest}`), 0n)
@@ -168,6 +185,14 @@ export class JobEngine {
   async close(): Promise<void> {
     await this.engine.close()
   }
+}
+
+/** The place and value of what does not fit an exchange are as good a proof as its digest. */
+function failedGradient(error: unknown): string {
+  const code = error instanceof TunemeshError ? error.code : null
+  if (code !== 'NON_FINITE_GRADIENT' && code !== 'GRADIENT_OUT_OF_RANGE') throw error
+  const { message } = error as TunemeshError
+  return createHash('sha256').update(`${code} ${message}`).digest('hex').slice(0, 16)
 }
 
 /** Packs one after another; an empty pack has no tokens and so adds nothing. */

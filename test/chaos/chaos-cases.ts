@@ -1,6 +1,6 @@
 /**
- * Every kill that a job must survive: each failpoint of proto/PROTOCOL.md §9 that a job file can
- * reach, and nats-server at the job's turning points.
+ * Every kill that a job must survive: each failpoint of proto/PROTOCOL.md §9, and nats-server at
+ * the job's turning points.
  */
 import type { JobEvent } from '../../client/client.js'
 
@@ -21,6 +21,8 @@ export interface ChaosCase {
   killNats?: (event: JobEvent) => boolean
   /** Of the job file; none that would change the weights. */
   settings?: { save_steps: number }
+  /** A row makes steps end as skipped: another job, with its own undisturbed weights. */
+  hasPoisonedRow?: true
 }
 
 /** Every slice of the job's vector takes two calls of the publisher: see worker.mid-publish. */
@@ -90,6 +92,16 @@ const rollbackCases = ['before', 'after'].map((side): ChaosCase => {
   }
 })
 
+const skipCases = ['before', 'after'].map((side): ChaosCase => {
+  const failpoint = `coordinator.${side}-append-skip`
+  return {
+    name: failpoint,
+    lives: [{ coordinator: `${failpoint}:1` }],
+    failpoints: [failpoint],
+    hasPoisonedRow: true,
+  }
+})
+
 const natsKills: { name: string; killNats: (event: JobEvent) => boolean }[] = [
   { name: 'nats-server after step 1', killNats: (event) => event.step?.step === 1 },
   { name: 'nats-server after step 5', killNats: (event) => event.step?.step === 5 },
@@ -113,6 +125,7 @@ export const chaosCases: ChaosCase[] = [
   ...workerCases(askedOfOne, 'both'),
   ...coordinatorCases,
   ...rollbackCases,
+  ...skipCases,
   ...natsCases,
   everyone,
 ]

@@ -5,6 +5,7 @@ import type { JobEvent } from '../../client/client.js'
 import { childrenNamed } from '../integration/child-processes.js'
 import { TestCoordinator, tinyJob } from '../integration/open-coordinator.js'
 import { temporaryFolder } from '../integration/open-nats.js'
+import { writePoisonedRow } from '../integration/poisoned-row.js'
 import { type ChaosCase, chaosLayout, type Life } from './chaos-cases.js'
 
 const maxLives = 5
@@ -32,6 +33,20 @@ export async function runCase(chaos: ChaosCase): Promise<ChaosOutcome> {
     return { state, error, weightsSha256, reached, hasKilledNats, seconds }
   } finally {
     run.removeFiles()
+  }
+}
+
+/** What every case of the same job must end with; each job's undisturbed run is run once. */
+export class UndisturbedRuns {
+  readonly #outcomes = new Map<boolean, Promise<ChaosOutcome>>()
+
+  outcomeFor({ hasPoisonedRow }: Pick<ChaosCase, 'hasPoisonedRow'>): Promise<ChaosOutcome> {
+    const key = hasPoisonedRow ?? false
+    const job = hasPoisonedRow ? { hasPoisonedRow } : {}
+    const known = this.#outcomes.get(key)
+    const outcome = known ?? runCase({ name: 'undisturbed', lives: [{}], failpoints: [], ...job })
+    this.#outcomes.set(key, outcome)
+    return outcome
   }
 }
 
@@ -120,7 +135,12 @@ class ChaosRun {
   }
 
   #job() {
-    const settings = { max_steps: 8, save_steps: 3, ...this.chaos.settings }
+    const { hasPoisonedRow } = this.chaos
+    const poisoned = hasPoisonedRow && {
+      ...writePoisonedRow(join(this.#folder, 'model'), 40),
+      on_non_finite: 'skip',
+    }
+    const settings = { max_steps: 8, save_steps: 3, ...this.chaos.settings, ...poisoned }
     return tinyJob(join(this.#folder, 'output'), settings)
   }
 

@@ -1,9 +1,9 @@
 /** A handful of the kills that `npm run chaos` tries all of; which ones, the printed seed says. */
 import assert from 'node:assert/strict'
 import { randomInt } from 'node:crypto'
-import { before, describe, it } from 'node:test'
+import { describe, it } from 'node:test'
 import { type ChaosCase, chaosCases } from '../chaos/chaos-cases.js'
-import { problemsOf, runCase } from '../chaos/chaos-run.js'
+import { problemsOf, runCase, UndisturbedRuns } from '../chaos/chaos-run.js'
 
 const numChosen = 5
 const seed = Number(process.env.TUNEMESH_SEED ?? randomInt(2 ** 31))
@@ -24,16 +24,13 @@ function choose(): ChaosCase[] {
 }
 
 describe(`kill -9 (TUNEMESH_SEED=${seed})`, () => {
-  let wanted = ''
-  before(async () => {
-    const undisturbed = await runCase({ name: 'undisturbed', lives: [{}], failpoints: [] })
-    assert.equal(undisturbed.state, 'SUCCEEDED', undisturbed.error)
-    wanted = undisturbed.weightsSha256
-  })
+  const undisturbed = new UndisturbedRuns()
 
   for (const chaos of choose()) {
     it(`${chaos.name}: the job ends with the undisturbed weights`, async () => {
-      assert.deepEqual(problemsOf(chaos, await runCase(chaos), wanted), [])
+      const { state, error, weightsSha256 } = await undisturbed.outcomeFor(chaos)
+      assert.equal(state, 'SUCCEEDED', error)
+      assert.deepEqual(problemsOf(chaos, await runCase(chaos), weightsSha256), [])
     })
   }
 })

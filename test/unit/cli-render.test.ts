@@ -177,13 +177,18 @@ test('preflight: rows, tokens, share trained, dropped rows and findings are all 
 })
 
 test('success: names the adapter, the loss before and after, and what to try next', () => {
-  const lines = renderSuccess(job, 3.2, uncoloured)
+  const lines = renderSuccess(job, { firstLoss: 3.2, numSkipped: 0 }, uncoloured)
   assert.deepEqual(lines, [
     '✓ done in 3m 12s, 60 steps  loss 3.2000 → 1.8700',
     'Adapter    /out/adapter_model.safetensors',
     'Weights    sha256 abcd',
     'Try it     tunemesh chat j-1',
   ])
+})
+
+test('success: says how many of the steps were skipped', () => {
+  const [first] = renderSuccess(job, { firstLoss: 3.2, numSkipped: 2 }, uncoloured)
+  assert.equal(first, '✓ done in 3m 12s, 60 steps, 2 of them skipped  loss 3.2000 → 1.8700')
 })
 
 test('jobs: an empty list says how to get one', () => {

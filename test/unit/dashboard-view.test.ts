@@ -70,6 +70,21 @@ test('view: a hole is refused and leaves the view at what came before it', () =>
   assert.equal(view.step, 3)
 })
 
+test('view: a skipped step moves the run on, has no point, is marked and listed', () => {
+  const view = new JobView('j')
+  view.apply(run)
+  const skip = { step: 4, numSteps: 10, microBatch: 2, reason: 'NaN', etaMs: 6_000 }
+  view.apply(numbered([{ stepSkipped: skip }], run.length + 1))
+  assert.deepEqual([view.step, view.points.length, view.skippedSteps], [4, 3, [4]])
+  assert.deepEqual(view.marks.at(-1), { step: 4, kind: 'skip' })
+  assert.equal(view.lines.at(-1)?.text, 'Step 4 skipped: micro-batch 2: NaN')
+  assert.equal(timeLeftMs(view, 1_000 * (run.length + 1) + 500), 5_500)
+  // Rolled back, the step comes again and counts.
+  view.apply(numbered([stepEvent(4)], run.length + 2))
+  assert.deepEqual([view.step, view.points.length, view.skippedSteps], [4, 4, []])
+  assert.ok(view.marks.every((mark) => mark.kind !== 'skip'))
+})
+
 test('view: steps that come again after a rollback replace what was ahead of them', () => {
   const view = new JobView('j')
   view.apply(run)

@@ -61,6 +61,7 @@ describe('job file', () => {
       adam_beta2: 0.999,
       adam_epsilon: 1e-8,
       max_grad_norm: 1,
+      on_non_finite: 'stop',
       logging_steps: 1,
       save_steps: 50,
       save_total_limit: 2,

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { untoldSteps } from '../../coordinator/untold-steps.js'
-import type { CommitRecord, LoggedRecord } from '../../proto/commit-record.js'
+import type { CommitRecord, LoggedRecord, SkipRecord } from '../../proto/commit-record.js'
 
 const author = { coordinatorId: 'c', appendNumber: 1, fleetEpoch: 1 }
 const commit = (step: number, timeMs: number): CommitRecord => ({
@@ -42,4 +42,32 @@ test('a commit without an event gets one; steps told or rolled back get none', (
   assert.equal(event?.step?.stepMs, 500)
   assert.equal(event?.step?.tokensPerSecond, 200)
   assert.deepEqual(event?.step?.shares, [{ workerId: 'w', numMicroBatches: 3 }])
+})
+
+test('a skipped step without an event gets one that says why; one that was told gets none', () => {
+  const skip: SkipRecord = {
+    kind: 'skip',
+    ...author,
+    step: 2,
+    timeMs: 1_500,
+    microBatch: 1,
+    tensor: 'lm_head.weight',
+    reason: 'NaN',
+  }
+  const log = [commit(1, 1_000), skip].map((record, index) => ({ sequence: index + 1, record }))
+  const options = { log, numSteps: 12, dataEpochsThrough: (step: number) => step / 4 }
+  assert.deepEqual(untoldSteps({ ...options, told: new Set([1]) }), [
+    {
+      stepSkipped: {
+        step: 2,
+        numSteps: 12,
+        dataEpoch: 0.5,
+        fleetEpoch: 1,
+        microBatch: 1,
+        tensor: 'lm_head.weight',
+        reason: 'NaN',
+      },
+    },
+  ])
+  assert.deepEqual(untoldSteps({ ...options, told: new Set([1, 2]) }), [])
 })
