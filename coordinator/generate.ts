@@ -1,15 +1,18 @@
-/** Text from a model on one of the workers: template and tokenizer here, tokens from there. */
+/**
+ * Text from a model on one of the workers: template and tokenizer in a thread here, tokens from
+ * there.
+ */
 import { mkdir, rename, rm, symlink } from 'node:fs/promises'
 import { dirname, isAbsolute, join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import type { GenerateRequest__Output } from '../proto/gen/tunemesh/v1/GenerateRequest.js'
 import type { GenerateResponse } from '../proto/gen/tunemesh/v1/GenerateResponse.js'
-import { ChatTemplate } from './chat-template.js'
+import { borrowTokenizer } from './answer-tokenizer.js'
 import type { Mesh } from './coordinator.js'
 import { readBaseModel } from './ingest-model.js'
 import type { JobRecord } from './job-store.js'
 import { loadPrepared } from './prepared-blob.js'
-import { loadTokenizer, type Tokenizer } from './tokenizer.js'
+import type { TokenizerPool } from './tokenizer-pool.js'
 import { askGenerate, idleWorker } from './worker-calls.js'
 
 /** Where workers are expected; elsewhere one that is coming back still gets its chance. */
@@ -33,26 +36,31 @@ export async function* generateText(
 ): AsyncGenerator<GenerateResponse> {
   const choice = await chooseModel(mesh, request)
   const { config } = readBaseModel(choice.modelPath, choice.modelPath)
-  const tokenizer = await tokenizerOf(choice.modelPath)
-  const promptIds = await promptIdsOf(request, tokenizer)
-  const limit = request.maxNewTokens || defaultNewTokens
-  const waitMs = mesh.options.numWorkers > 0 ? workerWaitMs : uncertainWaitMs
-  const worker = await idleWorker(mesh.fleet, waitMs, signal)
-  const results = askGenerate(mesh.fleet, worker, {
-    request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
-    adapterPath: choice.adapterPath,
-    modelPath: choice.modelPath,
-    modelConfigJson: JSON.stringify(config),
-    promptIds,
-    stopIds: [...new Set([...choice.stopIds, ...stopIdsOf(tokenizer)])],
-  })
-  yield* asText(results, tokenizer, signal)
+  const { pool, release } = await borrowTokenizer(choice.modelPath)
+  try {
+    const promptIds = await promptIdsOf(request, pool)
+    const { stopIds } = await pool.call('describe')
+    const limit = request.maxNewTokens || defaultNewTokens
+    const waitMs = mesh.options.numWorkers > 0 ? workerWaitMs : uncertainWaitMs
+    const worker = await idleWorker(mesh.fleet, waitMs, signal)
+    const results = askGenerate(mesh.fleet, worker, {
+      request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
+      adapterPath: choice.adapterPath,
+      modelPath: choice.modelPath,
+      modelConfigJson: JSON.stringify(config),
+      promptIds,
+      stopIds: [...new Set([...choice.stopIds, ...stopIds])],
+    })
+    yield* asText(results, pool, signal)
+  } finally {
+    release()
+  }
 }
 
 /** Text in whole characters: a token may end in the middle of one. */
 async function* asText(
   results: ReturnType<typeof askGenerate>,
-  tokenizer: Tokenizer,
+  pool: TokenizerPool,
   signal: AbortSignal,
 ): AsyncGenerator<GenerateResponse> {
   const ids: number[] = []
@@ -60,7 +68,7 @@ async function* asText(
   for await (const result of results) {
     if (signal.aborted) return
     ids.push(...result.tokenIds)
-    const text = await tokenizer.decode(ids.filter((id) => !tokenizer.specialIds.has(id)))
+    const text = await pool.call('decodeAnswer', ids)
     const isWhole = result.done || !text.endsWith('\uFFFD')
     const piece = isWhole ? text.slice(told.length) : ''
     if (isWhole) told = text
@@ -107,42 +115,11 @@ async function resultFolder(mesh: Mesh, job: JobRecord): Promise<string> {
 
 async function promptIdsOf(
   request: GenerateRequest__Output,
-  tokenizer: Tokenizer,
+  pool: TokenizerPool,
 ): Promise<number[]> {
   if (request.promptIds.length > 0) return request.promptIds
-  if (request.messages.length === 0) return tokenizer.encode(request.prompt, true)
-  const template = ChatTemplate.of(tokenizer.files)
-  if (template === null) {
-    throw new TunemeshError(
-      'CHAT_TEMPLATE_INVALID',
-      'The model has no chat template, so it cannot take messages. Give a prompt instead.',
-    )
-  }
-  return tokenizer.encode(template.render(request.messages, true), false)
-}
-
-function stopIdsOf(tokenizer: Tokenizer): number[] {
-  const { files } = tokenizer
-  const eosToken = files.specialTokens.eos_token
-  const eosId = eosToken === undefined ? null : tokenizer.tokenToId(eosToken)
-  return eosId === null ? files.configuredStopIds : [...files.configuredStopIds, eosId]
-}
-
-/** A chat asks again and again; reading a vocabulary takes longer than an answer's first token. */
-const cache: { modelPath: string; tokenizer: Promise<Tokenizer> | null } = {
-  modelPath: '',
-  tokenizer: null,
-}
-
-function tokenizerOf(modelPath: string): Promise<Tokenizer> {
-  if (cache.tokenizer !== null && cache.modelPath === modelPath) return cache.tokenizer
-  const tokenizer = loadTokenizer(modelPath)
-  cache.modelPath = modelPath
-  cache.tokenizer = tokenizer
-  tokenizer.catch(() => {
-    cache.tokenizer = null
-  })
-  return tokenizer
+  if (request.messages.length === 0) return pool.call('encode', request.prompt, true)
+  return (await pool.call('chatPrompt', request.messages)).ids
 }
 
 const invalid = (message: string) => new TunemeshError('JOB_INVALID', message)

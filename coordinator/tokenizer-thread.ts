@@ -23,6 +23,8 @@ export interface ThreadMethods {
   chatPrompt(messages: ChatMessage[]): Promise<{ text: string; ids: number[] }>
   encode(text: string, addSpecialTokens: boolean): Promise<number[]>
   decode(ids: number[]): Promise<string>
+  /** Without special tokens. */
+  decodeAnswer(ids: number[]): Promise<string>
 }
 
 export interface ThreadRequest {
@@ -80,6 +82,10 @@ const methods: ThreadMethods = {
   },
   async decode(ids) {
     return (await reader()).tokenizer.decode(ids)
+  },
+  async decodeAnswer(ids) {
+    const { tokenizer } = await reader()
+    return tokenizer.decode(ids.filter((id) => !tokenizer.specialIds.has(id)))
   },
 }
 
