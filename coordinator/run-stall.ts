@@ -1,7 +1,7 @@
 /** What a run waits for, named within seconds, and given up within minutes (I8). */
 import { declareDead } from './run-membership.js'
 import { type FleetWorker, fail, members, type Run } from './run-state.js'
-import type { StepRun } from './step-run.js'
+import { owesLeaseDone, type StepRun } from './step-run.js'
 
 interface Wait {
   /** Empty: no worker's fault. */
@@ -129,10 +129,10 @@ function stepWait(run: Run): Wait | null {
   const oldest = steps[0]
   if (!oldest) return null
   const isCommitted = oldest.step <= run.log.committedStep
-  return (isCommitted ? null : resultWait(oldest)) ?? applyWait(run, oldest)
+  return (isCommitted ? null : resultWait(run, oldest)) ?? applyWait(run, oldest)
 }
 
-function resultWait(stepRun: StepRun): Wait | null {
+function resultWait(run: Run, stepRun: StepRun): Wait | null {
   const { step, progressMs } = stepRun
   for (const lease of stepRun.leases) {
     if (lease.losses) continue
@@ -151,13 +151,21 @@ function resultWait(stepRun: StepRun): Wait | null {
     }
   }
   const owner = open[0]
-  if (!owner) return null
+  if (!owner) return owedWait(run, stepRun)
   return {
     workerId: owner.workerId,
     step,
     waitingFor: `SliceDone of slice ${owner.slice}`,
     sinceMs: progressMs,
   }
+}
+
+/** Every sum is in; one counts a lease that is computed a second time and not reported yet. */
+function owedWait(run: Run, stepRun: StepRun): Wait | null {
+  const owed = owesLeaseDone(stepRun, members(run))
+  if (!owed) return null
+  const { step, progressMs } = stepRun
+  return { workerId: owed.workerId, step, waitingFor: 'LeaseDone', sinceMs: progressMs }
 }
 
 function applyWait(run: Run, stepRun: StepRun): Wait | null {

@@ -21,9 +21,11 @@ import {
   attemptOf,
   divergedSlices,
   isComplete,
+  isUnprovable,
   moveSlice,
   type NewStep,
   newStepRun,
+  owesLeaseDone,
   repair,
   type StepRun,
 } from './step-run.js'
@@ -173,6 +175,7 @@ export function commitWhenComplete(run: Run): void {
   const stepRun = run.steps.get(run.log.committedStep + 1)
   if (!stepRun || stepRun.isAppending || stepRun.committed || !isComplete(stepRun)) return
   if (isAppending(run, 'commit') || isAppending(run, 'skip')) return
+  if (owesLeaseDone(stepRun, members(run))) return
   const diverged = divergedSlices(stepRun)
   if (diverged.length > 0) return recount(run, stepRun, diverged)
   stepRun.isAppending = true
@@ -181,10 +184,13 @@ export function commitWhenComplete(run: Run): void {
 
 function recount(run: Run, stepRun: StepRun, diverged: StepRun['slices']): void {
   for (const slice of diverged) {
+    const isUnproved = isUnprovable(stepRun, slice)
     const what =
       `step ${stepRun.step} slice ${slice.slice}: the sum of worker ${slice.workerId} ` +
-      "does not match the contributions' digests"
-    slice.numDivergences++
+      (isUnproved
+        ? 'counts a lease whose worker is gone and that no digest proves'
+        : "does not match the contributions' digests")
+    if (!isUnproved) slice.numDivergences++
     if (slice.numDivergences >= maxDivergences) {
       return fail(run, {
         code: 'DIGEST_MISMATCH',

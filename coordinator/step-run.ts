@@ -209,6 +209,24 @@ export const divergedSlices = (run: StepRun): SliceRun[] =>
     return addDigests(digests as string[]) !== done.sumDigest
   })
 
+/**
+ * The sum counts an attempt that went with its worker before LeaseDone, and no other attempt on its
+ * device class can stand in for it: nobody can say whether the sum is right.
+ */
+export const isUnprovable = (run: StepRun, { slice, done }: SliceRun): boolean =>
+  done?.counted.some((key) => contributionDigest(run, key, slice) === null) ?? false
+
+/** A slice travels ahead of its LeaseDone, which a live worker still owes. */
+export const owesLeaseDone = (
+  run: StepRun,
+  live: readonly LiveWorker[],
+): LeaseAttemptRun | undefined =>
+  run.slices
+    .flatMap(({ slice, done }) => (done?.counted ?? []).map((key) => ({ slice, key })))
+    .filter(({ slice, key }) => contributionDigest(run, key, slice) === null)
+    .map(({ key }) => attemptOf(run, key))
+    .find((a) => a && !a.isDone && a.isHeld && live.some((w) => w.workerId === a.workerId))
+
 /** From now on a lease may only be computed where it was: other device classes give other bits. */
 export function markCommitted(run: StepRun, committed: NonNullable<StepRun['committed']>): void {
   run.committed = committed

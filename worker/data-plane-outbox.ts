@@ -1,13 +1,14 @@
 /**
- * The contributor's side: each slice of a contribution is offered to its owner, sent when granted,
- * and offered again until the owner says that all of it has arrived. Offers are small and
- * idempotent, so one timer heals every loss.
+ * The contributor's side: each slice of a contribution is offered to its owner as soon as it stands,
+ * while backward goes on with the others; sent when granted, and offered again until the owner says
+ * that all of it has arrived. Offers are small and idempotent, so one timer heals every loss.
  */
 
 import { failpoint } from '../proto/failpoint.js'
 import type { CreditOf } from '../proto/frame.js'
 import { contributionSubject } from '../proto/subjects.js'
 import type { EpochScope, Shipment } from './data-plane-link.js'
+import { isPoisoned } from './exchange-buffers.js'
 import type { WorkerEffect } from './run-events.js'
 
 type SendContribution = Extract<WorkerEffect, { kind: 'sendContribution' }>
@@ -37,7 +38,7 @@ class OutgoingSlice implements Shipment {
   }
 
   pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]> {
-    failpoint('worker.after-lease-done')
+    failpoint('worker.before-contribution')
     const { slot, step, slice, sliceAttempt, lease, leaseAttempt } = this.effect
     const { jobHash, fleetEpoch } = this.scope
     const header = { jobHash, fleetEpoch, step, slice, sliceAttempt, lease, leaseAttempt }
@@ -49,7 +50,7 @@ class OutgoingSlice implements Shipment {
   }
 
   failed(error: unknown): void {
-    this.scope.fail('sendContribution', this.effect.step, error)
+    if (!isPoisoned(error)) this.scope.fail('sendContribution', this.effect.step, error)
   }
 
   offer(): void {

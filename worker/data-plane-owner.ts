@@ -8,6 +8,7 @@ import { type CreditOf, digestText, type FrameHeader } from '../proto/frame.js'
 import { contributionSubject } from '../proto/subjects.js'
 import { checkedHeader, plausibleHeader } from './data-plane-frames.js'
 import type { EpochScope } from './data-plane-link.js'
+import { isPoisoned } from './exchange-buffers.js'
 import type { SliceKey, WorkerEffect } from './run-events.js'
 
 type Effect<Kind extends WorkerEffect['kind']> = Extract<WorkerEffect, { kind: Kind }>
@@ -42,6 +43,8 @@ interface OwnedSlice {
   counted: Set<number>
   /** Of everything added, from the frames' headers: the finished sum must have it. */
   digest: bigint
+  /** Something that was counted could not be added: such a sum is never finished. */
+  isBroken: boolean
 }
 
 export class DataPlaneOwner {
@@ -67,6 +70,7 @@ export class DataPlaneOwner {
       delivered: new Set(),
       counted: new Set(),
       digest: 0n,
+      isBroken: false,
     }
     this.#slices.set(key.slice, slice)
     exchange.clearSum(key.slice).catch((error) => this.scope.fail('openSlice', key.step, error))
@@ -107,9 +111,10 @@ export class DataPlaneOwner {
     const slice = this.#find(effect)
     if (slice === null) return
     slice.counted.add(effect.lease)
-    void this.#add(slice, effect).catch((error: unknown) =>
-      this.scope.fail('countContribution', effect.step, error),
-    )
+    void this.#add(slice, effect).catch((error: unknown) => {
+      slice.isBroken = true
+      if (!isPoisoned(error)) this.scope.fail('countContribution', effect.step, error)
+    })
   }
 
   dropContribution(effect: Effect<'dropContribution'>): void {
@@ -126,6 +131,7 @@ export class DataPlaneOwner {
     const slice = this.#find(effect)
     if (slice === null) return
     const finished = await this.scope.exchange.finishSlice(effect.step, effect.slice)
+    if (slice.isBroken) return
     const expected = digestText(slice.digest)
     if (finished.sumDigest !== expected) {
       throw new TunemeshError(

@@ -66,6 +66,16 @@ export interface MicroBatchResult {
   computeMs: number
 }
 
+/** A slice of a contribution that stands: nothing will be added to it. */
+export interface ContributionSlice {
+  slice: number
+  /** Linear digest, 16 hex digits. */
+  digest: string
+  /** Of all frames of the slice, headers included. */
+  packedBytes: number
+}
+export type SliceListener = (told: ContributionSlice) => void
+
 export interface UpdateNumbers {
   learningRate: number
   clipFactor: number
@@ -123,6 +133,16 @@ export interface Engine {
    * in `details[0]`) and leaves the slot unusable until cleared.
    */
   microBatch(batch: TokenBatch, lossDivisor: number, slot: number): Promise<MicroBatchResult>
+  /**
+   * The same for the last micro-batch of a contribution: `onSlice` hears of each slice once, as soon
+   * as backward has finished all of it, every slice before the promise resolves. After a gradient
+   * that fails it hears no more. The engine's thread does not wait for it.
+   */
+  lastMicroBatch(
+    batch: TokenBatch,
+    lossDivisor: number,
+    into: { slot: number; onSlice: SliceListener },
+  ): Promise<MicroBatchResult>
   /** Loss only. */
   evaluate(batch: TokenBatch): Promise<MicroBatchResult>
   /** AdamW with the published gradient in sum slot `step % 2` of the exchange buffers. */
@@ -275,6 +295,11 @@ class NativeEngine implements Engine {
   loadAdapter = (folder: string) => this.#call<void>('loadAdapter', folder)
   microBatch = (batch: TokenBatch, lossDivisor: number, slot: number) =>
     this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot)
+  lastMicroBatch = (
+    batch: TokenBatch,
+    lossDivisor: number,
+    { slot, onSlice }: { slot: number; onSlice: SliceListener },
+  ) => this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot, onSlice)
   evaluate = (batch: TokenBatch) => this.#call<MicroBatchResult>('evaluate', batch)
   applyUpdate = (step: number, update: UpdateNumbers) =>
     this.#call<void>('applyUpdate', step, update)

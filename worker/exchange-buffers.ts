@@ -50,7 +50,7 @@ export class ExchangeBuffers {
   readonly numFrameSlots: number
   readonly #native: NativeExchange
   readonly #frames: Uint8Array
-  /** By slot: bytes of each slice, known once the contribution has been digested. */
+  /** By slot: bytes of each slice that stands. */
   readonly #packedBytes = new Map<number, number[]>()
 
   /** @param handle Engine.exchangeHandle */
@@ -90,9 +90,14 @@ export class ExchangeBuffers {
     return measures.map((measure) => measure.digest)
   }
 
-  /**
-   * Bytes of a slice's frames; the most they can be while the contribution has not been digested.
-   */
+  /** What the engine told of a slice while it was still at work on the others. */
+  noteSlice(slot: number, { slice, packedBytes }: { slice: number; packedBytes: number }): void {
+    const bySlice = this.#packedBytes.get(slot) ?? []
+    bySlice[slice] = packedBytes
+    this.#packedBytes.set(slot, bySlice)
+  }
+
+  /** Bytes of a slice's frames; the most they can be where nobody has measured it. */
   packedBytes(slot: number, slice: number): number {
     return this.#packedBytes.get(slot)?.[slice] ?? this.numChunks(slice) * maxFrameBytes
   }
@@ -142,6 +147,13 @@ export class ExchangeBuffers {
     return this.#native.frameFault(frame)
   }
 }
+
+/**
+ * A slice of a contribution was read after another part of the same gradient had failed: the engine
+ * says which, this error adds nothing.
+ */
+export const isPoisoned = (error: unknown): boolean =>
+  error instanceof TunemeshError && error.code === 'NON_FINITE_GRADIENT'
 
 /** Native failures carry a code of proto/errors.ts. */
 async function answered<T>(answer: Promise<T>): Promise<T> {

@@ -71,8 +71,11 @@ export type WorkerEvent =
       error: ErrorInfo
       tensor: string
     } & LeaseKey)
-  /** Linear digest of each slice of a whole contribution, 16 hex digits, slice 0 first. */
-  | ({ kind: 'contributionDigested'; slot: number; digests: string[] } & LeaseKey)
+  /**
+   * In a lease's last micro-batch: all of this slice stands in the slot, while backward goes on. Each
+   * slice once, before microBatchDone. Linear digest of the whole contribution's slice, 16 digits.
+   */
+  | ({ kind: 'sliceReady'; slot: number; slice: number; digest: string } & LeaseKey)
   | { kind: 'updateApplied'; step: number; weightsSha256: string; applyMs: number }
   | {
       kind: 'stateUploaded'
@@ -132,9 +135,9 @@ export type WorkerEffect =
       microBatch: number
       packs: number[]
       lossDivisor: number
+      /** The lease's last: sliceReady for each slice comes first. */
+      isLast: boolean
     } & LeaseKey)
-  /** Answered by contributionDigested. */
-  | ({ kind: 'digestContribution'; slot: number } & LeaseKey)
   /** With the published gradient in sum slot step % 2; answered by updateApplied. */
   | { kind: 'applyUpdate'; step: number; update: UpdateNumbers }
   /** Answered by stateUploaded. */

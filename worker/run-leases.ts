@@ -11,6 +11,7 @@ import {
   leaseKey,
   leaseName,
   send,
+  stands,
   type WorkerRun,
 } from './run-state.js'
 
@@ -33,7 +34,7 @@ export function takeLeases(run: WorkerRun, plan: StepPlan__Output): void {
       slot: -1,
       losses: [],
       computeMs: 0,
-      digests: [],
+      digests: new Map(),
       sent: new Map(),
       delivered: new Map(),
       reported: '',
@@ -80,7 +81,13 @@ function computeMicroBatch(run: WorkerRun, contribution: Contribution): void {
     microBatch,
     packs,
     lossDivisor: plan.lossDivisor,
+    isLast: contribution.losses.length === contribution.microBatches.length - 1,
   })
+}
+
+/** Backward has finished all of a slice in the lease's last micro-batch: it may go to its owner. */
+export function recordSlice(run: WorkerRun, event: Event<'sliceReady'>): void {
+  current(run, event)?.digests.set(event.slice, event.digest)
 }
 
 export function recordMicroBatch(run: WorkerRun, event: Event<'microBatchDone'>): void {
@@ -94,17 +101,24 @@ export function recordMicroBatch(run: WorkerRun, event: Event<'microBatchDone'>)
     if (run.applying === null) computeMicroBatch(run, contribution)
     return
   }
-  contribution.state = 'digesting'
-  run.effects.push({
-    kind: 'digestContribution',
-    ...leaseKey(contribution),
-    slot: contribution.slot,
+  contribution.state = 'done'
+  run.computing = null
+  send(run, {
+    leaseDone: {
+      jobId: run.jobId,
+      ...leaseKey(contribution),
+      losses: contribution.losses,
+      digests: [...contribution.digests].map(([slice, digest]) => ({ slice, digest })),
+      computeMs: contribution.computeMs,
+    },
   })
 }
 
 export function recordFailure(run: WorkerRun, event: Event<'microBatchFailed'>): void {
   const contribution = current(run, event)
   if (!contribution) return
+  // Slices of it may be under way or counted: without LeaseDone the step is never committed.
+  cancel(run, contribution)
   contribution.state = 'failed'
   freeSlot(run, contribution)
   run.computing = null
@@ -119,23 +133,6 @@ export function recordFailure(run: WorkerRun, event: Event<'microBatchFailed'>):
   })
 }
 
-export function recordDigests(run: WorkerRun, event: Event<'contributionDigested'>): void {
-  const contribution = current(run, event)
-  if (!contribution) return
-  contribution.state = 'done'
-  contribution.digests = event.digests
-  run.computing = null
-  send(run, {
-    leaseDone: {
-      jobId: run.jobId,
-      ...leaseKey(contribution),
-      losses: contribution.losses,
-      digests: event.digests.map((digest, slice) => ({ slice, digest })),
-      computeMs: contribution.computeMs,
-    },
-  })
-}
-
 /** The lease being computed, unless the event belongs to one that is void. */
 function current(run: WorkerRun, event: LeaseKey): Contribution | null {
   const { computing } = run
@@ -143,13 +140,13 @@ function current(run: WorkerRun, event: LeaseKey): Contribution | null {
   return leaseName(computing) === leaseName(event) ? computing : null
 }
 
-/** Sends every finished contribution to where the plan now says its slices belong. */
+/** Sends every slice that stands to where the plan now says it belongs. */
 export function sendContributions(run: WorkerRun): void {
   for (const contribution of run.contributions.values()) {
     const plan = run.plans.get(contribution.step)
-    if (contribution.state !== 'done' || !plan) continue
+    if (!plan) continue
     for (const { slice, sliceAttempt, workerId } of plan.owners) {
-      if (workerId === run.workerId) continue
+      if (workerId === run.workerId || !stands(contribution, slice)) continue
       if (contribution.onlySlices && !contribution.onlySlices.includes(slice)) continue
       if (contribution.sent.get(slice) === sliceAttempt) continue
       contribution.sent.set(slice, sliceAttempt)
@@ -160,10 +157,10 @@ export function sendContributions(run: WorkerRun): void {
         slice,
         sliceAttempt,
         ownerWorkerId: workerId,
-        digest: contribution.digests[slice] ?? '',
+        digest: contribution.digests.get(slice) ?? '',
       })
     }
-    reportDelivered(run, contribution, plan)
+    if (contribution.state === 'done') reportDelivered(run, contribution, plan)
   }
 }
 

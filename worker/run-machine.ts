@@ -93,8 +93,8 @@ function takeResult(run: WorkerRun, event: Result): void {
       return leases.recordMicroBatch(run, event)
     case 'microBatchFailed':
       return leases.recordFailure(run, event)
-    case 'contributionDigested':
-      return leases.recordDigests(run, event)
+    case 'sliceReady':
+      return leases.recordSlice(run, event)
     case 'contributionDelivered':
       return leases.recordDelivered(run, event)
     case 'contributionArrived':

@@ -8,6 +8,7 @@ import {
   send,
   sliceKey,
   sliceName,
+  stands,
   type WorkerRun,
 } from './run-state.js'
 
@@ -59,7 +60,7 @@ const mayOpen = (run: WorkerRun, owned: OwnedSlice): boolean =>
 /** From this worker's own slots, without the wire. */
 function countOwn(run: WorkerRun, owned: OwnedSlice): void {
   for (const contribution of run.contributions.values()) {
-    if (contribution.step !== owned.step || contribution.state !== 'done') continue
+    if (contribution.step !== owned.step || !stands(contribution, owned.slice)) continue
     if (contribution.onlySlices && !contribution.onlySlices.includes(owned.slice)) continue
     if (contribution.delivered.get(owned.slice) === owned.sliceAttempt) continue
     markDelivered(contribution, owned)

@@ -74,18 +74,23 @@ export interface Contribution extends LeaseKey {
   microBatches: number[]
   /** null: all slices. */
   onlySlices: number[] | null
-  state: 'waiting' | 'computing' | 'digesting' | 'done' | 'failed' | 'dropped'
+  state: 'waiting' | 'computing' | 'done' | 'failed' | 'dropped'
   /** -1: none. */
   slot: number
   losses: MicroBatchLoss[]
   computeMs: number
-  digests: string[]
+  /** Of each slice that stands in the slot: the last micro-batch has finished it. */
+  digests: Map<number, string>
   /** Slice → slice attempt that it is being sent to, or was counted in. */
   sent: Map<number, number>
   delivered: Map<number, number>
   /** The delivery reported last. */
   reported: string
 }
+
+/** The slice stands in this contribution's slot: it may be sent and counted, before LeaseDone too. */
+export const stands = ({ state, digests }: Contribution, slice: number): boolean =>
+  (state === 'computing' || state === 'done') && digests.has(slice)
 
 export interface OwnedSlice extends SliceKey {
   state: 'waiting' | 'open' | 'finishing' | 'done'

@@ -3,7 +3,8 @@
  * data plane brings become events of the run machine (worker/run-machine.ts), which decides; its
  * effects are carried out here, in order.
  *
- *   StepPlan → computeMicroBatch … → digestContribution → sendContribution to each slice's owner
+ *   StepPlan → computeMicroBatch … → sliceReady … → sendContribution to each slice's owner, while
+ *            backward goes on → LeaseDone
  *            → as owner: countContribution … → finishSlice → publishSum → (coordinator commits)
  *   Commit   → every sum is here and verified → applyUpdate → Applied → next StepPlan
  */
@@ -16,8 +17,9 @@ import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
 import type { DataPlane } from './data-plane.js'
 import { type DeviceOptions, JobEngine } from './job-engine.js'
 import type { JobFiles } from './job-files.js'
-import type { LeaseKey, WorkerEffect, WorkerEvent } from './run-events.js'
+import type { WorkerEffect, WorkerEvent } from './run-events.js'
 import type { WorkerRunMachine } from './run-machine.js'
+import { leaseKey } from './run-state.js'
 
 export interface StepLoopOptions {
   machine: WorkerRunMachine
@@ -62,6 +64,7 @@ export class StepLoop {
   #carryOut(effect: WorkerEffect): void {
     switch (effect.kind) {
       case 'send':
+        if (effect.message.leaseDelivered) failpoint('worker.after-lease-done')
         return this.options.send(effect.message)
       case 'log':
         return this.options.log(effect.level, effect.message)
@@ -75,7 +78,6 @@ export class StepLoop {
         return this.#enqueue('release', 0, () => this.#release())
       case 'clearContribution':
       case 'computeMicroBatch':
-      case 'digestContribution':
       case 'applyUpdate':
       case 'uploadState':
       case 'loadState':
@@ -104,10 +106,12 @@ export class StepLoop {
    */
   #computeMicroBatch(effect: Extract<WorkerEffect, { kind: 'computeMicroBatch' }>): void {
     this.#enqueue('computeMicroBatch', effect.step, async () => {
-      const { kind: _, packs, lossDivisor, ...key } = effect
+      const { kind: _, packs, lossDivisor, isLast, ...key } = effect
       const job = this.#needJob()
       try {
-        const result = await job.microBatch(packs, lossDivisor, effect.slot)
+        const result = isLast
+          ? await this.#lastMicroBatch(job, effect)
+          : await job.microBatch(packs, lossDivisor, effect.slot)
         const numTokens = job.numTokens(packs)
         this.handle({ kind: 'microBatchDone', ...key, ...result, numTokens })
       } catch (error) {
@@ -117,6 +121,19 @@ export class StepLoop {
         this.handle({ kind: 'microBatchFailed', ...key, error: info, tensor })
       }
     })
+  }
+
+  /** Slices go to their owners as soon as they stand, while the engine is at work on the others. */
+  async #lastMicroBatch(job: JobEngine, effect: EffectOf<'computeMicroBatch'>) {
+    const { packs, lossDivisor, slot, ...rest } = effect
+    const key = leaseKey(rest)
+    const result = await job.lastMicroBatch(packs, lossDivisor, {
+      slot,
+      onSlice: ({ slice, digest }) =>
+        this.handle({ kind: 'sliceReady', ...key, slot, slice, digest }),
+    })
+    failpoint('worker.before-lease-done')
+    return result
   }
 
   #enqueue(operation: string, step: number, run: () => Promise<void>): void {
@@ -170,7 +187,6 @@ export class StepLoop {
 
 type EngineKind =
   | 'clearContribution'
-  | 'digestContribution'
   | 'applyUpdate'
   | 'uploadState'
   | 'loadState'
@@ -191,12 +207,6 @@ const engineOperations: { [Kind in EngineKind]: EngineOperation<Kind> } = {
   async clearContribution(job, { slot }) {
     await job.exchange.clearSlot(slot)
     return null
-  },
-
-  async digestContribution(job, { slot, fleetEpoch, step, lease, leaseAttempt }) {
-    const digests = await job.exchange.contributionDigests(slot)
-    const key: LeaseKey = { fleetEpoch, step, lease, leaseAttempt }
-    return { kind: 'contributionDigested', slot, digests, ...key }
   },
 
   async applyUpdate(job, { step, update }) {

@@ -90,6 +90,8 @@ struct AsyncTask {
   std::shared_ptr<TaskQueue> queue;
   std::function<T()> work;
   std::function<Napi::Value(Napi::Env, T&)> to_js;
+  // On the JavaScript thread before the promise settles, whatever happened: lets references go.
+  std::function<void()> release = [] {};
 
   Napi::Promise start(Napi::Env env) {
     struct Running {
@@ -108,6 +110,7 @@ struct AsyncTask {
       const auto last = std::move(running->task.queue);
       const auto to_js = std::move(running->task.to_js);
       last->end(settle_env);
+      running->task.release();
       if (running->failure) {
         running->deferred.Reject(js_error(settle_env, *running->failure).Value());
         return;

@@ -100,6 +100,14 @@ Napi::Value to_micro_batch(Napi::Env env, const MicroBatchResult& result) {
   return out;
 }
 
+Napi::Value to_contribution_slice(Napi::Env env, const ContributionSlice& told) {
+  auto out = Napi::Object::New(env);
+  out.Set("slice", static_cast<double>(told.slice));
+  out.Set("digest", digest_text(told.measure.digest));
+  out.Set("packedBytes", static_cast<double>(told.measure.packed_bytes));
+  return out;
+}
+
 // The vector becomes the array's memory; no copy.
 Napi::Value to_float32_array(Napi::Env env, std::vector<float>& values) {
   auto* owned = new std::vector<float>(std::move(values));
@@ -180,15 +188,31 @@ void add_life_methods(Napi::Object object, const Handle& handle) {
   });
 }
 
-void add_step_methods(Napi::Object object, const Handle& handle) {
-  set_method(object, "microBatch", [handle](Info info) {
-    const double divisor = info[1].As<Napi::Number>().DoubleValue();
-    const int slot = static_cast<int>(count_value(info[2], "slot"));
-    auto work = [batch = token_batch(argument_object(info, 0)), divisor, slot](Engine& engine) {
-      return engine.micro_batch(batch.view(), divisor, slot);
+// microBatch(batch, lossDivisor, slot, onSlice?): onSlice is called before the promise settles,
+// once for each slice; the engine's thread never waits for it.
+Napi::Value start_micro_batch(Info info, const Handle& handle) {
+  OwnedBatch batch = token_batch(argument_object(info, 0));
+  const double divisor = info[1].As<Napi::Number>().DoubleValue();
+  ContributionTarget target(static_cast<int>(count_value(info[2], "slot")));
+  std::function<void()> release = [] {};
+  if (info[3].IsFunction()) {
+    auto* on_slice = new Napi::FunctionReference(Napi::Persistent(info[3].As<Napi::Function>()));
+    release = [on_slice] { delete on_slice; };
+    target.on_slice = [handle, on_slice](const ContributionSlice& told) {
+      handle->queue->call_js(
+          [on_slice, told](Napi::Env env) { on_slice->Call({to_contribution_slice(env, told)}); });
     };
-    return run_value<MicroBatchResult>(info, handle, std::make_pair(work, to_micro_batch));
-  });
+  }
+  auto work = [handle, batch = std::move(batch), divisor, target] {
+    if (!handle->engine) throw EngineError("ENGINE_FAILED", "the engine is closed.");
+    return handle->engine->micro_batch(batch.view(), divisor, target);
+  };
+  return AsyncTask<MicroBatchResult>{handle->queue, work, to_micro_batch, release}.start(
+      info.Env());
+}
+
+void add_step_methods(Napi::Object object, const Handle& handle) {
+  set_method(object, "microBatch", [handle](Info info) { return start_micro_batch(info, handle); });
   set_method(object, "evaluate", [handle](Info info) {
     auto work = [batch = token_batch(argument_object(info, 0))](Engine& engine) {
       return engine.evaluate(batch.view());

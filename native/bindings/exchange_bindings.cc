@@ -11,6 +11,13 @@
 #include "bindings/exchange_task.h"
 
 namespace tunemesh {
+
+std::string digest_text(uint64_t digest) {
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(digest));
+  return text;
+}
+
 namespace {
 
 using Bytes = std::span<const uint8_t>;
@@ -18,13 +25,8 @@ using Bytes = std::span<const uint8_t>;
 struct Nothing {};
 const auto kToUndefined = [](Napi::Env env, const Nothing&) { return env.Undefined(); };
 
-std::string hex(uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
 const auto kToHex = [](Napi::Env env, uint64_t digest) -> Napi::Value {
-  return Napi::String::New(env, hex(digest));
+  return Napi::String::New(env, digest_text(digest));
 };
 
 uint32_t number(const Napi::Value& value) {
@@ -113,7 +115,7 @@ Napi::Value to_measures(Napi::Env env, const std::vector<SliceMeasure>& measures
   auto array = Napi::Array::New(env, measures.size());
   for (uint32_t i = 0; i < measures.size(); ++i) {
     auto entry = Napi::Object::New(env);
-    entry.Set("digest", Napi::String::New(env, hex(measures[i].digest)));
+    entry.Set("digest", Napi::String::New(env, digest_text(measures[i].digest)));
     entry.Set("packedBytes", Napi::Number::New(env, static_cast<double>(measures[i].packed_bytes)));
     array.Set(i, entry);
   }
@@ -122,8 +124,8 @@ Napi::Value to_measures(Napi::Env env, const std::vector<SliceMeasure>& measures
 
 Napi::Value to_finished(Napi::Env env, const FinishedSlice& finished) {
   auto out = Napi::Object::New(env);
-  out.Set("sumDigest", Napi::String::New(env, hex(finished.sum_digest)));
-  out.Set("publishedDigest", Napi::String::New(env, hex(finished.published_digest)));
+  out.Set("sumDigest", Napi::String::New(env, digest_text(finished.sum_digest)));
+  out.Set("publishedDigest", Napi::String::New(env, digest_text(finished.published_digest)));
   out.Set("sumSquares", Napi::Number::New(env, finished.sum_squares));
   return out;
 }

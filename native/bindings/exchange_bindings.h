@@ -3,10 +3,14 @@
 #include <napi.h>
 
 #include <memory>
+#include <string>
 
 #include "engine/exchange_buffers.h"
 
 namespace tunemesh {
+
+// 16 hex digits.
+std::string digest_text(uint64_t digest);
 
 // A plain object of methods over `buffers`, the engine's exchangeHandle. The pointer keeps the
 // buffers and their memory alive as long as JavaScript holds the handle or its frames: pass an

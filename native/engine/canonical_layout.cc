@@ -25,6 +25,13 @@ CanonicalLayout layout_of(std::vector<TensorShape> shapes) {
   return layout;
 }
 
+size_t part_of(const std::string& name, size_t num_layers) {
+  const std::string layers = ".layers.";
+  const size_t at = name.find(layers);
+  if (at != std::string::npos) return num_layers - std::stoul(name.substr(at + layers.size()));
+  return name == "model.embed_tokens.weight" ? num_layers + 1 : 0;
+}
+
 }  // namespace
 
 bool natural_less(const std::string& a, const std::string& b) {
@@ -72,6 +79,23 @@ const TrainedTensor& CanonicalLayout::tensor_of_block(size_t block) const {
       tensors.begin(), tensors.end(), block,
       [](size_t value, const TrainedTensor& tensor) { return value < tensor.first_block; });
   return *(after - 1);
+}
+
+std::vector<std::vector<BlockRange>> gradient_parts(const CanonicalLayout& layout,
+                                                    size_t num_layers) {
+  std::vector<std::vector<BlockRange>> parts(num_layers + 2);
+  for (size_t i = 0; i < layout.tensors.size(); ++i) {
+    const TrainedTensor& tensor = layout.tensors[i];
+    const bool is_last = i + 1 == layout.tensors.size();
+    const size_t end = is_last ? layout.num_blocks : layout.tensors[i + 1].first_block;
+    std::vector<BlockRange>& part = parts.at(part_of(tensor.name, num_layers));
+    if (!part.empty() && part.back().first_block + part.back().num_blocks == tensor.first_block) {
+      part.back().num_blocks = end - part.back().first_block;
+    } else {
+      part.push_back({tensor.first_block, end - tensor.first_block});
+    }
+  }
+  return parts;
 }
 
 CanonicalLayout full_layout(const ModelConfig& config) { return layout_of(model_tensors(config)); }

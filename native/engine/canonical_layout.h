@@ -29,6 +29,17 @@ struct CanonicalLayout {
   const TrainedTensor& tensor_of_block(size_t block) const;
 };
 
+struct BlockRange {
+  size_t first_block;
+  size_t num_blocks;
+};
+
+// Blocks by the moment of backward at which their gradients are final: final norm and an untied
+// head, the layers from the last to the first, the embedding. Where nothing is trained the part is
+// empty.
+std::vector<std::vector<BlockRange>> gradient_parts(const CanonicalLayout& layout,
+                                                    size_t num_layers);
+
 struct LoraSpec {
   size_t rank = 0;
   double alpha = 0;

@@ -146,51 +146,31 @@ const DecoderWeights& Engine::current_weights() {
   return weights_;
 }
 
-MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_divisor, int slot) {
+MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_divisor,
+                                     const ContributionTarget& target) {
   TrainingState& state = training("microBatch");
   if (!(loss_divisor > 0)) {
     throw EngineError("DATA_INVALID",
                       "lossDivisor is " + std::to_string(loss_divisor) + "; it must be above 0.");
   }
-  if (batch.num_tokens == 0) return {};  // only empty packs: adds nothing
+  if (batch.num_tokens == 0) {  // only empty packs: adds nothing
+    tell_standing_slices(state.exchange(), target);
+    return {};
+  }
   check_batch(batch, {options_.config, state.work().spec});
   const auto start = std::chrono::steady_clock::now();
-  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats()};
-  const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
-                                     {gradient, loss_divisor});
-  add_contribution(slot);
-  return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start)};
-}
-
-void Engine::add_contribution(int slot) {
-  TrainingState& state = training("microBatch");
-  ExchangeBuffers& exchange = state.exchange();
-  size_t bad_block = 0;
-  const auto round = device_->ops().round_and_add;
-  const bool overwrites = round == nullptr && exchange.take_cleared(slot);
-  const TmRoundAndAdd call = {state.trained().gradient, exchange.contribution(slot),
-                              state.layout().num_blocks, state.spec().significant_bits, &bad_block};
-  const TmStatus status = round != nullptr ? round(device_->context(), &call)
-                          : overwrites     ? round_to(call)
-                                           : round_and_add(call);
-  if (status == TM_OK) return;
-  exchange.poison(slot);
-  if (status != TM_NON_FINITE && status != TM_OUT_OF_RANGE) {
-    device_->check(status, "round_and_add");
+  ContributionWriter writer(*device_, state, target);
+  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats(),
+                                   [&writer](size_t part) { writer.write(part); }};
+  try {
+    const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
+                                       {gradient, loss_divisor});
+    writer.finish();
+    return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start)};
+  } catch (...) {
+    state.exchange().poison(target.slot);  // some parts stand, others do not
+    throw;
   }
-  const TrainedTensor& tensor = state.layout().tensor_of_block(bad_block);
-  const float* values = state.trained().gradient + bad_block * kBlockElements;
-  const float* largest = std::max_element(values, values + kBlockElements, [](float a, float b) {
-    return !(std::abs(a) >= std::abs(b));
-  });
-  const bool not_finite = status == TM_NON_FINITE;
-  throw EngineError(
-      not_finite ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",
-      "the gradient of " + tensor.name + " has the value " + std::to_string(*largest) +
-          " near element " + std::to_string((bad_block - tensor.first_block) * kBlockElements) +
-          (not_finite ? ". Lower the learning rate or look at the rows of this micro-batch."
-                      : "; the exchange carries magnitudes below 32768."),
-      tensor.name);
 }
 
 template <class Step>

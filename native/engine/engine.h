@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/base_weights.h"
+#include "engine/contribution_writer.h"
 #include "engine/generate.h"
 #include "engine/train_step.h"
 #include "engine/training_state.h"
@@ -52,7 +53,10 @@ class Engine {
   }
   void load_adapter(const std::string& folder);
 
-  MicroBatchResult micro_batch(const TokenBatch& batch, double loss_divisor, int slot);
+  // Rounds and adds into the target's slot while backward goes on. On any failure the slot is
+  // poisoned.
+  MicroBatchResult micro_batch(const TokenBatch& batch, double loss_divisor,
+                               const ContributionTarget& target);
   MicroBatchResult evaluate(const TokenBatch& batch);
   void apply_update(size_t step, AdamWNumbers numbers);  // betas, epsilon and decay are the spec's
   std::string weights_digest() const;
@@ -72,7 +76,6 @@ class Engine {
   // Runs the step on the job's workspace where the batch fits it, else on one of its own.
   template <class Step>
   auto with_workspace(const TokenBatch& batch, Step step);
-  void add_contribution(int slot);
 
   EngineOptions options_;
   std::shared_ptr<Device> device_;

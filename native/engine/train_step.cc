@@ -17,14 +17,15 @@ struct LossRows {
 LossRows select_trained_rows(const Pass& pass, const TokenBatch& batch);
 LossResult loss_chunks(const Pass& pass, LossRows rows, float grad_scale);
 void head_backward(const Pass& pass, size_t first_row, size_t num_rows);
-void backward_layers(const Pass& pass);
+void backward_layers(const Pass& pass, const GradientVector& gradient);
+void tell_final(const GradientVector& gradient, size_t part);
 BackwardDepth lowest_layer_depth(const DecoderWeights& weights);
 
 }  // namespace
 
 LossResult train_step(const StepModel& model, const TokenBatch& batch,
                       std::pair<GradientVector, double> gradient_and_divisor) {
-  const auto [gradient, divisor] = gradient_and_divisor;
+  const auto& [gradient, divisor] = gradient_and_divisor;
   const Workspace& work = model.work;
   TM_RUN(model.device, fill_zero, gradient.values, gradient.num_floats * sizeof(float));
 
@@ -35,11 +36,13 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
 
   TM_RUN(model.device, fill_zero, work.dx, pass.n * model.config.hidden_size * sizeof(float));
   const LossResult result = loss_chunks(pass, rows, static_cast<float>(1.0 / divisor));
-  backward_layers(pass);
+  tell_final(gradient, 0);
+  backward_layers(pass, gradient);
   if (model.weights.embedding_grad != nullptr) {
     TM_RUN(model.device, embedding_backward_add, work.tokens, pass.n, work.dx,
            model.config.hidden_size, model.config.vocab_size, model.weights.embedding_grad);
   }
+  tell_final(gradient, model.config.num_layers + 1);
   return result;
 }
 
@@ -214,11 +217,16 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
          hidden, work.dx);
 }
 
-void backward_layers(const Pass& pass) {
+void backward_layers(const Pass& pass, const GradientVector& gradient) {
   for (size_t layer = pass.config.num_layers; layer-- > 0;) {
     layer_backward(pass, layer,
                    layer > 0 ? BackwardDepth::kInput : lowest_layer_depth(pass.weights));
+    tell_final(gradient, pass.config.num_layers - layer);
   }
+}
+
+void tell_final(const GradientVector& gradient, size_t part) {
+  if (gradient.on_final_part) gradient.on_final_part(part);
 }
 
 // Adapters sit on the same modules of every layer, so the lowest trained tensor is in the first

@@ -1,6 +1,7 @@
 // The main path: one micro-batch forward and backward.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "engine/decoder_layer.h"
@@ -43,6 +44,9 @@ struct StepModel {
 struct GradientVector {
   float* values;
   size_t num_floats;
+  // Told of each part (gradient_parts) as soon as nothing of the step writes to it any more, in
+  // order; of none where no row is trained: the gradient is zero then.
+  std::function<void(size_t part)> on_final_part = {};
 };
 LossResult train_step(const StepModel& model, const TokenBatch& batch,
                       std::pair<GradientVector, double> gradient_and_divisor);

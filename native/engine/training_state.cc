@@ -18,7 +18,8 @@ TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelCo
     : device_(std::move(device)),
       config_(config),
       spec_(std::move(spec)),
-      layout_(spec_.is_full ? full_layout(config) : lora_layout(config, spec_.lora)) {
+      layout_(spec_.is_full ? full_layout(config) : lora_layout(config, spec_.lora)),
+      parts_(gradient_parts(layout_, config.num_layers)) {
   check_range("tokensPerMicroBatch", spec_.tokens_per_micro_batch, size_t{1} << 24);
   check_range("longestDocument", spec_.longest_document, config.max_position_embeddings);
   check_range("lossChunkRows", spec_.loss_chunk_rows, 1 << 20);

@@ -49,6 +49,7 @@ class TrainingState {
 
   const TrainSpec& spec() const { return spec_; }
   const CanonicalLayout& layout() const { return layout_; }
+  const std::vector<std::vector<BlockRange>>& parts() const { return parts_; }  // gradient_parts
   const TrainedVector& trained() const { return trained_; }
   const Workspace& work() const { return work_; }
   ExchangeBuffers& exchange() { return *exchange_; }
@@ -68,6 +69,7 @@ class TrainingState {
   const ModelConfig& config_;
   TrainSpec spec_;
   CanonicalLayout layout_;
+  std::vector<std::vector<BlockRange>> parts_;
   std::shared_ptr<Arena> arena_;
   TrainedVector trained_;
   Workspace work_;

@@ -35,7 +35,9 @@ const workerCounts = {
   'worker.before-publish': 20,
   'worker.mid-publish': 20,
   'worker.after-publish': 20,
-  'worker.after-lease-done': 30,
+  'worker.before-contribution': 30,
+  'worker.before-lease-done': 5,
+  'worker.after-lease-done': 5,
 }
 /** Whichever worker is asked for these dies, and then the other. */
 const askedOfOne = {

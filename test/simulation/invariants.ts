@@ -20,6 +20,8 @@ export class Invariants {
   readonly reference
   /** What the log says now; rollbacks take steps away. */
   readonly committed = new Map<number, CommitRecord | null>()
+  /** What it said before; a worker may still apply it, if it was told while it was true. */
+  readonly #rolledBack: CommitRecord[] = []
   #fleetEpoch = 0
   #epochOwner = ''
   #committedStep = 0
@@ -46,8 +48,10 @@ export class Invariants {
     if (record.kind === 'commit' || record.kind === 'skip') this.#recordStep(record)
     if (record.kind === 'rollback') {
       if (this.world.options.deviceClasses.length === 1) this.violated('rollback in one class')
-      for (const step of this.committed.keys()) {
-        if (step > record.toStep) this.committed.delete(step)
+      for (const [step, gone] of this.committed) {
+        if (step <= record.toStep) continue
+        this.committed.delete(step)
+        if (gone) this.#rolledBack.push(gone)
       }
       this.#committedStep = record.toStep
     }
@@ -80,12 +84,16 @@ export class Invariants {
   /** Commit, then apply: what a worker applies stands in the log, bit for bit. */
   checkApplied(worker: SimulatedWorker, step: number, gradients: bigint[]): void {
     const record = this.committed.get(step)
+    const differing = record ? differingSlice(record, gradients) : null
+    if (differing === -1) return this.#checkWeights(worker, step)
+    // Announced before it was rolled back, and late to a sleeper: it must load another state later.
+    const stale = this.#rolledBack.filter((gone) => gone.step === step)
+    if (stale.some((gone) => differingSlice(gone, gradients) === -1)) return
     if (!record) this.violated(`I4 ${worker.workerId} applied step ${step}, which the log lacks`)
-    gradients.forEach((value, slice) => {
-      if (toy.publishedDigest(value, slice) !== record.slices[slice]?.publishedDigest) {
-        this.violated(`I2 ${worker.workerId} applied another sum for step ${step} slice ${slice}`)
-      }
-    })
+    this.violated(`I2 ${worker.workerId} applied another sum for step ${step} slice ${differing}`)
+  }
+
+  #checkWeights(worker: SimulatedWorker, step: number): void {
     if (this.world.options.deviceClasses.length > 1) return
     // A skipped step leaves the weights, its number moves on with the next update.
     const digest = toy.weightsDigest(worker.weights)
@@ -113,3 +121,9 @@ export class Invariants {
     }
   }
 }
+
+/** -1: all are the committed ones. */
+const differingSlice = (record: CommitRecord, gradients: readonly bigint[]): number =>
+  gradients.findIndex(
+    (value, slice) => toy.publishedDigest(value, slice) !== record.slices[slice]?.publishedDigest,
+  )

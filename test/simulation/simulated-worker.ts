@@ -8,6 +8,8 @@ import { ToyDataPlane } from './toy-data-plane.js'
 import * as toy from './toy-engine.js'
 import type { World } from './world.js'
 
+type ComputeMicroBatch = Extract<WorkerEffect, { kind: 'computeMicroBatch' }>
+
 const tickMs = 100
 const mostSlots = 8
 
@@ -22,7 +24,7 @@ export class SimulatedWorker {
   readonly machine: WorkerRunMachine
   readonly dataPlane: ToyDataPlane
   readonly #slots: (bigint[] | null)[]
-  readonly #engineQueue: { durationMs: number; run: () => void }[] = []
+  readonly #engineQueue: { durationMs: number; effect: WorkerEffect }[] = []
   #isEngineBusy = false
   #backlog: (() => void)[] | null = null
   #isPrepared = false
@@ -135,6 +137,8 @@ export class SimulatedWorker {
         return dataPlane.count(effect)
       case 'dropContribution':
         return dataPlane.drop(effect)
+      case 'finishSlice':
+        return this.after(world.random.between(0, 1), () => this.#finishSlice(effect))
       case 'publishSum':
         return dataPlane.publishSum(effect)
       case 'sendSum':
@@ -184,7 +188,7 @@ export class SimulatedWorker {
     const isLong = ['computeMicroBatch', 'probe', 'loadState', 'evaluate'].includes(effect.kind)
     this.#engineQueue.push({
       durationMs: isLong ? random.between(3, 15) * this.slowness : random.between(0, 1),
-      run: () => this.#runEngine(effect),
+      effect,
     })
     this.#runNext()
   }
@@ -193,10 +197,12 @@ export class SimulatedWorker {
     if (this.#isEngineBusy) return
     const next = this.#engineQueue.shift()
     if (!next) return
+    const { durationMs, effect } = next
     this.#isEngineBusy = true
-    this.after(next.durationMs, () => {
+    if (effect.kind === 'computeMicroBatch') this.#backward(effect, durationMs)
+    this.after(durationMs, () => {
       this.#isEngineBusy = false
-      next.run()
+      this.#runEngine(effect)
       this.#runNext()
     })
   }
@@ -224,25 +230,6 @@ export class SimulatedWorker {
         return
       case 'computeMicroBatch':
         return this.#compute(effect)
-      case 'digestContribution': {
-        const { kind: _, slot, ...key } = effect
-        const digests = (this.#slots[slot] ?? []).map(toy.linearDigest)
-        return this.advance({ kind: 'contributionDigested', slot, digests, ...key })
-      }
-      case 'finishSlice': {
-        const { kind: _, ...key } = effect
-        const sum = this.dataPlane.accumulated(key)
-        if (sum === null) return
-        const value = toy.published(sum)
-        this.dataPlane.holdOwnSum(key, value)
-        return this.advance({
-          kind: 'sliceFinished',
-          ...key,
-          sumDigest: toy.linearDigest(sum, key.slice),
-          publishedDigest: toy.publishedDigest(value, key.slice),
-          sumSquares: toy.sumSquares(value),
-        })
-      }
       case 'applyUpdate':
         return this.#apply(effect)
       case 'uploadState':
@@ -267,10 +254,31 @@ export class SimulatedWorker {
     }
   }
 
-  #compute(effect: Extract<WorkerEffect, { kind: 'computeMicroBatch' }>): void {
-    const { kind: _, packs, lossDivisor: __, ...rest } = effect
+  /** Slice by slice, the last one first; in the lease's last micro-batch each is told at once. */
+  #backward(effect: ComputeMicroBatch, durationMs: number): void {
+    const { kind: _, packs, lossDivisor: __, isLast, microBatch: ___, ...key } = effect
+    const value = toy.gradient(this.weights, packs, this.deviceClass)
+    const numFinite = this.#isNonFinite(effect) ? Math.floor(value.length / 2) : value.length
+    for (let done = 0; done < numFinite; done++) {
+      this.after((durationMs * (done + 1)) / (value.length + 1), () => {
+        const slice = value.length - 1 - done
+        const slot = this.#slots[key.slot]
+        if (!slot) throw new Error('a micro-batch without a cleared slot')
+        slot[slice] = toy.addWrapped(slot[slice] ?? 0n, value[slice] as bigint)
+        const digest = toy.linearDigest(slot[slice], slice)
+        if (isLast) this.advance({ kind: 'sliceReady', ...key, slice, digest })
+      })
+    }
+  }
+
+  #isNonFinite({ step, microBatch }: ComputeMicroBatch): boolean {
     const { nonFinite } = this.world.options
-    if (nonFinite?.step === rest.step && nonFinite.microBatch === rest.microBatch) {
+    return nonFinite?.step === step && nonFinite.microBatch === microBatch
+  }
+
+  #compute(effect: ComputeMicroBatch): void {
+    const { kind: _, packs, lossDivisor: __, isLast: ___, ...rest } = effect
+    if (this.#isNonFinite(effect)) {
       return this.advance({
         kind: 'microBatchFailed',
         ...rest,
@@ -278,12 +286,6 @@ export class SimulatedWorker {
         tensor: 'model.embed_tokens.weight',
       })
     }
-    const value = toy.gradient(this.weights, packs, this.deviceClass)
-    const slot = this.#slots[rest.slot]
-    if (!slot) throw new Error('a micro-batch without a cleared slot')
-    value.forEach((element, slice) => {
-      slot[slice] = toy.addWrapped(slot[slice] ?? 0n, element)
-    })
     this.advance({
       kind: 'microBatchDone',
       ...rest,
@@ -291,6 +293,21 @@ export class SimulatedWorker {
       numTargetTokens: packs.length,
       numTokens: packs.length,
       computeMs: 5 * this.slowness,
+    })
+  }
+
+  /** On the exchange's thread: beside the engine's queue. */
+  #finishSlice({ kind: _, ...key }: Extract<WorkerEffect, { kind: 'finishSlice' }>): void {
+    const sum = this.dataPlane.accumulated(key)
+    if (sum === null) return
+    const value = toy.published(sum)
+    this.dataPlane.holdOwnSum(key, value)
+    this.advance({
+      kind: 'sliceFinished',
+      ...key,
+      sumDigest: toy.linearDigest(sum, key.slice),
+      publishedDigest: toy.publishedDigest(value, key.slice),
+      sumSquares: toy.sumSquares(value),
     })
   }
 

@@ -8,6 +8,7 @@ import type { JobEvent } from '../../proto/gen/tunemesh/v1/JobEvent.js'
 import type { ToWorker__Output } from '../../proto/gen/tunemesh/v1/ToWorker.js'
 import { WorkerService } from '../../proto/services.js'
 import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
+import { EarlySlices } from './early-slices.js'
 import { Invariants } from './invariants.js'
 import type { SimulationOptions } from './options.js'
 import { Random } from './random.js'
@@ -40,6 +41,7 @@ export class World {
    * How often each thing happened: a simulation that never meets a case proves nothing about it.
    */
   readonly counts = new Map<string, number>()
+  readonly #earlySlices = new EarlySlices((what) => this.count(what))
   #numWorkerIds = 0
   #numCoordinators = 0
   #isHealed = false
@@ -269,6 +271,7 @@ export class World {
   #countRecord(record: CommitLogRecord): void {
     this.count(record.kind === 'epoch' ? `epoch ${record.reason}` : record.kind)
     if (record.kind !== 'commit') return
+    this.#earlySlices.noteCommit(record)
     if (record.leases.some((lease) => lease.leaseAttempt > 1)) this.count('lease computed again')
     if (record.slices.some((slice) => slice.sliceAttempt > 1)) this.count('slice moved')
     if (new Set(record.leases.map((lease) => lease.workerId)).size > 1) this.count('shared step')
@@ -284,7 +287,10 @@ export class World {
   mutateWorkerEffect(effect: WorkerEffect): WorkerEffect {
     const { mutation } = this.options
     this.count(`worker ${effect.kind}`)
-    if (effect.kind === 'send') for (const kind of Object.keys(effect.message)) this.count(kind)
+    if (effect.kind === 'send') {
+      for (const kind of Object.keys(effect.message)) this.count(kind)
+      this.#earlySlices.noteSent(effect.message)
+    }
     if (mutation === 'countTwice' && effect.kind === 'dropContribution') {
       return { ...effect, kind: 'countContribution', slot: null }
     }

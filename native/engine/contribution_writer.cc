@@ -1,0 +1,111 @@
+#include "engine/contribution_writer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "engine/stream_out.h"
+
+namespace tunemesh {
+
+ContributionWriter::ContributionWriter(const Device& device, TrainingState& state,
+                                       const ContributionTarget& target)
+    : device_(device),
+      state_(state),
+      exchange_(state.exchange()),
+      target_(target),
+      overwrites_(device.ops().round_and_add == nullptr && exchange_.take_cleared(target.slot)),
+      accumulator_(exchange_.contribution(target.slot)) {
+  if (!target.on_slice) return;
+  measures_.assign(exchange_.num_slices(), {0, 0});
+  for (size_t slice = 0; slice < exchange_.num_slices(); ++slice) {
+    blocks_left_.push_back(exchange_.slice_num_blocks(slice));
+  }
+}
+
+void ContributionWriter::write(size_t part) {
+  if (part != next_part_++) throw EngineError("INTERNAL", "parts of a gradient out of order.");
+  for (const BlockRange& range : state_.parts()[part]) write_range(range);
+}
+
+void ContributionWriter::finish() {
+  while (next_part_ < state_.parts().size()) write(next_part_);
+  if (status_ != TM_OK) throw_failure();
+}
+
+void ContributionWriter::write_range(const BlockRange& range) {
+  const size_t end = range.first_block + range.num_blocks;
+  for (size_t block = range.first_block; block < end;) {
+    const size_t slice = block / exchange_.options().slice_blocks;
+    const size_t slice_end = exchange_.slice_first_block(slice) + exchange_.slice_num_blocks(slice);
+    const size_t count = std::min(end, slice_end) - block;
+    write_within_slice(slice, {block, count});
+    block += count;
+  }
+}
+
+void ContributionWriter::write_within_slice(size_t slice, const BlockRange& range) {
+  // After a failure the other parts are only searched for a tensor that comes before it by name.
+  const bool is_told = target_.on_slice && status_ == TM_OK;
+  size_t bad_block = 0;
+  const TmStatus status = round(range, &bad_block, is_told ? &measures_[slice] : nullptr);
+  if (status != TM_OK) return fail(range.first_block + bad_block, status);
+  if (!is_told) return;
+  blocks_left_[slice] -= range.num_blocks;
+  if (blocks_left_[slice] > 0) return;
+  const RangeMeasure& measured = measures_[slice];
+  const size_t headers = exchange_.num_chunks(slice) * kFrameHeaderBytes;
+  target_.on_slice({slice, {measured.digest, measured.packed_bytes + headers}});
+}
+
+TmStatus ContributionWriter::round(const BlockRange& range, size_t* bad_block,
+                                   RangeMeasure* measure) const {
+  const size_t offset = range.first_block * kBlockElements;
+  const TmRoundAndAdd call = {state_.trained().gradient + offset, accumulator_ + offset,
+                              range.num_blocks, state_.spec().significant_bits, bad_block};
+  if (const auto on_device = device_.ops().round_and_add; on_device != nullptr) {
+    const TmStatus status = on_device(device_.context(), &call);
+    if (status == TM_OK && measure != nullptr) {
+      measure->digest += linear_digest(call.accumulator, range.first_block, range.num_blocks);
+      measure->packed_bytes += packed_bytes(call.accumulator, range.num_blocks);
+    }
+    return status;
+  }
+  if (measure == nullptr) return overwrites_ ? round_to(call) : round_and_add(call);
+  return overwrites_ ? round_to_measured(call, range.first_block, measure)
+                     : round_and_add_measured(call, range.first_block, measure);
+}
+
+// At once: from here on nobody may pack or add what stands in the slot.
+void ContributionWriter::fail(size_t block, TmStatus status) {
+  exchange_.poison(target_.slot);
+  if (status != TM_NON_FINITE && status != TM_OUT_OF_RANGE) device_.check(status, "round_and_add");
+  if (status_ != TM_OK && bad_block_ <= block) return;
+  status_ = status;
+  bad_block_ = block;
+}
+
+void ContributionWriter::throw_failure() const {
+  const TrainedTensor& tensor = state_.layout().tensor_of_block(bad_block_);
+  const std::vector<float> values = copied_out(
+      device_, {state_.trained().gradient + bad_block_ * kBlockElements, kBlockElements});
+  const auto largest = std::max_element(
+      values.begin(), values.end(), [](float a, float b) { return !(std::abs(a) >= std::abs(b)); });
+  const bool not_finite = status_ == TM_NON_FINITE;
+  throw EngineError(
+      not_finite ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",
+      "the gradient of " + tensor.name + " has the value " + std::to_string(*largest) +
+          " near element " + std::to_string((bad_block_ - tensor.first_block) * kBlockElements) +
+          (not_finite ? ". Lower the learning rate or look at the rows of this micro-batch."
+                      : "; the exchange carries magnitudes below 32768."),
+      tensor.name);
+}
+
+void tell_standing_slices(ExchangeBuffers& exchange, const ContributionTarget& target) {
+  if (!target.on_slice) return;
+  for (size_t slice = exchange.num_slices(); slice-- > 0;) {
+    target.on_slice({slice, exchange.measure_contribution(target.slot, slice)});
+  }
+}
+
+}  // namespace tunemesh

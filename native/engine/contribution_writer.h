@@ -1,0 +1,60 @@
+// A micro-batch's gradient on its way into a contribution slot, part by part, while backward goes
+// on with the layers below: rounded, added, and in a lease's last micro-batch measured. A slice is
+// told as soon as all of it stands.
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "engine/training_state.h"
+
+namespace tunemesh {
+
+struct ContributionSlice {
+  size_t slice;
+  SliceMeasure measure;
+};
+using SliceListener = std::function<void(const ContributionSlice&)>;
+
+struct ContributionTarget {
+  ContributionTarget(int into, SliceListener listener = {})
+      : slot(into), on_slice(std::move(listener)) {}
+  int slot;
+  // Set in a lease's last micro-batch: hears every slice once, on the engine's thread.
+  SliceListener on_slice;
+};
+
+class ContributionWriter {
+ public:
+  ContributionWriter(const Device& device, TrainingState& state, const ContributionTarget& target);
+
+  // The gradient of this part (gradient_parts) is final. Parts come in order.
+  void write(size_t part);
+  // The parts that are left. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE, named after the
+  // first tensor of the canonical order that fails, whichever part it was met in.
+  void finish();
+
+ private:
+  void write_range(const BlockRange& range);
+  void write_within_slice(size_t slice, const BlockRange& range);
+  TmStatus round(const BlockRange& range, size_t* bad_block, RangeMeasure* measure) const;
+  void fail(size_t block, TmStatus status);
+  [[noreturn]] void throw_failure() const;
+
+  const Device& device_;
+  TrainingState& state_;
+  ExchangeBuffers& exchange_;
+  const ContributionTarget& target_;
+  const bool overwrites_;  // the slot was cleared: nothing to add to
+  int64_t* const accumulator_;
+  size_t next_part_ = 0;
+  // By slice, where somebody listens.
+  std::vector<size_t> blocks_left_;
+  std::vector<RangeMeasure> measures_;
+  TmStatus status_ = TM_OK;
+  size_t bad_block_ = 0;
+};
+
+// A micro-batch without tokens adds nothing: every slice stands as it is.
+void tell_standing_slices(ExchangeBuffers& exchange, const ContributionTarget& target);
+
+}  // namespace tunemesh
