@@ -1,6 +1,5 @@
 #include "engine/codec.h"
 
-#include <algorithm>
 #include <array>
 #include <atomic>
 
@@ -53,29 +52,13 @@ constexpr std::array<uint64_t, kBlockElements> lane_factors() {
 }
 constexpr std::array<uint64_t, kBlockElements> kLaneFactors = lane_factors();
 
-struct MeasuredRange {
-  size_t first_block;
-  RangeMeasure* measure;
-};
-// Tile by tile, so that the measuring passes find it in the caches.
-TmStatus round_measured(TmStatus (*round)(const TmRoundAndAdd&), const TmRoundAndAdd& args,
-                        const MeasuredRange& range) {
-  constexpr size_t kTileBlocks = 8;
-  for (size_t at = 0; at < args.num_blocks; at += kTileBlocks) {
-    TmRoundAndAdd tile = args;
-    tile.gradient += at * kBlockElements;
-    tile.accumulator += at * kBlockElements;
-    tile.num_blocks = std::min(kTileBlocks, args.num_blocks - at);
-    const TmStatus status = round(tile);
-    if (status != TM_OK) {
-      if (args.bad_block != nullptr) *args.bad_block += at;
-      return status;
-    }
-    range.measure->digest +=
-        linear_digest(tile.accumulator, range.first_block + at, tile.num_blocks);
-    range.measure->packed_bytes += packed_bytes(tile.accumulator, tile.num_blocks);
-  }
-  return TM_OK;
+TmStatus round_blocks(const TmRoundAndAdd& args, bool overwrites, const MeasuredRange& range) {
+  if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
+  return table().round[overwrites][range.measure != nullptr](args, range);
+}
+
+DigestRange digest_range(const NumberedBlocks& blocks) {
+  return {kLaneFactors.data(), blocks.first_block, blocks.num_blocks};
 }
 
 }  // namespace
@@ -94,48 +77,44 @@ bool set_codec_path(CodecPath path) {
   return true;
 }
 
-TmStatus round_to(const TmRoundAndAdd& args) {
-  if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
-  return table().round_to(args);
-}
-
 TmStatus round_and_add(const TmRoundAndAdd& args) {
-  if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
-  return table().round_and_add(args);
+  return round_blocks(args, false, {nullptr, 0, nullptr});
 }
-
+TmStatus round_to(const TmRoundAndAdd& args) {
+  return round_blocks(args, true, {nullptr, 0, nullptr});
+}
 TmStatus round_and_add_measured(const TmRoundAndAdd& args, size_t first_block,
                                 RangeMeasure* measure) {
-  return round_measured(round_and_add, args, {first_block, measure});
+  return round_blocks(args, false, {kLaneFactors.data(), first_block, measure});
 }
-
 TmStatus round_to_measured(const TmRoundAndAdd& args, size_t first_block, RangeMeasure* measure) {
-  return round_measured(round_to, args, {first_block, measure});
+  return round_blocks(args, true, {kLaneFactors.data(), first_block, measure});
 }
 
-bool add_blocks(const int64_t* values, size_t num_blocks, int64_t* accumulator) {
-  return table().add_blocks(values, num_blocks, accumulator);
+bool add_blocks(const int64_t* values, size_t num_blocks, const SumPlace& sum) {
+  return table().add_blocks(values, num_blocks, sum);
 }
 
-TmStatus round_sum(const RoundSum& args) {
+TmStatus finish_sum(const FinishSum& args, FinishedRange* totals) {
   if (args.significant_bits < 2 || args.significant_bits > 24) return TM_BAD_ARGUMENT;
-  return table().round_sum(args);
+  return table().finish_sum(args, kLaneFactors.data(), totals);
 }
 
 TmStatus floats_to_fixed(const float* published, size_t num_blocks, int64_t* out) {
   return table().floats_to_fixed(published, num_blocks, out);
 }
 
-void fixed_to_floats(const int64_t* values, size_t num_blocks, float* out) {
-  table().fixed_to_floats(values, num_blocks, out);
-}
-
 size_t packed_bytes(const int64_t* values, size_t num_blocks) {
   return table().packed_bytes(values, num_blocks);
 }
 
-size_t pack_blocks(const int64_t* values, size_t num_blocks, const PackedPlace& to) {
-  return table().pack_blocks(values, num_blocks, to);
+PackedWords pack_blocks(const int64_t* values, const NumberedBlocks& blocks,
+                        const PackedPlace& to) {
+  return table().pack_blocks(values, digest_range(blocks), to);
+}
+
+PackedFloats pack_floats(const float* published, size_t num_blocks, const PackedPlace& to) {
+  return table().pack_floats(published, num_blocks, to);
 }
 
 bool packed_is_valid(std::span<const uint8_t> payload, size_t num_blocks) {
@@ -149,23 +128,24 @@ bool packed_is_valid(std::span<const uint8_t> payload, size_t num_blocks) {
   return bytes == payload.size();
 }
 
-bool unpack_add(const PackedSource& from, size_t num_blocks, int64_t* accumulator) {
-  return table().unpack_add(from, num_blocks, accumulator);
+bool unpack_add(const PackedSource& from, size_t num_blocks, const SumPlace& sum) {
+  return table().unpack_add(from, num_blocks, sum);
 }
 
-size_t unpack(const PackedSource& from, size_t num_blocks, int64_t* out) {
-  return table().unpack(from, num_blocks, out);
+void unpack(const PackedSource& from, size_t num_blocks, int64_t* out) {
+  table().unpack(from, num_blocks, out);
+}
+
+UnpackedFloats unpack_floats(const PackedSource& from, const NumberedBlocks& blocks,
+                             float* published) {
+  return table().unpack_floats(from, digest_range(blocks), published);
 }
 
 uint64_t linear_digest(const int64_t* values, size_t first_block, size_t num_blocks) {
-  return table().linear_digest(values, {kLaneFactors.data(), first_block, num_blocks});
+  return table().linear_digest(values, digest_range({first_block, num_blocks}));
 }
 
 uint64_t digest_block_factor(size_t block) { return splitmix64(kBlockSeed ^ block) | 1; }
 uint64_t digest_lane_factor(size_t element) { return kLaneFactors.at(element); }
-
-double add_squares(double total, const float* values, size_t num_blocks) {
-  return table().add_squares(total, values, num_blocks);
-}
 
 }  // namespace tunemesh

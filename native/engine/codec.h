@@ -52,28 +52,41 @@ TmStatus round_and_add_measured(const TmRoundAndAdd& args, size_t first_block,
                                 RangeMeasure* measure);
 TmStatus round_to_measured(const TmRoundAndAdd& args, size_t first_block, RangeMeasure* measure);
 
-// accumulator += values. False where a sum leaves int64 (all elements are written, the accumulator
-// is then useless).
-[[nodiscard]] bool add_blocks(const int64_t* values, size_t num_blocks, int64_t* accumulator);
+// Blocks and the number of their first one in the whole vector, on which digests depend.
+struct NumberedBlocks {
+  size_t first_block, num_blocks;
+};
+
+// after = before + what is added; `before` may be `after`, else they do not overlap.
+struct SumPlace {
+  const int64_t* before;
+  int64_t* after;
+};
+// False where a sum leaves int64 (all elements are written, `after` is then useless).
+[[nodiscard]] bool add_blocks(const int64_t* values, size_t num_blocks, const SumPlace& sum);
 
 // Rounds sums to `significant_bits` below each block's largest (ties to even) and writes value *
 // 2^-48 as float32, which is exact for significant_bits <= 24. `published` may not overlap `sums`.
-// TM_OUT_OF_RANGE where rounding leaves the int64 range; bad_block is then set.
-struct RoundSum {
+struct FinishSum {
   const int64_t* sums;
   float* published;
-  size_t num_blocks;
+  NumberedBlocks blocks;
   int significant_bits;
   size_t* bad_block;
 };
-TmStatus round_sum(const RoundSum& args);
+// Of a range's sums and of what was published for them. Sum of squares in float64: within a block
+// element j goes to lane j % 8, lanes are added ((0+1)+(2+3))+((4+5)+(6+7)), blocks in order.
+struct FinishedRange {
+  uint64_t sum_digest, published_digest;
+  double sum_squares;
+};
+// Adds to `totals`, so that a vector may be finished in pieces. TM_OUT_OF_RANGE where rounding
+// leaves the int64 range; bad_block is then set.
+TmStatus finish_sum(const FinishSum& args, FinishedRange* totals);
 
-// Published floats back to integers: exact for what round_sum wrote. TM_NON_FINITE, TM_OUT_OF_RANGE
-// for others.
+// Published floats back to integers: exact for what finish_sum wrote. TM_NON_FINITE,
+// TM_OUT_OF_RANGE, TM_BAD_ARGUMENT for others.
 TmStatus floats_to_fixed(const float* published, size_t num_blocks, int64_t* out);
-
-// Integers to published floats: value * 2^-48, exact for 24 significant bits, else rounded once.
-void fixed_to_floats(const int64_t* values, size_t num_blocks, float* out);
 
 // Where the two parts of packed blocks lie: (shift, width) pairs and words. In a payload the words
 // follow the pairs; a caller that packs a chunk in pieces advances both.
@@ -89,27 +102,38 @@ inline PackedSource packed_source(std::span<const uint8_t> payload, size_t num_b
   return {payload.data(), payload.data() + 2 * num_blocks};
 }
 
-// Bytes of a whole payload, and the packing itself; pack_blocks answers the bytes of the words.
+// Bytes of a whole payload.
 size_t packed_bytes(const int64_t* values, size_t num_blocks);
-size_t pack_blocks(const int64_t* values, size_t num_blocks, const PackedPlace& to);
+struct PackedWords {
+  size_t bytes;  // of the words
+  uint64_t digest;
+};
+PackedWords pack_blocks(const int64_t* values, const NumberedBlocks& blocks, const PackedPlace& to);
+// Packs published floats as the integers they stand for; fails as floats_to_fixed does.
+struct PackedFloats {
+  TmStatus status;
+  size_t bytes;  // of the words
+};
+PackedFloats pack_floats(const float* published, size_t num_blocks, const PackedPlace& to);
 
 // Does `payload` hold exactly num_blocks well-formed blocks? Ask before the unpackers below, which
 // trust it.
 [[nodiscard]] bool packed_is_valid(std::span<const uint8_t> payload, size_t num_blocks);
-// accumulator += unpacked values; false where a sum leaves int64.
-[[nodiscard]] bool unpack_add(const PackedSource& from, size_t num_blocks, int64_t* accumulator);
-// Answers the bytes of the words that were read.
-size_t unpack(const PackedSource& from, size_t num_blocks, int64_t* out);
+// False where a sum leaves int64.
+[[nodiscard]] bool unpack_add(const PackedSource& from, size_t num_blocks, const SumPlace& sum);
+void unpack(const PackedSource& from, size_t num_blocks, int64_t* out);
+// Integers to published floats: value * 2^-48, exact for 24 significant bits, else rounded once.
+struct UnpackedFloats {
+  uint64_t digest;  // of the integers
+  bool is_exact;  // floats_to_fixed would give the integers back; false also where only it can say
+};
+UnpackedFloats unpack_floats(const PackedSource& from, const NumberedBlocks& blocks,
+                             float* published);
 
 // Linear digest D(q) = sum of q[b][j] * R(b) * L(j) mod 2^64; R and L odd, from splitmix64.
 // first_block is the number of values' first block in the whole vector.
 uint64_t linear_digest(const int64_t* values, size_t first_block, size_t num_blocks);
 uint64_t digest_block_factor(size_t block);
 uint64_t digest_lane_factor(size_t element);
-
-// Sum of squares in float64: within a block element j goes to lane j % 8, lanes are added
-// ((0+1)+(2+3))+((4+5)+(6+7)), blocks are added in order.
-// The blocks are added to `total`, so that a vector may be summed in pieces.
-double add_squares(double total, const float* values, size_t num_blocks);
 
 }  // namespace tunemesh

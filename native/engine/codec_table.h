@@ -14,19 +14,26 @@ struct DigestRange {
   size_t first_block, num_blocks;
 };
 
+// `measure` is set where the caller measures.
+struct MeasuredRange {
+  const uint64_t* lane_factors;
+  size_t first_block;
+  RangeMeasure* measure;
+};
+
 struct CodecTable {
-  TmStatus (*round_and_add)(const TmRoundAndAdd&);
-  TmStatus (*round_to)(const TmRoundAndAdd&);
-  bool (*add_blocks)(const int64_t*, size_t, int64_t*);
-  TmStatus (*round_sum)(const RoundSum&);
+  // [overwrites][measures]
+  TmStatus (*round[2][2])(const TmRoundAndAdd&, const MeasuredRange&);
+  bool (*add_blocks)(const int64_t*, size_t, const SumPlace&);
+  TmStatus (*finish_sum)(const FinishSum&, const uint64_t* lane_factors, FinishedRange*);
   TmStatus (*floats_to_fixed)(const float*, size_t, int64_t*);
-  void (*fixed_to_floats)(const int64_t*, size_t, float*);
   size_t (*packed_bytes)(const int64_t*, size_t);
-  size_t (*pack_blocks)(const int64_t*, size_t, const PackedPlace&);
-  bool (*unpack_add)(const PackedSource&, size_t, int64_t*);
-  size_t (*unpack)(const PackedSource&, size_t, int64_t*);
+  PackedWords (*pack_blocks)(const int64_t*, const DigestRange&, const PackedPlace&);
+  PackedFloats (*pack_floats)(const float*, size_t, const PackedPlace&);
+  bool (*unpack_add)(const PackedSource&, size_t, const SumPlace&);
+  void (*unpack)(const PackedSource&, size_t, int64_t*);
+  UnpackedFloats (*unpack_floats)(const PackedSource&, const DigestRange&, float*);
   uint64_t (*linear_digest)(const int64_t*, const DigestRange&);
-  double (*add_squares)(double, const float*, size_t);
 };
 
 namespace codec_generic {

@@ -58,17 +58,22 @@ ExchangeBuffers::ExchangeBuffers(const ExchangeOptions& options, const ExchangeM
       poisoned_(options.num_contribution_slots),
       cleared_(options.num_contribution_slots) {
   check_options(options);
-  sum_is_cleared_.assign(num_slices(), false);
+  sum_source_.assign(num_slices(), kInSum);
+  chunk_digests_.resize(2 * num_slices() * num_chunks(0));
+  measures_.resize(options.num_contribution_slots * num_slices());
   thread_ = std::thread([this] { run(); });
 }
 
-ExchangeBuffers::~ExchangeBuffers() {
+ExchangeBuffers::~ExchangeBuffers() { stop(); }
+
+void ExchangeBuffers::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   wake_.notify_one();
-  thread_.join();
+  // An engine that closes and an environment that ends may come at once.
+  std::call_once(joined_, [this] { thread_.join(); });
 }
 
 void ExchangeBuffers::run() {
@@ -88,6 +93,7 @@ void ExchangeBuffers::run() {
 void ExchangeBuffers::post(std::function<void()> command) {
   {
     const std::lock_guard lock(mutex_);
+    if (stopping_) throw EngineError("ENGINE_FAILED", "the engine of this exchange is closed.");
     if (queue_.size() >= kMaxQueued) {
       throw EngineError("ENGINE_FAILED", "the exchange has " + text(kMaxQueued) +
                                              " commands waiting; await some before sending more");
@@ -108,11 +114,32 @@ size_t ExchangeBuffers::num_chunks(size_t slice) const {
 }
 
 int64_t* ExchangeBuffers::contribution(int slot) {
+  forget_measures(checked_slot(slot));
+  return slot_values(slot);
+}
+
+int64_t* ExchangeBuffers::slot_values(int slot) {
   const size_t elements = options_.num_blocks * kBlockElements;
   int64_t* values = contributions_ + checked_slot(slot) * elements;
   if (take_cleared(slot)) std::memset(values, 0, elements * sizeof(int64_t));
   return values;
 }
+
+void ExchangeBuffers::note_measure(int slot, size_t slice, const SliceMeasure& measure) {
+  const std::lock_guard lock(measures_mutex_);
+  measures_[checked_slot(slot) * num_slices() + checked_slice(slice)] = measure;
+}
+
+void ExchangeBuffers::forget_measures(int slot) {
+  const std::lock_guard lock(measures_mutex_);
+  std::fill_n(measures_.begin() + ptrdiff_t(slot * num_slices()), num_slices(), std::nullopt);
+}
+
+std::optional<SliceMeasure> ExchangeBuffers::noted(int slot, size_t slice) {
+  const std::lock_guard lock(measures_mutex_);
+  return measures_[slot * num_slices() + slice];
+}
+
 float* ExchangeBuffers::published(size_t step) {
   return published_ + (step % 2) * options_.num_blocks * kBlockElements;
 }
@@ -131,7 +158,7 @@ int ExchangeBuffers::checked_slot(int slot) const {
 }
 
 const int64_t* ExchangeBuffers::readable(int slot, size_t block) {
-  const int64_t* values = contribution(slot);
+  const int64_t* values = slot_values(slot);
   if (is_poisoned(slot)) {
     throw EngineError("NON_FINITE_GRADIENT",
                       "contribution slot " + std::to_string(slot) +
@@ -141,40 +168,40 @@ const int64_t* ExchangeBuffers::readable(int slot, size_t block) {
 }
 
 void ExchangeBuffers::clear_slot(int slot) {
+  for (size_t slice = 0; slice < num_slices(); ++slice) {
+    if (sum_source_[slice] == checked_slot(slot)) keep_sum(slice);
+  }
   cleared_[checked_slot(slot)].store(true);
   poisoned_[slot].store(false);
+  forget_measures(slot);
 }
 
 SliceMeasure ExchangeBuffers::measure_contribution(int slot, size_t slice) {
   const size_t first = slice_first_block(checked_slice(slice));
   const int64_t* values = readable(slot, first);
-  SliceMeasure measure{0, 0};
+  if (const auto measured = noted(slot, slice)) return *measured;
+  SliceMeasure measure{0, num_chunks(slice) * kFrameHeaderBytes};
   // Tile by tile, so that the second reader finds it in the cache.
   for (size_t at = 0, blocks = slice_num_blocks(slice); at < blocks; at += kTileBlocks) {
     const size_t count = std::min(kTileBlocks, blocks - at);
     measure.digest += linear_digest(values + at * kBlockElements, first + at, count);
     measure.packed_bytes += packed_bytes(values + at * kBlockElements, count);
   }
-  measure.packed_bytes += num_chunks(slice) * kFrameHeaderBytes;
+  note_measure(slot, slice, measure);
   return measure;
 }
 
-template <typename Tile>
-size_t ExchangeBuffers::write_frame(FrameHeader h, int frame, Tile tile) {
-  const auto whole = frames().subspan(frame * kMaxFrameBytes, kMaxFrameBytes);
-  uint8_t* shapes = whole.data() + kFrameHeaderBytes;
-  uint8_t* words = shapes + 2 * h.num_blocks;
+size_t ExchangeBuffers::close_frame(FrameHeader h, int frame, size_t word_bytes) {
   h.codec = frame_codec(options_.significant_bits);
-  h.digest = 0;
-  for (size_t at = 0; at < h.num_blocks; at += kTileBlocks) {
-    const size_t count = std::min<size_t>(kTileBlocks, h.num_blocks - at);
-    const int64_t* values = tile(h.first_block + at, count);
-    h.digest += linear_digest(values, h.first_block + at, count);
-    words += pack_blocks(values, count, {shapes + 2 * at, words});
-  }
-  h.payload_bytes = static_cast<uint32_t>(words - shapes);
-  write_frame_header(h, whole);
+  h.payload_bytes = static_cast<uint32_t>(2 * h.num_blocks + word_bytes);
+  write_frame_header(h, frame_at(frame));
   return kFrameHeaderBytes + h.payload_bytes;
+}
+
+NumberedBlocks ExchangeBuffers::chunk_blocks(size_t slice, size_t chunk) const {
+  const size_t within = chunk * options_.chunk_blocks;
+  return {slice_first_block(slice) + within,
+          std::min(options_.chunk_blocks, slice_num_blocks(slice) - within)};
 }
 
 void ExchangeBuffers::place_chunk(FrameHeader& h, int frame) const {
@@ -185,19 +212,26 @@ void ExchangeBuffers::place_chunk(FrameHeader& h, int frame) const {
   if (frame < 0 || frame >= options_.num_frames) {
     throw EngineError("ENGINE_FAILED", "frame slot " + std::to_string(frame) + " does not exist");
   }
-  const size_t within = h.chunk * options_.chunk_blocks;
+  const NumberedBlocks blocks = chunk_blocks(h.slice, h.chunk);
   h.num_chunks = static_cast<uint16_t>(num_chunks(h.slice));
-  h.first_block = static_cast<uint32_t>(slice_first_block(h.slice) + within);
-  h.num_blocks =
-      static_cast<uint32_t>(std::min(options_.chunk_blocks, slice_num_blocks(h.slice) - within));
+  h.first_block = static_cast<uint32_t>(blocks.first_block);
+  h.num_blocks = static_cast<uint32_t>(blocks.num_blocks);
+}
+
+// The payload of a frame slot: (shift, width) pairs, then words.
+PackedPlace ExchangeBuffers::packed_place(const FrameHeader& h, int frame) {
+  uint8_t* shapes = frame_at(frame).data() + kFrameHeaderBytes;
+  return {shapes, shapes + 2 * h.num_blocks};
 }
 
 size_t ExchangeBuffers::pack_contribution(int slot, FrameHeader header, int frame) {
   place_chunk(header, frame);
   header.kind = FrameKind::kContribution;
-  const int64_t* values = readable(slot, 0);
-  return write_frame(header, frame,
-                     [=](size_t block, size_t) { return values + block * kBlockElements; });
+  const int64_t* values = readable(slot, header.first_block);
+  const PackedWords words =
+      pack_blocks(values, {header.first_block, header.num_blocks}, packed_place(header, frame));
+  header.digest = words.digest;
+  return close_frame(header, frame, words.bytes);
 }
 
 FrameHeader ExchangeBuffers::parse(std::span<const uint8_t> frame, FrameKind kind) const {
@@ -237,15 +271,17 @@ uint64_t ExchangeBuffers::add_contribution_frames(
   }
   bool fits = true;
   const size_t slice = headers.front().slice;
-  const bool is_first = take_cleared_sum(slice);
+  const int64_t* before = sum_values(slice);
+  sum_source_[slice] = kInSum;
   for (size_t i = 0; i < frames.size(); ++i) {
     const FrameHeader& h = headers[i];
     const auto source = packed_source(frames[i].subspan(kFrameHeaderBytes), h.num_blocks);
     int64_t* to = sum_ + h.first_block * kBlockElements;
-    if (is_first) {
+    if (before == nullptr) {
       unpack(source, h.num_blocks, to);
     } else {
-      fits &= unpack_add(source, h.num_blocks, to);
+      const size_t within = (h.first_block - slice_first_block(slice)) * kBlockElements;
+      fits &= unpack_add(source, h.num_blocks, {before + within, to});
     }
   }
   if (!fits) throw_overflow(slice);
@@ -266,91 +302,120 @@ void ExchangeBuffers::throw_overflow(size_t slice) {
 }
 
 uint64_t ExchangeBuffers::add_own_contribution(int slot, size_t slice) {
-  const size_t first = slice_first_block(checked_slice(slice));
-  const int64_t* values = readable(slot, first);
-  int64_t* sums = sum_ + first * kBlockElements;
-  const bool is_first = take_cleared_sum(slice);
-  uint64_t digest = 0;
-  bool fits = true;
-  for (size_t at = 0, blocks = slice_num_blocks(slice); at < blocks; at += kTileBlocks) {
-    const size_t count = std::min(kTileBlocks, blocks - at), offset = at * kBlockElements;
-    digest += linear_digest(values + offset, first + at, count);
-    if (is_first) {
-      std::memcpy(sums + offset, values + offset, count * kBlockElements * sizeof(int64_t));
-    } else {
-      fits &= add_blocks(values + offset, count, sums + offset);
-    }
+  const size_t first = slice_first_block(checked_slice(slice)), blocks = slice_num_blocks(slice);
+  const uint64_t digest = measure_contribution(slot, slice).digest;
+  const int64_t* before = sum_values(slice);
+  if (before == nullptr) {
+    sum_source_[slice] = slot;
+    return digest;
   }
-  if (!fits) throw_overflow(slice);
+  sum_source_[slice] = kInSum;
+  const SumPlace place{before, sum_ + first * kBlockElements};
+  if (!add_blocks(readable(slot, first), blocks, place)) throw_overflow(slice);
   return digest;
 }
 
-void ExchangeBuffers::clear_sum(size_t slice) { sum_is_cleared_[checked_slice(slice)] = true; }
+void ExchangeBuffers::clear_sum(size_t slice) { sum_source_[checked_slice(slice)] = kCleared; }
 
-bool ExchangeBuffers::take_cleared_sum(size_t slice) {
-  const bool was_cleared = sum_is_cleared_[slice];
-  sum_is_cleared_[slice] = false;
-  return was_cleared;
+// The slice's sum so far; null where it was cleared.
+const int64_t* ExchangeBuffers::sum_values(size_t slice) const {
+  const int source = sum_source_[slice];
+  if (source == kCleared) return nullptr;
+  const size_t offset = slice_first_block(slice) * kBlockElements;
+  if (source == kInSum) return sum_ + offset;
+  return contributions_ + source * options_.num_blocks * kBlockElements + offset;
+}
+
+void ExchangeBuffers::keep_sum(size_t slice) {
+  int64_t* sum = sum_ + slice_first_block(slice) * kBlockElements;
+  const size_t bytes = slice_num_blocks(slice) * kBlockElements * sizeof(int64_t);
+  const int64_t* values = sum_values(slice);
+  sum_source_[slice] = kInSum;
+  if (values == nullptr) {
+    std::memset(sum, 0, bytes);
+  } else if (values != sum) {
+    std::memcpy(sum, values, bytes);
+  }
 }
 
 FinishedSlice ExchangeBuffers::finish_slice(size_t step, size_t slice) {
-  const size_t first = slice_first_block(checked_slice(slice)), blocks = slice_num_blocks(slice);
-  int64_t* sums = sum_ + first * kBlockElements;
-  float* out = published(step) + first * kBlockElements;
-  if (take_cleared_sum(slice)) std::memset(sums, 0, blocks * kBlockElements * sizeof(int64_t));
+  if (sum_source_[checked_slice(slice)] == kCleared) keep_sum(slice);
+  const int64_t* sums = sum_values(slice) - slice_first_block(slice) * kBlockElements;
   FinishedSlice finished{0, 0, 0};
-  for (size_t at = 0; at < blocks; at += kTileBlocks) {
-    const size_t count = std::min(kTileBlocks, blocks - at), offset = at * kBlockElements;
-    const TmStatus status = round_sum({.sums = sums + offset,
-                                       .published = out + offset,
-                                       .num_blocks = count,
-                                       .significant_bits = options_.significant_bits,
-                                       .bad_block = nullptr});
+  for (size_t chunk = 0; chunk < num_chunks(slice); ++chunk) {
+    const NumberedBlocks blocks = chunk_blocks(slice, chunk);
+    const size_t offset = blocks.first_block * kBlockElements;
+    ChunkDigest& known = chunk_digest(step, slice, chunk);
+    known.step.reset();
+    const uint64_t digest_before = finished.published_digest;
+    const TmStatus status = finish_sum({.sums = sums + offset,
+                                        .published = published(step) + offset,
+                                        .blocks = blocks,
+                                        .significant_bits = options_.significant_bits,
+                                        .bad_block = nullptr},
+                                       &finished);
     if (status != TM_OK) throw_overflow(slice);
-    finished.sum_digest += linear_digest(sums + offset, first + at, count);
-    finished.published_digest +=
-        linear_digest(published_tile(step, first + at, count), first + at, count);
-    finished.sum_squares = add_squares(finished.sum_squares, out + offset, count);
+    known = {step, finished.published_digest - digest_before};
   }
   return finished;
 }
 
-const int64_t* ExchangeBuffers::published_tile(size_t step, size_t first_block, size_t num_blocks) {
-  const float* values = published(step) + first_block * kBlockElements;
-  if (floats_to_fixed(values, num_blocks, scratch_) == TM_OK) return scratch_;
+void ExchangeBuffers::throw_not_published(size_t step, const NumberedBlocks& blocks) {
   throw EngineError("DIGEST_MISMATCH",
                     "the published sum of step " + text(step) +
-                        " holds no published value at blocks " + text(first_block) + " to " +
-                        text(first_block + num_blocks) + "; ask for the slice again");
+                        " holds no published value at blocks " + text(blocks.first_block) + " to " +
+                        text(blocks.first_block + blocks.num_blocks) + "; ask for the slice again");
+}
+
+ExchangeBuffers::ChunkDigest& ExchangeBuffers::chunk_digest(size_t step, size_t slice,
+                                                            size_t chunk) {
+  return chunk_digests_[((step % 2) * num_slices() + slice) * num_chunks(0) + chunk];
+}
+
+uint64_t ExchangeBuffers::published_chunk_digest(size_t step, size_t slice, size_t chunk) {
+  const ChunkDigest& known = chunk_digest(step, slice, chunk);
+  if (known.step == step) return known.digest;
+  const NumberedBlocks blocks = chunk_blocks(slice, chunk);
+  const size_t end = blocks.first_block + blocks.num_blocks;
+  uint64_t digest = 0;
+  for (size_t at = blocks.first_block; at < end; at += kTileBlocks) {
+    const NumberedBlocks tile{at, std::min(kTileBlocks, end - at)};
+    const float* values = published(step) + at * kBlockElements;
+    if (floats_to_fixed(values, tile.num_blocks, scratch_) != TM_OK) {
+      throw_not_published(step, tile);
+    }
+    digest += linear_digest(scratch_, at, tile.num_blocks);
+  }
+  return digest;
 }
 
 size_t ExchangeBuffers::pack_published(FrameHeader header, int frame) {
   place_chunk(header, frame);
   header.kind = FrameKind::kSum;
   header.lease = header.lease_attempt = 0;
-  return write_frame(header, frame, [&](size_t block, size_t num_blocks) {
-    return published_tile(header.step, block, num_blocks);
-  });
+  const NumberedBlocks blocks{header.first_block, header.num_blocks};
+  header.digest = published_chunk_digest(header.step, header.slice, header.chunk);
+  const PackedFloats packed =
+      pack_floats(published(header.step) + blocks.first_block * kBlockElements, blocks.num_blocks,
+                  packed_place(header, frame));
+  if (packed.status != TM_OK) throw_not_published(header.step, blocks);
+  return close_frame(header, frame, packed.bytes);
 }
 
 void ExchangeBuffers::store_published_frame(std::span<const uint8_t> frame) {
   const FrameHeader h = parse(frame, FrameKind::kSum);
-  PackedSource from = packed_source(frame.subspan(kFrameHeaderBytes), h.num_blocks);
-  float* out = published(h.step) + h.first_block * kBlockElements;
-  for (size_t at = 0; at < h.num_blocks; at += kTileBlocks) {
-    const size_t count = std::min<size_t>(kTileBlocks, h.num_blocks - at);
-    from.words += unpack(from, count, scratch_);
-    from.shapes += 2 * count;
-    fixed_to_floats(scratch_, count, out + at * kBlockElements);
-  }
+  const UnpackedFloats unpacked = unpack_floats(
+      packed_source(frame.subspan(kFrameHeaderBytes), h.num_blocks), {h.first_block, h.num_blocks},
+      published(h.step) + h.first_block * kBlockElements);
+  ChunkDigest& known = chunk_digest(h.step, h.slice, h.chunk);
+  known.digest = unpacked.digest;
+  known.step = unpacked.is_exact ? std::optional<size_t>(h.step) : std::nullopt;
 }
 
 uint64_t ExchangeBuffers::published_digest(size_t step, size_t slice) {
-  const size_t first = slice_first_block(checked_slice(slice)), blocks = slice_num_blocks(slice);
   uint64_t digest = 0;
-  for (size_t at = 0; at < blocks; at += kTileBlocks) {
-    const size_t count = std::min(kTileBlocks, blocks - at);
-    digest += linear_digest(published_tile(step, first + at, count), first + at, count);
+  for (size_t chunk = 0; chunk < num_chunks(checked_slice(slice)); ++chunk) {
+    digest += published_chunk_digest(step, slice, chunk);
   }
   return digest;
 }

@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -61,10 +62,7 @@ struct SliceMeasure {
   uint64_t digest;
   size_t packed_bytes;
 };
-struct FinishedSlice {
-  uint64_t sum_digest, published_digest;
-  double sum_squares;
-};
+using FinishedSlice = FinishedRange;
 
 class ExchangeBuffers {
  public:
@@ -72,7 +70,7 @@ class ExchangeBuffers {
       const ExchangeOptions& options);  // throws PLAN_MISMATCH for impossible sizes
 
   ExchangeBuffers(const ExchangeOptions& options, const ExchangeMemory& memory);
-  ~ExchangeBuffers();  // ends the thread; commands still queued run first
+  ~ExchangeBuffers();
   ExchangeBuffers(const ExchangeBuffers&) = delete;
   ExchangeBuffers& operator=(const ExchangeBuffers&) = delete;
 
@@ -85,20 +83,29 @@ class ExchangeBuffers {
   size_t slice_first_block(size_t slice) const { return slice * options_.slice_blocks; }
   size_t slice_num_blocks(size_t slice) const;
   size_t num_chunks(size_t slice) const;
-  // num_blocks * 256; zeros are written first where the slot was cleared and not used since.
+  // num_blocks * 256, for adding to; zeros are written first where the slot was cleared and not
+  // used since. What was noted of the slot's slices is forgotten.
   int64_t* contribution(int slot);
   // True once after a clear: the caller overwrites the whole slot (round_to) instead of adding.
   bool take_cleared(int slot) { return cleared_.at(slot).exchange(false); }
-  float* published(size_t step);  // slot step % 2
+  // What rounding measured of a slice that stands: nothing will be added to it until the slot is
+  // cleared. The passes that would measure it again are then saved.
+  void note_measure(int slot, size_t slice, const SliceMeasure& measure);
+  // Slot step % 2; for reading: digests of what was finished and stored there are remembered.
+  float* published(size_t step);
   std::span<uint8_t> frames() { return {frames_, options_.num_frames * kMaxFrameBytes}; }
   // A slot whose gradient failed: packing and adding it are refused until it is cleared.
   void poison(int slot) { poisoned_.at(slot).store(true); }
   bool is_poisoned(int slot) const { return poisoned_.at(slot).load(); }
-  // Queues a command; throws where kMaxQueued are waiting.
+  // Queues a command; throws where kMaxQueued are waiting, or once stop() was called.
   void post(std::function<void()> command);
+  // Ends the thread, commands still queued run first. From then on only frames() and limits() may
+  // be asked, and all memory but the frames may be taken away. Not from the exchange thread.
+  void stop();
 
   // ---- exchange thread ----
   void clear_slot(int slot);
+  // As noted, else by a pass over the slice.
   SliceMeasure measure_contribution(int slot, size_t slice);
   // Writes the chunk's frame into frame slot `frame` and returns its bytes. Fields of `header` that
   // describe the payload (chunk range, bytes, digest, crc) are filled in here.
@@ -107,11 +114,15 @@ class ExchangeBuffers {
   // touches the sum. Returns the sum of the frames' digests. FRAME_INVALID names the chunk; the sum
   // is then unchanged.
   uint64_t add_contribution_frames(std::span<const std::span<const uint8_t>> frames);
+  // Answers the slice's digest. The first contribution of a cleared sum is not copied: its slot
+  // must keep it until the slice is finished or the slot cleared.
   uint64_t add_own_contribution(int slot, size_t slice);
   void clear_sum(size_t slice);
   FinishedSlice finish_slice(size_t step, size_t slice);
   size_t pack_published(FrameHeader header, int frame);
   void store_published_frame(std::span<const uint8_t> frame);
+  // Digest of the integers that were finished or stored there; computed from the floats where these
+  // were not all float32.
   uint64_t published_digest(size_t step, size_t slice);
 
  private:
@@ -119,16 +130,26 @@ class ExchangeBuffers {
   static constexpr size_t kTileBlocks = 16;  // 32 KiB of int64: several passes from the caches
   size_t checked_slice(size_t slice) const;
   int checked_slot(int slot) const;
+  int64_t* slot_values(int slot);
+  const int64_t* readable(int slot, size_t block);
+  std::optional<SliceMeasure> noted(int slot, size_t slice);
+  void forget_measures(int slot);
   FrameHeader parse(std::span<const uint8_t> frame, FrameKind kind) const;
   static bool same_contribution(const FrameHeader& a, const FrameHeader& b);
   [[noreturn]] static void throw_overflow(size_t slice);
-  const int64_t* readable(int slot, size_t block);
-  const int64_t* published_tile(size_t step, size_t first_block, size_t num_blocks);
-  bool take_cleared_sum(size_t slice);
+  const int64_t* sum_values(size_t slice) const;
+  void keep_sum(size_t slice);  // into sum_, wherever it stands
+  NumberedBlocks chunk_blocks(size_t slice, size_t chunk) const;
   void place_chunk(FrameHeader& header, int frame) const;
-  // Packs a chunk tile by tile; tile(block, num_blocks) gives the values of each.
-  template <typename Tile>
-  size_t write_frame(FrameHeader header, int frame, Tile tile);
+  std::span<uint8_t> frame_at(int frame) {
+    return frames().subspan(frame * kMaxFrameBytes, kMaxFrameBytes);
+  }
+  PackedPlace packed_place(const FrameHeader& header, int frame);
+  size_t close_frame(FrameHeader header, int frame, size_t word_bytes);
+  struct ChunkDigest;
+  ChunkDigest& chunk_digest(size_t step, size_t slice, size_t chunk);
+  uint64_t published_chunk_digest(size_t step, size_t slice, size_t chunk);
+  [[noreturn]] static void throw_not_published(size_t step, const NumberedBlocks& blocks);
   void run();
 
   ExchangeOptions options_;
@@ -140,12 +161,24 @@ class ExchangeBuffers {
   std::vector<std::atomic<bool>> poisoned_;
   // Clearing is put off to the first use, which then overwrites instead of reading and adding.
   std::vector<std::atomic<bool>> cleared_;
-  std::vector<bool> sum_is_cleared_;  // by slice; exchange thread
+  // Where a slice's sum so far stands: in sum_, nowhere (cleared), or in the slot of the one
+  // contribution that was added. Exchange thread.
+  static constexpr int kInSum = -1, kCleared = -2;
+  std::vector<int> sum_source_;
+  // Of the chunks in the published slots, by step % 2, slice and chunk. Exchange thread.
+  struct ChunkDigest {
+    std::optional<size_t> step;
+    uint64_t digest = 0;
+  };
+  std::vector<ChunkDigest> chunk_digests_;
+  std::mutex measures_mutex_;
+  std::vector<std::optional<SliceMeasure>> measures_;  // by slot and slice
 
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> queue_;
   bool stopping_ = false;
+  std::once_flag joined_;
   std::thread thread_;
 };
 

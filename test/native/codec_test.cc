@@ -139,7 +139,9 @@ void test_range() {
 
 size_t pack_whole(const Fixed& values, uint8_t* out) {
   const size_t blocks = values.size() / kBlockElements;
-  return 2 * blocks + pack_blocks(values.data(), blocks, {out, out + 2 * blocks});
+  const PackedWords words = pack_blocks(values.data(), {77, blocks}, {out, out + 2 * blocks});
+  CHECK(words.digest == linear_digest(values.data(), 77, blocks));
+  return 2 * blocks + words.bytes;
 }
 
 void test_packing() {
@@ -156,21 +158,55 @@ void test_packing() {
     CHECK(!packed_is_valid({packed.data(), bytes + 1}, blocks));
     Fixed out(values.size(), -1);
     const PackedSource source = packed_source(whole, blocks);
-    CHECK(unpack(source, blocks, out.data()) == bytes - 2 * blocks);
+    unpack(source, blocks, out.data());
     CHECK(out == values);
     Fixed sum(values.size(), 0), doubled(values.size());
-    CHECK(unpack_add(source, blocks, sum.data()));
+    CHECK(unpack_add(source, blocks, {sum.data(), sum.data()}));
     CHECK(sum == values);
     for (size_t i = 0; i < values.size(); ++i) doubled[i] = values[i] >> 1;
     sum = doubled;
     Fixed plain = doubled;
-    const bool fits = add_blocks(values.data(), blocks, plain.data());
-    CHECK(unpack_add(source, blocks, sum.data()) == fits);
+    const bool fits = add_blocks(values.data(), blocks, {plain.data(), plain.data()});
+    CHECK(unpack_add(source, blocks, {sum.data(), sum.data()}) == fits);
     CHECK(sum == plain);
+    // From one place to another, whatever lies there.
+    Fixed elsewhere(values.size(), -1), unpacked(values.size(), -1);
+    CHECK(add_blocks(values.data(), blocks, {doubled.data(), elsewhere.data()}) == fits);
+    CHECK(unpack_add(source, blocks, {doubled.data(), unpacked.data()}) == fits);
+    CHECK(elsewhere == plain && unpacked == plain);
   }
   const Fixed zeros(5 * kBlockElements, 0);
   uint8_t packed[10];
   CHECK(pack_whole(zeros, packed) == 10);  // nothing but (0, 0) for a block of zeros
+}
+
+double squares_reference(const Floats& values) {
+  double total = 0;
+  for (size_t at = 0; at < values.size(); at += kBlockElements) {
+    double lane[8] = {};
+    for (size_t j = 0; j < kBlockElements; ++j) {
+      const double x = values[at + j];
+      lane[j % 8] += x * x;
+    }
+    total +=
+        ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+  }
+  return total;
+}
+
+TmStatus finish(const Fixed& sums, int bits, Floats* published, FinishedRange* totals,
+                size_t* bad = nullptr) {
+  return finish_sum({sums.data(), published->data(), {9, sums.size() / kBlockElements}, bits, bad},
+                    totals);
+}
+
+// The published value of a sum, one element at a time.
+double published_reference(int64_t sum, uint64_t largest, int bits) {
+  const int shift = std::max(0, int(std::bit_width(largest)) - bits);
+  const int64_t floor = sum >> shift, rest = sum - int64_t(uint64_t(floor) << shift);
+  const int64_t half = shift == 0 ? 0 : int64_t{1} << (shift - 1);
+  const bool up = shift > 0 && (rest > half || (rest == half && (floor & 1)));
+  return std::ldexp(double(floor + up), shift - kFractionBits);
 }
 
 void test_sums_round_to_published() {
@@ -179,40 +215,93 @@ void test_sums_round_to_published() {
     Fixed sums = random_fixed(blocks, 5 + bits);
     for (auto& v : sums) v >>= 2;
     Floats published(sums.size());
-    CHECK(round_sum({sums.data(), published.data(), blocks, bits, nullptr}) == TM_OK);
+    FinishedRange totals{1, 2, 0};
+    CHECK(finish(sums, bits, &published, &totals) == TM_OK);
     for (size_t b = 0; b < blocks; ++b) {
       uint64_t largest = 0;
       for (size_t j = 0; j < kBlockElements; ++j) {
         largest = std::max(largest, uint64_t(std::llabs(sums[b * kBlockElements + j])));
       }
-      const int shift = std::max(0, int(std::bit_width(largest)) - bits);
       for (size_t i = b * kBlockElements; i < (b + 1) * kBlockElements; ++i) {
-        const int64_t floor = sums[i] >> shift, rest = sums[i] - int64_t(uint64_t(floor) << shift);
-        const int64_t half = shift == 0 ? 0 : int64_t{1} << (shift - 1);
-        const bool up = shift > 0 && (rest > half || (rest == half && (floor & 1)));
-        CHECK(double(published[i]) == std::ldexp(double(floor + up), shift - kFractionBits));
+        CHECK(double(published[i]) == published_reference(sums[i], largest, bits));
       }
     }
-    // Published values are exact both ways, and survive a frame.
+    // Published values are exact both ways.
     Fixed back(sums.size());
     CHECK(floats_to_fixed(published.data(), blocks, back.data()) == TM_OK);
-    Floats again(sums.size());
-    fixed_to_floats(back.data(), blocks, again.data());
-    CHECK(std::memcmp(published.data(), again.data(), again.size() * 4) == 0 || published == again);
+    for (size_t i = 0; i < back.size(); ++i) {
+      CHECK(double(published[i]) == std::ldexp(double(back[i]), -kFractionBits));
+    }
+    CHECK(totals.sum_digest == 1 + linear_digest(sums.data(), 9, blocks));
+    CHECK(totals.published_digest == 2 + linear_digest(back.data(), 9, blocks));
+    CHECK(std::bit_cast<uint64_t>(totals.sum_squares) ==
+          std::bit_cast<uint64_t>(squares_reference(published)));
   }
   Fixed edge(kBlockElements, 0);
   Floats out(kBlockElements);
+  FinishedRange totals{0, 0, 0};
   size_t bad = 9;
   edge[3] = std::numeric_limits<int64_t>::max();
-  CHECK(round_sum({edge.data(), out.data(), 1, 24, &bad}) == TM_OUT_OF_RANGE && bad == 0);
+  CHECK(finish(edge, 24, &out, &totals, &bad) == TM_OUT_OF_RANGE && bad == 0);
   edge[3] = std::numeric_limits<int64_t>::min();
-  CHECK(round_sum({edge.data(), out.data(), 1, 24, &bad}) == TM_OUT_OF_RANGE);
+  CHECK(finish(edge, 24, &out, &totals) == TM_OUT_OF_RANGE);
   edge[3] = int64_t{0xffffff} << 39;
-  CHECK(round_sum({edge.data(), out.data(), 1, 24, &bad}) == TM_OK);
-  Floats foreign(kBlockElements, 0.0f);
-  foreign[0] = 1.0f;
-  foreign[1] = std::ldexp(1.0f, -40);
-  CHECK(floats_to_fixed(foreign.data(), 1, edge.data()) == TM_BAD_ARGUMENT);
+  CHECK(finish(edge, 24, &out, &totals) == TM_OK);
+}
+
+// Packing floats is packing the integers they stand for, and unpacking gives them back.
+void test_published_floats_travel() {
+  for (const int bits : {24, 12, 8, 2}) {
+    const size_t blocks = 53;
+    Fixed sums = random_fixed(blocks, 90 + bits), back(sums.size());
+    for (auto& v : sums) v >>= 2;
+    // Rounded up to the next power of two: one bit more than the codec's.
+    sums[0] = (int64_t{1} << 40) - 1;
+    Floats published(sums.size()), stored(sums.size(), -1.0f);
+    FinishedRange totals{0, 0, 0};
+    CHECK(finish(sums, bits, &published, &totals) == TM_OK);
+    CHECK(floats_to_fixed(published.data(), blocks, back.data()) == TM_OK);
+    std::vector<uint8_t> fixed(max_packed_bytes(blocks)), packed(max_packed_bytes(blocks));
+    const size_t bytes = pack_whole(back, fixed.data());
+    const PackedFloats floats =
+        pack_floats(published.data(), blocks, {packed.data(), packed.data() + 2 * blocks});
+    CHECK(floats.status == TM_OK && floats.bytes + 2 * blocks == bytes);
+    CHECK(std::equal(fixed.begin(), fixed.begin() + ptrdiff_t(bytes), packed.begin()));
+    const UnpackedFloats unpacked =
+        unpack_floats(packed_source({packed.data(), bytes}, blocks), {9, blocks}, stored.data());
+    CHECK(stored == published);
+    CHECK(unpacked.digest == totals.published_digest);
+    CHECK(unpacked.is_exact || bits == 24);
+  }
+}
+
+// What no owner published is told apart, or rounded once as float32.
+void test_foreign_floats() {
+  Floats foreign(2 * kBlockElements, 0.0f);
+  Fixed out(foreign.size());
+  std::vector<uint8_t> packed(max_packed_bytes(2));
+  const auto pack = [&] { return pack_floats(foreign.data(), 2, {&packed[0], &packed[4]}).status; };
+  foreign[300] = 1.0f;
+  foreign[301] = std::ldexp(1.0f, -40);
+  CHECK(floats_to_fixed(foreign.data(), 2, out.data()) == TM_BAD_ARGUMENT);
+  CHECK(pack() == TM_BAD_ARGUMENT);
+  foreign[301] = 32768.0f;
+  CHECK(pack() == TM_OUT_OF_RANGE);
+  foreign[301] = NAN;
+  CHECK(pack() == TM_NON_FINITE);
+  for (uint64_t seed = 0; seed < 60; ++seed) {
+    const Fixed values = random_fixed(1, seed);
+    const size_t bytes = pack_whole(values, packed.data());
+    const UnpackedFloats unpacked =
+        unpack_floats(packed_source({packed.data(), bytes}, 1), {9, 1}, foreign.data());
+    for (size_t i = 0; i < kBlockElements; ++i) {
+      CHECK(foreign[i] == float(values[i]) * std::ldexp(1.0f, -kFractionBits));
+    }
+    CHECK(unpacked.digest == linear_digest(values.data(), 9, 1));
+    if (!unpacked.is_exact) continue;
+    CHECK(floats_to_fixed(foreign.data(), 1, out.data()) == TM_OK);
+    CHECK(std::equal(values.begin(), values.end(), out.begin()));
+  }
 }
 
 void test_digest() {
@@ -239,23 +328,6 @@ void test_digest() {
   }
 }
 
-void test_sum_squares() {
-  const size_t blocks = 23;
-  const Floats values = gradient_like(blocks, 4);
-  double total = 0;
-  for (size_t b = 0; b < blocks; ++b) {
-    double lane[8] = {};
-    for (size_t j = 0; j < kBlockElements; ++j) {
-      const double x = values[b * kBlockElements + j];
-      lane[j % 8] += x * x;
-    }
-    total +=
-        ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
-  }
-  CHECK(std::bit_cast<uint64_t>(add_squares(0, values.data(), blocks)) ==
-        std::bit_cast<uint64_t>(total));
-}
-
 void run_all(const char* path) {
   using test::run;
   run(path, "rounding follows the contract word by word", test_rounding);
@@ -264,8 +336,9 @@ void run_all(const char* path) {
   run(path, "values and sums beyond the range are refused, the last ones within pass", test_range);
   run(path, "packing is exact for every width and shift", test_packing);
   run(path, "sums are rounded to nearest even and published exactly", test_sums_round_to_published);
+  run(path, "published floats travel as the integers they are", test_published_floats_travel);
+  run(path, "floats that nobody published are told apart", test_foreign_floats);
   run(path, "the digest is linear and sees every bit", test_digest);
-  run(path, "squares are added in the stated order", test_sum_squares);
 }
 
 }  // namespace

@@ -36,7 +36,8 @@ void test_buffers() {
     buffers.clear_slot(slot);
     CHECK(round_and_add({gradient.data(), buffers.contribution(slot), kOptions.num_blocks, 24,
                          nullptr}) == TM_OK);
-    CHECK(add_blocks(buffers.contribution(slot), kOptions.num_blocks, expected.data()));
+    CHECK(add_blocks(buffers.contribution(slot), kOptions.num_blocks,
+                     {expected.data(), expected.data()}));
   }
   for (size_t slice = 0; slice < buffers.num_slices(); ++slice) {
     buffers.clear_sum(slice);
