@@ -13,8 +13,8 @@ namespace tunemesh {
 std::string digest_text(uint64_t digest);
 
 // A plain object of methods over `buffers`, the engine's exchangeHandle. The pointer keeps the
-// buffers and their memory alive as long as JavaScript holds the handle or its frames: pass an
-// aliasing pointer of the engine's state.
+// buffers and their frames alive as long as JavaScript holds the handle or its frames; all other
+// memory ends with the engine, after which the methods are refused.
 Napi::Object make_exchange_handle(Napi::Env env, std::shared_ptr<ExchangeBuffers> buffers);
 
 // Adds createExchange(options): buffers on memory of their own, without an engine, for tests and

@@ -3,7 +3,6 @@
 #include <napi.h>
 
 #include <functional>
-#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,9 +71,7 @@ class ExchangeTasks : public std::enable_shared_from_this<ExchangeTasks> {
   // Waits for the tasks under way; their promises will not be settled any more.
   void close() {
     is_closed_ = true;
-    std::promise<void> idle;
-    buffers_->post([&idle] { idle.set_value(); });
-    idle.get_future().wait();
+    buffers_->stop();
   }
 
   Napi::Env env_;

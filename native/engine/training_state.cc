@@ -37,7 +37,8 @@ ExchangeOptions TrainingState::exchange_options() const {
 }
 
 // Reserving order; the same code counts for the plan and takes for the job.
-TrainingState::Buffers TrainingState::take_all(Arena& arena) const {
+TrainingState::Buffers TrainingState::take_all(const Arenas& arenas) const {
+  Arena& arena = arenas.device;
   Buffers buffers;
   buffers.trained.layout = &layout_;
   buffers.trained.reserve(arena);
@@ -52,15 +53,16 @@ TrainingState::Buffers TrainingState::take_all(Arena& arena) const {
   buffers.exchange.contributions = arena.take_bytes("contributions", plan.contribution_bytes);
   buffers.exchange.sum = arena.take_bytes("owned sums", plan.sum_bytes);
   buffers.exchange.published = arena.take_bytes("published sums", plan.published_bytes);
-  buffers.exchange.frames = arena.take_bytes("frames", plan.frame_bytes);
+  buffers.exchange.frames = arenas.frames.take_bytes("frames", plan.frame_bytes);
   buffers.exchange.scratch = arena.take_bytes("exchange scratch", plan.scratch_bytes);
   return buffers;
 }
 
-MemoryPlan TrainingState::memory_of(const Arena& arena) const {
+MemoryPlan TrainingState::memory_of(const Arenas& arenas) const {
   MemoryPlan plan;
-  plan.total_bytes = arena.total_bytes();
-  plan.uses = arena.uses();
+  plan.total_bytes = arenas.device.total_bytes() + arenas.frames.total_bytes();
+  plan.uses = arenas.device.uses();
+  for (const MemoryUse& use : arenas.frames.uses()) plan.uses.push_back(use);
   plan.num_trained_parameters = layout_.num_parameters;
   plan.num_blocks = layout_.num_blocks;
   return plan;
@@ -68,26 +70,34 @@ MemoryPlan TrainingState::memory_of(const Arena& arena) const {
 
 MemoryPlan TrainingState::plan() const {
   Arena counting(*device_);
-  take_all(counting);
-  return memory_of(counting);
+  Arena counting_frames(*device_);
+  take_all({counting, counting_frames});
+  return memory_of({counting, counting_frames});
 }
 
 void TrainingState::reserve() {
-  arena_ = std::make_shared<Arena>(*device_);
-  take_all(*arena_);
+  arena_ = std::make_unique<Arena>(*device_);
+  frames_ = std::make_shared<Arena>(*device_);
+  take_all({*arena_, *frames_});
   arena_->allocate();
-  Buffers buffers = take_all(*arena_);
+  frames_->allocate();
+  Buffers buffers = take_all({*arena_, *frames_});
   arena_->seal();
+  frames_->seal();
   trained_ = buffers.trained;
   work_ = std::move(buffers.work);
   work_.fill_rotary(config_, *device_);
-  // The buffers' deleter holds the arena: whoever keeps the exchange keeps its memory.
-  auto keep = std::make_pair(device_, arena_);  // the arena ends first
+  // The buffers' deleter holds the frames: whoever keeps the exchange keeps them.
+  auto keep = std::make_pair(device_, frames_);  // the frames end first
   exchange_ =
       std::shared_ptr<ExchangeBuffers>(new ExchangeBuffers(exchange_options(), buffers.exchange),
                                        [keep](ExchangeBuffers* buffers) { delete buffers; });
 }
 
-MemoryPlan TrainingState::reserved() const { return memory_of(*arena_); }
+MemoryPlan TrainingState::reserved() const { return memory_of({*arena_, *frames_}); }
+
+TrainingState::~TrainingState() {
+  if (exchange_) exchange_->stop();
+}
 
 }  // namespace tunemesh

@@ -1,4 +1,5 @@
-// Everything a training job holds on the device: one sealed arena.
+// Everything a training job holds: a sealed arena on the device, and one of frames that JavaScript
+// sees.
 #pragma once
 #include <memory>
 #include <string>
@@ -45,6 +46,8 @@ class TrainingState {
   // Takes exactly what plan() says and seals it. Everything is zero afterwards but the rotary
   // table.
   void reserve();
+  // Gives the memory back, but for the frames: JavaScript may still see those.
+  ~TrainingState();
   MemoryPlan reserved() const;
 
   const TrainSpec& spec() const { return spec_; }
@@ -61,16 +64,21 @@ class TrainingState {
     Workspace work;
     ExchangeMemory exchange;
   };
-  Buffers take_all(Arena& arena) const;
+  struct Arenas {
+    Arena& device;
+    Arena& frames;
+  };
+  Buffers take_all(const Arenas& arenas) const;
   ExchangeOptions exchange_options() const;
-  MemoryPlan memory_of(const Arena& arena) const;
+  MemoryPlan memory_of(const Arenas& arenas) const;
 
   std::shared_ptr<const Device> device_;
   const ModelConfig& config_;
   TrainSpec spec_;
   CanonicalLayout layout_;
   std::vector<std::vector<BlockRange>> parts_;
-  std::shared_ptr<Arena> arena_;
+  std::unique_ptr<Arena> arena_;
+  std::shared_ptr<Arena> frames_;
   TrainedVector trained_;
   Workspace work_;
   std::shared_ptr<ExchangeBuffers> exchange_;
