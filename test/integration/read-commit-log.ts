@@ -39,10 +39,16 @@ export interface ConnectionStatistics {
   out_msgs: number
 }
 
-/** As nats-server itself counts them; open connections only. */
-export const connectionStatistics = (stateDir: string): Promise<ConnectionStatistics[]> =>
+/** What CONNZ calls `state`. */
+const states = { open: 0, closed: 1 }
+
+/** As nats-server itself counts them. */
+export const connectionStatistics = (
+  stateDir: string,
+  state: keyof typeof states = 'open',
+): Promise<ConnectionStatistics[]> =>
   withNats(stateDir, 'system', async (connection) => {
-    const question = JSON.stringify({ auth: true })
+    const question = JSON.stringify({ auth: true, state: states[state] })
     const reply = await connection.request('$SYS.REQ.SERVER.PING.CONNZ', question)
     const { data } = JSON.parse(new TextDecoder().decode(reply)) as {
       data: { connections: ConnectionStatistics[] }

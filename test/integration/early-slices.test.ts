@@ -1,0 +1,65 @@
+/**
+ * DESIGN §5 on real processes: a slice leaves as soon as backward has finished it. A worker dies with
+ * the last layer's slices on their way and its first LeaseDone not said; what nats-server has got
+ * from it by then left before that.
+ */
+import assert from 'node:assert/strict'
+import { rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { after, before, describe, it } from 'node:test'
+import { TestCoordinator, tinyJob } from './open-coordinator.js'
+import { temporaryFolder } from './open-nats.js'
+import { connectionStatistics } from './read-commit-log.js'
+import { writeModel } from './same-bits-model.js'
+
+const layout = { sliceBlocks: 192, chunkBlocks: 64 }
+const failpoint = 'worker.before-lease-done'
+/** Less than one slice of frames, more than any number of offers for the whole vector. */
+const leastFrameBytes = 100_000
+
+const folder = temporaryFolder()
+const model = join(folder, 'model')
+
+async function train(name: string, failpoints: string) {
+  const lines: string[] = []
+  const coordinator = await TestCoordinator.open({
+    workers: 2,
+    tuning: { ...layout, limits: { gatherMs: 60_000 }, workers: [{ failpoints, options: {} }] },
+    onLog: (line) => lines.push(line),
+  })
+  try {
+    const { client, stateDir } = coordinator
+    const settings = {
+      finetuning: 'full',
+      model,
+      per_device_train_batch_size: 32,
+      gradient_accumulation_steps: 2,
+      max_steps: 3,
+      save_steps: 0,
+    }
+    const { jobId } = await client.submit(tinyJob(join(folder, name), settings))
+    for await (const _ of client.watch(jobId));
+    const { state, weightsSha256, error } = await client.get(jobId)
+    assert.deepEqual([state, error], ['SUCCEEDED', null])
+    const closed = await connectionStatistics(stateDir, 'closed')
+    return { lines, weightsSha256, closed }
+  } finally {
+    await coordinator.kill()
+  }
+}
+
+describe('slices of a lease', () => {
+  before(() => writeModel(model))
+  after(() => rmSync(folder, { recursive: true, force: true }))
+
+  it('leave before LeaseDone, and a death after that changes no bit', async () => {
+    const undisturbed = await train('undisturbed', '')
+    const killed = await train('killed', failpoint)
+    assert.ok(killed.lines.includes(`killed at failpoint ${failpoint}`))
+    const sent = killed.closed
+      .filter(({ authorized_user }) => authorized_user === 'worker')
+      .map(({ in_bytes }) => in_bytes)
+    assert.ok(Math.max(...sent) > leastFrameBytes, `the dead worker had sent ${sent} bytes`)
+    assert.equal(killed.weightsSha256, undisturbed.weightsSha256)
+  })
+})
