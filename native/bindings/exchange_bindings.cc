@@ -268,6 +268,33 @@ struct OwnedExchange {
   std::optional<ExchangeBuffers> buffers;
 };
 
+// A whole gradient, slice by slice and measured, as the engine does with a lease's last
+// micro-batch.
+void round_whole(ExchangeBuffers& b, int slot, std::span<const float> gradient) {
+  if (gradient.size() != b.options().num_blocks * kBlockElements)
+    throw EngineError("INTERNAL", "the gradient has another size than the exchange");
+  const bool is_first = b.take_cleared(slot);
+  int64_t* values = b.contribution(slot);
+  for (size_t slice = 0; slice < b.num_slices(); ++slice) {
+    size_t bad_block = 0;
+    const size_t first = b.slice_first_block(slice), offset = first * kBlockElements;
+    const TmRoundAndAdd call = {gradient.data() + offset, values + offset,
+                                b.slice_num_blocks(slice), b.options().significant_bits,
+                                &bad_block};
+    RangeMeasure measure{0, 0};
+    const TmStatus status = is_first ? round_to_measured(call, first, &measure)
+                                     : round_and_add_measured(call, first, &measure);
+    if (status != TM_OK) {
+      b.poison(slot);
+      throw EngineError(status == TM_NON_FINITE ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",
+                        "block " + std::to_string(first + bad_block) +
+                            " of the gradient does not fit the exchange");
+    }
+    const size_t headers = b.num_chunks(slice) * kFrameHeaderBytes;
+    b.note_measure(slot, slice, {measure.digest, measure.packed_bytes + headers});
+  }
+}
+
 Napi::Value create_exchange(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto from = info[0].As<Napi::Object>();
@@ -284,21 +311,10 @@ Napi::Value create_exchange(const Napi::CallbackInfo& info) {
   set_method(object, "roundAndAdd", [handle](const Napi::CallbackInfo& info) {
     const int slot = static_cast<int>(number(info[0]));
     const auto gradient = info[1].As<Napi::Float32Array>();
-    const auto work = [slot, data = gradient.Data(),
-                       size = gradient.ElementLength()](ExchangeBuffers& b) {
-      size_t bad_block = 0;
-      const size_t blocks = b.options().num_blocks;
-      if (size != blocks * kBlockElements)
-        throw EngineError("INTERNAL", "the gradient has another size than the exchange");
-      const bool is_first = b.take_cleared(slot);
-      const TmRoundAndAdd call = {data, b.contribution(slot), blocks, b.options().significant_bits,
-                                  &bad_block};
-      const TmStatus status = is_first ? round_to(call) : round_and_add(call);
-      if (status == TM_OK) return Nothing{};
-      b.poison(slot);
-      throw EngineError(
-          status == TM_NON_FINITE ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",
-          "block " + std::to_string(bad_block) + " of the gradient does not fit the exchange");
+    const auto work = [slot, values = std::span<const float>(
+                                 gradient.Data(), gradient.ElementLength())](ExchangeBuffers& b) {
+      round_whole(b, slot, values);
+      return Nothing{};
     };
     return handle->run(info.Env(), work, kToUndefined, info[1]);
   });

@@ -55,7 +55,9 @@ void ContributionWriter::write_within_slice(size_t slice, const BlockRange& rang
   if (blocks_left_[slice] > 0) return;
   const RangeMeasure& measured = measures_[slice];
   const size_t headers = exchange_.num_chunks(slice) * kFrameHeaderBytes;
-  target_.on_slice({slice, {measured.digest, measured.packed_bytes + headers}});
+  const SliceMeasure measure{measured.digest, measured.packed_bytes + headers};
+  exchange_.note_measure(target_.slot, slice, measure);
+  target_.on_slice({slice, measure});
 }
 
 TmStatus ContributionWriter::round(const BlockRange& range, size_t* bad_block,
