@@ -20,7 +20,13 @@ const leastFrameBytes = 100_000
 const folder = temporaryFolder()
 const model = join(folder, 'model')
 
-async function train(name: string, failpoints: string) {
+interface Trial {
+  model: string
+  /** Of the first worker. */
+  failpoints?: string
+}
+
+async function train(name: string, { model, failpoints = '' }: Trial) {
   const lines: string[] = []
   const coordinator = await TestCoordinator.open({
     workers: 2,
@@ -40,9 +46,8 @@ async function train(name: string, failpoints: string) {
     const { jobId } = await client.submit(tinyJob(join(folder, name), settings))
     for await (const _ of client.watch(jobId));
     const { state, weightsSha256, error } = await client.get(jobId)
-    assert.deepEqual([state, error], ['SUCCEEDED', null])
     const closed = await connectionStatistics(stateDir, 'closed')
-    return { lines, weightsSha256, closed }
+    return { lines, state, error, weightsSha256, closed }
   } finally {
     await coordinator.kill()
   }
@@ -53,13 +58,28 @@ describe('slices of a lease', () => {
   after(() => rmSync(folder, { recursive: true, force: true }))
 
   it('leave before LeaseDone, and a death after that changes no bit', async () => {
-    const undisturbed = await train('undisturbed', '')
-    const killed = await train('killed', failpoint)
+    const undisturbed = await train('undisturbed', { model })
+    const killed = await train('killed', { model, failpoints: failpoint })
+    for (const { state, error } of [undisturbed, killed]) {
+      assert.deepEqual([state, error], ['SUCCEEDED', null])
+    }
     assert.ok(killed.lines.includes(`killed at failpoint ${failpoint}`))
     const sent = killed.closed
       .filter(({ authorized_user }) => authorized_user === 'worker')
       .map(({ in_bytes }) => in_bytes)
     assert.ok(Math.max(...sent) > leastFrameBytes, `the dead worker had sent ${sent} bytes`)
     assert.equal(killed.weightsSha256, undisturbed.weightsSha256)
+  })
+
+  it('do not hide a gradient that fails below them: the step is never committed', async () => {
+    const steep = join(folder, 'steep')
+    writeModel(steep, { isSteep: true })
+    const { state, error } = await train('failing', { model: steep })
+    assert.equal(state, 'FAILED')
+    assert.equal(error?.code, 'GRADIENT_OUT_OF_RANGE')
+    assert.match(
+      error?.message ?? '',
+      /step 1, micro-batch \d, model\.layers\.0\.self_attn\.k_proj/,
+    )
   })
 })

@@ -23,10 +23,15 @@ export interface ModelOptions {
   poison?: number
   /** Its embedding is infinite, in a model whose head is apart. */
   poisonedToken?: number
+  /**
+   * The first layer's q, k and v see 2^30 times as much and weigh it 2^-30 times: the same outputs,
+   * but gradients beyond the exchange's range there, and only there.
+   */
+  isSteep?: boolean
 }
 
 export function writeModel(folder: string, options: ModelOptions = {}): void {
-  const { poison, poisonedToken } = options
+  const { poison, poisonedToken, isSteep = false } = options
   mkdirSync(folder, { recursive: true })
   for (const name of ['tokenizer.json', 'tokenizer_config.json']) {
     copyFileSync(join(examplesDir, 'tiny-llama', name), join(folder, name))
@@ -44,6 +49,14 @@ export function writeModel(folder: string, options: ModelOptions = {}): void {
   }
   const victim = tensors.find(({ name }) => name.includes('layers.0.mlp.up_proj'))
   if (poison !== undefined && victim) victim.values[5] = poison
+  for (const { name, values } of isSteep ? tensors : []) {
+    const isNorm = name.includes('layers.0.input_layernorm')
+    if (!isNorm && !/layers\.0\.self_attn\.[qkv]_proj/.test(name)) continue
+    const factor = isNorm ? 2 ** 30 : 2 ** -30
+    values.forEach((value, i) => {
+      values[i] = value * factor
+    })
+  }
   writeFileSync(join(folder, 'model.safetensors'), safetensors(tensors))
 }
 
