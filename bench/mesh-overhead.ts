@@ -10,19 +10,15 @@
  * Every worker has one thread. Medians of whole steps; the bare loop runs before and after the
  * mesh, on one machine.
  */
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { connect } from '../client/client.js'
-import { startEmbedded } from '../client/embedded.js'
-import { medicineEntries } from '../examples/drug-names/build-rows.js'
 import { readGguf } from '../proto/gguf-metadata.js'
 import { modelConfigFromGguf } from '../proto/model-config.js'
 import { planSlices } from '../proto/slices.js'
 import type { TrainSpec } from '../proto/train-spec.js'
 import { openEngine, type TokenBatch } from '../worker/engine.js'
 import { ExchangeBuffers } from '../worker/exchange-buffers.js'
+import { cacheDir, demoModel, requireDemoModel, runMeshJob } from './mesh/mesh-job.js'
 
 const { values } = parseArgs({
   options: { steps: { type: 'string', default: '8' }, json: { type: 'boolean', default: false } },
@@ -30,8 +26,6 @@ const { values } = parseArgs({
 const steps = Number(values.steps)
 const tokensPerPack = 256
 const packsPerStep = 8
-const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
-const model = join(cacheDir, 'models', 'SmolLM2-135M-Instruct.Q4_1.gguf')
 const modules = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
 
 const median = (numbers: number[]): number => {
@@ -60,8 +54,8 @@ function specFor(layout: { sliceBlocks: number; chunkBlocks: number }): TrainSpe
 /** Milliseconds of each step of the bare engine loop. */
 async function bareSteps(): Promise<number[]> {
   const engine = openEngine({
-    modelPath: model,
-    config: modelConfigFromGguf(readGguf(model), model),
+    modelPath: demoModel,
+    config: modelConfigFromGguf(readGguf(demoModel), demoModel),
     numThreads: 1,
     instructionPath: 'auto',
     packedCacheDir: join(cacheDir, 'packed'),
@@ -120,64 +114,32 @@ function randomBatch(seed: number): TokenBatch {
   return { tokens, targets, documentStarts: Int32Array.from([0, tokensPerPack]) }
 }
 
-/** Long rows of dictionary text: each fills one pack to its last token. */
-function writeTextRows(path: string): void {
-  const glosses = medicineEntries().map(({ name, gloss }) => `${name}: ${gloss}.`)
-  const rows = Array.from({ length: packsPerStep * 4 }, (_, row) =>
-    JSON.stringify({
-      text: Array.from({ length: 40 }, (_, i) => glosses[(row * 37 + i) % glosses.length]).join(
-        ' ',
-      ),
-    }),
-  )
-  writeFileSync(path, `${rows.join('\n')}\n`)
-}
-
 /** Milliseconds between the commits of a job on `numWorkers` workers of one thread each. */
 async function meshSteps(
   numWorkers: number,
 ): Promise<{ durations: number[]; exposedMs: number[] }> {
-  const workDir = mkdtempSync(join(tmpdir(), 'tunemesh-bench-'))
-  const stateDir = join(workDir, 'state')
-  const mesh = await startEmbedded({
-    stateDir,
-    numWorkers,
-    threadsPerWorker: 1,
-    dashboardPort: null,
-  })
-  const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
-  try {
-    writeTextRows(join(workDir, 'rows.jsonl'))
-    const jobFile = [
-      `model: ${model}`,
-      'data: rows.jsonl',
-      `output_dir: ${join(workDir, 'output')}`,
-      `max_length: ${tokensPerPack}`,
-      'on_long_row: truncate',
-      `gradient_accumulation_steps: ${packsPerStep}`,
-      `max_steps: ${steps}`,
-      'save_steps: 0',
-    ].join('\n')
-    const job = await client.submit({ jobFile, jobFileName: 'job.yaml', baseDir: workDir })
-    const durations: number[] = []
-    const exposedMs: number[] = []
-    for await (const { step } of client.watch(job.jobId)) {
-      if (!step) continue
-      durations.push(step.stepMs)
-      exposedMs.push(step.exposedMs)
-    }
-    return { durations, exposedMs }
-  } finally {
-    client.close()
-    await mesh.close()
-    rmSync(workDir, { recursive: true, force: true })
-  }
+  const durations: number[] = []
+  const exposedMs: number[] = []
+  const settings = [
+    `gradient_accumulation_steps: ${packsPerStep}`,
+    `max_steps: ${steps}`,
+    'save_steps: 0',
+  ]
+  const numRows = packsPerStep * 4
+  await runMeshJob(
+    { numWorkers, model: demoModel, numRows, tokensPerPack, settings },
+    {
+      event: ({ step }) => {
+        if (!step) return
+        durations.push(step.stepMs)
+        exposedMs.push(step.exposedMs)
+      },
+    },
+  )
+  return { durations, exposedMs }
 }
 
-if (!existsSync(model)) {
-  console.error(`MODEL_NOT_FOUND ${model} is not there: node scripts/model-setup.mjs fetches it.`)
-  process.exit(2)
-}
+requireDemoModel()
 const before = await bareSteps()
 const one = await meshSteps(1)
 const two = await meshSteps(2)

@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <napi.h>
 
 #include "bindings/engine_bindings.h"
@@ -5,7 +6,15 @@
 
 namespace {
 
+// Buffers of this size go back to the system when they are freed. By default the C library raises
+// the limit with every such buffer, up to 32 MiB, and then keeps as much for later.
+constexpr int kMappedFromBytes = 256 << 10;
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, kMappedFromBytes);
+  mallopt(M_TRIM_THRESHOLD, 4 * kMappedFromBytes);
+#endif
   tunemesh::register_engine(env, exports);
   tunemesh::register_exchange(env, exports);
   return exports;

@@ -332,6 +332,7 @@ void GgufFile::read(const std::string& name, size_t first, size_t count, float* 
          std::to_string(first) + " are not whole rows of " + std::to_string(width) + ".");
   }
   for (size_t i = 0; i < count / width; ++i) read_row(source, first / width + i, out + i * width);
+  file_.forget(source.offset + first / width * source.row_bytes, count / width * source.row_bytes);
 }
 
 void GgufFile::read_row(const Tensor& source, size_t row, float* out) const {

@@ -20,7 +20,7 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
-  // Tells the kernel that these pages won't be read again soon.
+  // Gives the resident pages back: what was read once must not count as a worker's memory.
   void forget(size_t offset, size_t size) const;
 
  private:

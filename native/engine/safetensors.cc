@@ -149,6 +149,7 @@ void SafetensorsFile::read(const std::string& name, size_t first, size_t count, 
   const uint8_t* bytes = file_.data() + source.offset;
   if (source.dtype == "F32") {
     std::memcpy(out, bytes + 4 * first, 4 * count);
+    file_.forget(source.offset + 4 * first, 4 * count);
     return;
   }
   if (source.dtype != "F16" && source.dtype != "BF16") {
@@ -160,6 +161,7 @@ void SafetensorsFile::read(const std::string& name, size_t first, size_t count, 
     std::memcpy(&bits, bytes + 2 * (first + i), 2);
     out[i] = is_brain ? float_from_bfloat16(bits) : float_from_float16(bits);
   }
+  file_.forget(source.offset + 2 * first, 2 * count);
 }
 
 void write_safetensors(const std::string& path, const SafetensorsContent& content) {
