@@ -1,7 +1,8 @@
 /**
- * The contributor's side: each slice of a contribution is offered to its owner as soon as it stands,
- * while backward goes on with the others; sent when granted, and offered again until the owner says
- * that all of it has arrived. Offers are small and idempotent, so one timer heals every loss.
+ * The contributor's side: each slice of a contribution is offered to its owner as soon as it
+ * stands, while backward goes on with the others; sent when granted, and offered again until the
+ * owner says that all of it has arrived. Offers are small and idempotent, so one timer heals every
+ * loss.
  */
 
 import { failpoint } from '../proto/failpoint.js'

@@ -134,9 +134,9 @@ export interface Engine {
    */
   microBatch(batch: TokenBatch, lossDivisor: number, slot: number): Promise<MicroBatchResult>
   /**
-   * The same for the last micro-batch of a contribution: `onSlice` hears of each slice once, as soon
-   * as backward has finished all of it, every slice before the promise resolves. After a gradient
-   * that fails it hears no more. The engine's thread does not wait for it.
+   * The same for the last micro-batch of a contribution: `onSlice` hears of each slice once, as
+   * soon as backward has finished all of it, every slice before the promise resolves. After a
+   * gradient that fails it hears no more. The engine's thread does not wait for it.
    */
   lastMicroBatch(
     batch: TokenBatch,

@@ -72,8 +72,8 @@ export type WorkerEvent =
       tensor: string
     } & LeaseKey)
   /**
-   * In a lease's last micro-batch: all of this slice stands in the slot, while backward goes on. Each
-   * slice once, before microBatchDone. Linear digest of the whole contribution's slice, 16 digits.
+   * In a lease's last micro-batch: all of this slice stands in the slot, while backward goes on.
+   * Each slice once, before microBatchDone. Linear digest of the contribution's slice, 16 digits.
    */
   | ({ kind: 'sliceReady'; slot: number; slice: number; digest: string } & LeaseKey)
   | { kind: 'updateApplied'; step: number; weightsSha256: string; applyMs: number }

@@ -88,7 +88,7 @@ export interface Contribution extends LeaseKey {
   reported: string
 }
 
-/** The slice stands in this contribution's slot: it may be sent and counted, before LeaseDone too. */
+/** The slice stands in the contribution's slot: to be sent and counted, before LeaseDone too. */
 export const stands = ({ state, digests }: Contribution, slice: number): boolean =>
   (state === 'computing' || state === 'done') && digests.has(slice)
 

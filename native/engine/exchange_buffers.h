@@ -3,9 +3,9 @@
 //
 // Memory comes from the engine's arena, once, as planned; nothing here allocates tensors. Methods
 // without "thread" in their comment run on the exchange thread only (post()), so that packing and
-// adding do not wait for compute. The engine's thread writes contribution(slot) until the worker
-// says the lease is done and reads published(step) after the commit; the worker's step loop orders
-// the two threads, no lock is needed on elements.
+// adding do not wait for compute. The engine's thread writes contribution(slot) until it
+// tells a slice (or the whole) to the worker's step loop, and reads published(step) after the
+// commit; the worker's step loop orders the two threads, no lock is needed on elements.
 #pragma once
 #include <atomic>
 #include <condition_variable>

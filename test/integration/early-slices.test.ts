@@ -1,7 +1,7 @@
 /**
- * DESIGN §5 on real processes: a slice leaves as soon as backward has finished it. A worker dies with
- * the last layer's slices on their way and its first LeaseDone not said; what nats-server has got
- * from it by then left before that.
+ * Real processes: a slice leaves as soon as backward has finished it. A worker dies with its slices
+ * on their way and its first LeaseDone not said; what nats-server has got from it by then left
+ * before that.
  */
 import assert from 'node:assert/strict'
 import { rmSync } from 'node:fs'
