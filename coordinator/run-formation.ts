@@ -5,7 +5,7 @@
 import type { EpochRecord } from '../proto/commit-record.js'
 import { beginWorkAt } from './run-checkpoint.js'
 import { append, checkpointStep, isTrueState, recordedClasses } from './run-log.js'
-import { audience, type FleetWorker, fail, log, members, type Run, send } from './run-state.js'
+import { type FleetWorker, fail, log, members, type Run, send } from './run-state.js'
 import { sendCommit } from './run-steps.js'
 
 /**
@@ -48,10 +48,11 @@ export function formFleet(run: Run): void {
   raiseEpoch(run, 'formation', candidates)
 }
 
+/** Those that drain only where nobody else is here: what just they hold is kept before they go. */
 function candidatesOf(run: Run): FleetWorker[] {
-  const ready = [...run.workers.values()].filter(
-    (worker) => worker.status === 'ready' && !worker.isDraining,
-  )
+  const all = [...run.workers.values()].filter((worker) => worker.status === 'ready')
+  const staying = all.filter((worker) => !worker.isDraining)
+  const ready = staying.length > 0 ? staying : all.filter((worker) => holdsMore(run, worker))
   const rested = ready.filter((worker) => !isBackingOff(run, worker.workerId))
   return rested.length > 0 ? rested : ready
 }
@@ -68,6 +69,10 @@ function baseOf(run: Run, candidates: FleetWorker[]): { step: number; isOnDevice
 
 export const holdsTrueState = (run: Run, worker: FleetWorker): boolean =>
   worker.loadingStep === null && isTrueState(run.log, worker.appliedStep, worker.appliedSequence)
+
+/** A true state further than the last checkpoint: without this worker it is computed again. */
+export const holdsMore = (run: Run, worker: FleetWorker): boolean =>
+  holdsTrueState(run, worker) && worker.appliedStep > checkpointStep(run.log)
 
 /** A device class that a step after the base was computed on and that nobody has now. */
 function missingClass(run: Run, baseStep: number, candidates: FleetWorker[]): string | null {
@@ -122,7 +127,10 @@ export function enterEpoch(run: Run, record: EpochRecord): void {
   if (members(run).length === 0) return regather(run)
   run.phase = 'running'
   const base = baseOf(run, members(run))
-  for (const worker of audience(run)) sendEpoch(run, worker)
+  for (const worker of run.workers.values()) {
+    // Joiners that still wait for a snapshot too: they follow in this epoch once they have it.
+    if (worker.status === 'member' || worker.status === 'joining') sendEpoch(run, worker)
+  }
   for (const worker of members(run)) bringToBase(run, worker, base)
   run.plannedThrough = base.step
   reportFleet(run, record.reason)
@@ -189,6 +197,7 @@ export function sendLoad(
 ): void {
   worker.loadingStep = state.step
   worker.appliedStep = -1
+  worker.appliedAhead = []
   worker.stageSinceMs = run.nowMs
   send(run, worker.workerId, { loadState: { jobId: run.config.jobId, ...state } })
 }

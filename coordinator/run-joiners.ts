@@ -41,9 +41,14 @@ export function bringInStanding(run: Run): void {
   const step = run.log.committedStep
   if (members(run).some((member) => member.appliedStep < step)) return
   for (const worker of run.workers.values()) {
-    if (worker.status !== 'joining' || worker.stage !== 'following') continue
-    if (worker.appliedStep === step && holdsTrueState(run, worker)) requestProbe(run, worker, step)
-    else worker.stage = 'snapshot'
+    if (worker.status !== 'joining') continue
+    const isThere = worker.appliedStep === step && holdsTrueState(run, worker)
+    if (worker.stage === 'following' && isThere) requestProbe(run, worker, step)
+    // Asked for a probe before the others left: sums that it lacks come no more.
+    const isBehind = ['following', 'probing'].includes(worker.stage ?? '') && !isThere
+    if (!isBehind) continue
+    worker.stage = 'snapshot'
+    worker.probe = null
   }
   requestSnapshot(run, step)
 }
@@ -62,7 +67,9 @@ export function serveJoiners(run: Run, step: number): void {
 function requestSnapshot(run: Run, step: number): void {
   if (run.snapshot) return
   const waiting = [...run.workers.values()].filter((w) => w.stage === 'snapshot')
-  const donor = members(run).find((member) => member.loadingStep === null && !member.isDraining)
+  const donors = members(run).filter((member) => member.loadingStep === null)
+  // One that drains may be the last: then it gives its state before it goes.
+  const donor = donors.find((member) => !member.isDraining) ?? donors[0]
   if (waiting.length === 0 || !donor) return
   run.snapshot = { step, donorId: donor.workerId }
   for (const worker of waiting) {

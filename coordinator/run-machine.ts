@@ -31,7 +31,14 @@ import * as membership from './run-membership.js'
 import { failWhereNobodyCan, shiftWaits, watch } from './run-stall.js'
 import { type FleetWorker, fail, finish, members, newRun, type Run } from './run-state.js'
 import { reportSkip, reportStep } from './run-step-events.js'
-import { announce, commitWhenComplete, planSteps, repairSteps, skipStep } from './run-steps.js'
+import {
+  announce,
+  commitWhenComplete,
+  planSteps,
+  repairSteps,
+  skipStep,
+  stepsAhead,
+} from './run-steps.js'
 import * as steps from './step-run.js'
 
 /** Failures that another worker would meet as well: trying elsewhere helps nobody. */
@@ -107,6 +114,7 @@ function open(run: Run, log: readonly LoggedRecord[]): void {
 function proceed(run: Run): void {
   if (run.phase === 'gathering') {
     if (run.stopAfterStep !== null) return concludeStop(run)
+    membership.releaseDrained(run)
     if (!run.appends.inFlight) formation.formFleet(run)
   }
   if (run.phase !== 'running') return
@@ -225,6 +233,7 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   run.lastCommitMs = run.nowMs
   run.lastApplyMs = 0
   noteCadence(run, record.step)
+  takeAppliedAhead(run, record.step)
   if (run.phase !== 'running') return
   announce(run, record.step)
   joiners.serveJoiners(run, record.step)
@@ -309,7 +318,15 @@ function takeSliceDone(run: Run, worker: FleetWorker, message: SliceDone__Output
 
 function takeApplied(run: Run, worker: FleetWorker, message: Applied__Output): void {
   const committed = run.log.commits.get(message.step)
+  if (message.step > run.log.committedStep) {
+    if (worker.appliedAhead.length < stepsAhead) worker.appliedAhead.push(message)
+    return
+  }
   if (!committed || worker.loadingStep !== null || message.step <= worker.appliedStep) return
+  if (message.streamSequence !== committed.sequence) {
+    const reason = `it applied a step ${message.step} that was rolled back`
+    return membership.declareDead(run, worker.workerId, reason)
+  }
   worker.appliedStep = message.step
   worker.appliedSequence = committed.sequence
   worker.weightsSha256 = message.weightsSha256
@@ -329,6 +346,16 @@ function takeApplied(run: Run, worker: FleetWorker, message: Applied__Output): v
   for (const step of run.steps.keys()) {
     const isOver = step <= run.log.committedStep && members(run).every((w) => w.appliedStep >= step)
     if (isOver) run.steps.delete(step)
+  }
+}
+
+/** What workers reported of a step before it was known to stand here. */
+function takeAppliedAhead(run: Run, step: number): void {
+  for (const worker of run.workers.values()) {
+    const known = worker.appliedAhead.filter((message) => message.step <= step)
+    if (known.length === 0) continue
+    worker.appliedAhead = worker.appliedAhead.filter((message) => message.step > step)
+    for (const message of known) takeApplied(run, worker, message)
   }
 }
 

@@ -3,7 +3,7 @@
  */
 import type { Prepared__Output } from '../proto/gen/tunemesh/v1/Prepared.js'
 import type { AttachedWorker } from './run-events.js'
-import { prepare, regather, reportFleet } from './run-formation.js'
+import { holdsMore, prepare, regather, reportFleet } from './run-formation.js'
 import {
   type FleetWorker,
   isMember,
@@ -30,6 +30,7 @@ export function attach(run: Run, attached: AttachedWorker): void {
     appliedStep: -1,
     appliedSequence: 0,
     weightsSha256: '',
+    appliedAhead: [],
     isDraining: false,
     loadingStep: null,
     speed: 0,
@@ -167,12 +168,16 @@ export function releaseDrained(run: Run): void {
     if (worker.status !== 'drained' && !(worker.isDraining && !isMember(run, worker.workerId))) {
       continue
     }
-    if (isAtWork(run, worker.workerId)) continue
+    if (isAtWork(run, worker.workerId) || isAwaited(run, worker)) continue
     send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId } })
     send(run, worker.workerId, { shutdown: { reason: 'drained' } })
     run.workers.delete(worker.workerId)
   }
 }
+
+/** While a fleet is gathered, a draining worker may be the only one that holds the last steps. */
+const isAwaited = (run: Run, worker: FleetWorker): boolean =>
+  run.phase === 'gathering' && (worker.status === 'preparing' || holdsMore(run, worker))
 
 /** Uploads a state, evaluates or delivers: it ends that first. */
 const isAtWork = (run: Run, workerId: string): boolean =>

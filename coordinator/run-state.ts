@@ -6,6 +6,7 @@ import type {
   SkipRecord,
 } from '../proto/commit-record.js'
 import { DataOrder } from '../proto/data-order.js'
+import type { Applied__Output } from '../proto/gen/tunemesh/v1/Applied.js'
 import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
 import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import { numSlices } from '../proto/slices.js'
@@ -109,6 +110,11 @@ export interface FleetWorker extends AttachedWorker {
   appliedStep: number
   appliedSequence: number
   weightsSha256: string
+  /**
+   * Reported before this coordinator knew that the step stands: the worker read it in the log. At
+   * most two, as many as a worker is ahead.
+   */
+  appliedAhead: Applied__Output[]
   isDraining: boolean
   /** Told to load a checkpoint or snapshot, and not done. */
   loadingStep: number | null

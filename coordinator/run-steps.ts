@@ -34,7 +34,7 @@ import { updateNumbers } from './update-numbers.js'
 /** A slice whose sum differs from its contributions so often is no accident. */
 const maxDivergences = 3
 /** How far sums may run ahead of the slowest listener: each worker has two sum slots. */
-const stepsAhead = 2
+export const stepsAhead = 2
 /** So many skipped steps in a row, or all of a shorter job, are no accident of a row. */
 const maxSkipsInARow = 10
 

@@ -164,6 +164,8 @@ function takePrepare(run: WorkerRun, prepare: Prepare__Output): void {
   if (run.jobId === prepare.jobId && run.prepare) {
     run.owesPrepared = true
     run.pending = []
+    // Announced before the stream was lost: what is still true is announced again.
+    run.commits.clear()
     return
   }
   if (run.jobId !== '') release(run)
@@ -210,6 +212,8 @@ function answerPrepared(run: WorkerRun): void {
 function takeEpoch(run: WorkerRun, epoch: EpochRaised__Output): void {
   if (epoch.fleetEpoch < run.fleetEpoch) return
   run.workerIds = epoch.workerIds
+  // Rolled back meanwhile.
+  for (const step of run.commits.keys()) if (step > epoch.step) run.commits.delete(step)
   if (epoch.fleetEpoch > run.fleetEpoch) {
     run.fleetEpoch = epoch.fleetEpoch
     run.plans.clear()

@@ -45,19 +45,20 @@ export function advanceSlices(run: WorkerRun): void {
       owned.state = 'open'
       run.effects.push({ kind: 'openSlice', ...sliceKey(owned) })
     }
-    if (owned.state !== 'open') continue
+    if (owned.state === 'waiting') continue
     countOwn(run, owned)
-    finishWhenComplete(run, owned)
+    if (owned.state === 'open') finishWhenComplete(run, owned)
   }
 }
 
+/**
+ * Of the step under way only: a slice of the step before may still move here after its owner's
+ * death, and would take the accumulator of what was opened ahead of it. Offers wait meanwhile.
+ */
 const mayOpen = (run: WorkerRun, owned: OwnedSlice): boolean =>
-  run.appliedStep >= owned.step - 2 &&
-  ![...run.ownedSlices.values()].some(
-    (other) => other.slice === owned.slice && other.step < owned.step && other.state !== 'done',
-  )
+  run.applying === null && owned.step === run.appliedStep + 1
 
-/** From this worker's own slots, without the wire. */
+/** From this worker's own slots, without the wire; what a sum counts already is delivered, too. */
 function countOwn(run: WorkerRun, owned: OwnedSlice): void {
   for (const contribution of run.contributions.values()) {
     if (contribution.step !== owned.step || !stands(contribution, owned.slice)) continue

@@ -154,7 +154,10 @@ function finishStep(
   endLeasesOf(run, commit.step)
   closeSlicesThrough(run, commit.step)
   for (const step of run.plans.keys()) if (step <= commit.step) run.plans.delete(step)
-  send(run, { applied: { jobId: run.jobId, step: commit.step, weightsSha256, applyMs } })
+  const streamSequence = commit.sequence
+  send(run, {
+    applied: { jobId: run.jobId, step: commit.step, weightsSha256, applyMs, streamSequence },
+  })
   acceptSums(run)
 }
 

@@ -109,6 +109,15 @@ export class Invariants {
     }
   }
 
+  /**
+   * Here memory is never faulty, and nobody sleeps as long as a run waits: a recount or a worker that
+   * is given up covers a defect up.
+   */
+  checkSaid(message: string): void {
+    if (/does not match the contributions' digests/.test(message)) this.violated(`I1 ${message}`)
+    if (/did not come for/.test(message)) this.violated(`I8 ${message}`)
+  }
+
   checkEnd(): void {
     const { outcome, options } = this.world
     if (outcome?.kind !== 'succeeded') {

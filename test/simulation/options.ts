@@ -122,5 +122,8 @@ export function optionsFor(
     endWithinMs: 60_000,
     faults,
   }
+  // A job whose only step is skipped must fail.
+  const numPacksAStep = microBatchesPerStep * options.packsPerMicroBatch
+  if (options.numPacks * options.numEpochs <= numPacksAStep) options.nonFinite = null
   return { ...options, ...overrides }
 }

@@ -21,6 +21,8 @@ export class SimulatedCoordinator {
   outcome: RunOutcome | null = null
   readonly machine: RunMachine
   readonly #streams = new Map<string, CoordinatorEnd>()
+  /** Also those whose Hello a sleeping coordinator has not read. */
+  readonly #opened = new Set<CoordinatorEnd>()
   #backlog: (() => void)[] | null = null
 
   constructor(
@@ -54,8 +56,12 @@ export class SimulatedCoordinator {
 
   crash(): void {
     this.isAlive = false
-    for (const end of this.#streams.values()) end.close()
+    for (const end of this.#opened) end.close()
     this.#streams.clear()
+  }
+
+  open(end: CoordinatorEnd): void {
+    this.#opened.add(end)
   }
 
   /** A worker's Hello: it keeps its id unless somebody else has it. */
@@ -76,6 +82,7 @@ export class SimulatedCoordinator {
   }
 
   streamBroke(workerId: string, end: CoordinatorEnd): void {
+    this.#opened.delete(end)
     if (this.#streams.get(workerId) !== end) return
     this.#streams.delete(workerId)
     this.advance({ kind: 'workerLost', workerId, reason: 'its stream broke' })
@@ -148,11 +155,12 @@ export class SimulatedCoordinator {
       case 'event':
         return world.recordJobEvent(effect.event)
       case 'log':
-        if (effect.level !== 'info')
-          world.count(
-            `coordinator says ${effect.message.replace(/[0-9a-f]{16}|w\d+|\d+(\.\d+)?/g, 'N')}`,
-          )
-        return world.trace(`${this.config.coordinatorId}: ${effect.message}`)
+        if (effect.level !== 'info') {
+          const masked = effect.message.replace(/[0-9a-f]{16}|w\d+|\d+(\.\d+)?/g, 'N')
+          world.count(`coordinator says ${masked}`)
+        }
+        world.trace(`${this.config.coordinatorId}: ${effect.message}`)
+        return world.invariants.checkSaid(effect.message)
     }
   }
 

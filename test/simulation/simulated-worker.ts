@@ -122,7 +122,7 @@ export class SimulatedWorker {
       case 'send':
         return this.#sendUp(effect.message)
       case 'openEpoch':
-        return dataPlane.openEpoch(effect.fleetEpoch)
+        return dataPlane.openEpoch(effect)
       case 'acceptSums':
         return dataPlane.acceptSums(effect.steps)
       case 'openSlice':
@@ -142,22 +142,11 @@ export class SimulatedWorker {
       case 'publishSum':
         return dataPlane.publishSum(effect)
       case 'sendSum':
-        return dataPlane.sendSum(effect.step, effect.slice, effect.toWorkerId)
-      case 'refuseSum': {
-        const { step, slice, toWorkerId } = effect
-        return world.publish({
-          kind: 'sumRefusal',
-          step,
-          slice,
-          to: toWorkerId,
-          from: this.workerId,
-        })
-      }
-      case 'requestSum': {
-        const { step, slice, digest, fromWorkerId } = effect
-        const from = this.workerId
-        return world.publish({ kind: 'sumRequest', step, slice, digest, to: fromWorkerId, from })
-      }
+        return dataPlane.sendSum(effect)
+      case 'refuseSum':
+        return dataPlane.refuseSum(effect)
+      case 'requestSum':
+        return dataPlane.requestSum(effect)
       case 'readCommitLog':
         return world.jetStream.read((log) =>
           this.guard(() =>

@@ -4,9 +4,9 @@ import { test } from 'node:test'
 import { type Mutation, optionsFor } from './options.js'
 import { World } from './world.js'
 
-const numSeeds = 200
+const numSeeds = 400
 
-test('simulation: 200 seeds of faults end in the weights of the undisturbed run', () => {
+test('simulation: 400 seeds of faults end in the weights of the undisturbed run', () => {
   const counts = new Map<string, number>()
   for (let seed = 1; seed <= numSeeds; seed++) {
     const world = new World(optionsFor(seed))
@@ -28,6 +28,7 @@ test('simulation: 200 seeds of faults end in the weights of the undisturbed run'
 })
 
 for (const mutation of [
+  'countTwice',
   'skipFencing',
   'announceBeforeAck',
   'forgetLease',

@@ -1,7 +1,7 @@
 /**
  * Frames between simulated workers: two chunks a message, resent until acknowledged, staged by
  * attempt, sums in two slots by the parity of their step. What worker/data-plane.ts promises,
- * without bytes.
+ * without bytes; like it, it has no link in an epoch of one worker, and hears of no other epoch.
  */
 import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
 import { addWrapped, publishedDigest } from './toy-engine.js'
@@ -10,10 +10,11 @@ const numChunks = 2
 const resendEveryMs = 40
 const mostStaged = 64
 
-export type Frame =
+export type Frame = { fleetEpoch: number } & Body
+
+type Body =
   | {
       kind: 'contribution'
-      fleetEpoch: number
       step: number
       slice: number
       sliceAttempt: number
@@ -27,19 +28,19 @@ export type Frame =
   | { kind: 'ack'; to: string; name: string }
   | {
       kind: 'sum'
-      /** 0: answered to a request, whatever epoch. */
-      fleetEpoch: number
       step: number
       slice: number
       sliceAttempt: number
       chunk: number
       value: bigint
+      /** Empty: everybody; else a worker that asked. */
       to: string
     }
   | { kind: 'sumRequest'; step: number; slice: number; digest: string; to: string; from: string }
   | { kind: 'sumRefusal'; step: number; slice: number; to: string; from: string }
 
 type Contribution = Extract<Frame, { kind: 'contribution' }>
+type Sum = Extract<Frame, { kind: 'sum' }>
 type Effect<Kind extends WorkerEffect['kind']> = Extract<WorkerEffect, { kind: Kind }>
 type Key = Pick<Contribution, 'fleetEpoch' | 'step' | 'slice' | 'sliceAttempt'>
 
@@ -51,11 +52,11 @@ interface OpenSlice {
   accumulator: bigint
 }
 
-interface HeldSum {
-  step: number
-  tag: string
+interface HeldSum extends Key {
   chunks: Set<number>
   value: bigint
+  /** This worker has asked for it: a direct answer is taken whatever attempt it is of. */
+  isRequested: boolean
 }
 
 export interface DataPlaneHost {
@@ -68,6 +69,7 @@ export interface DataPlaneHost {
 
 export class ToyDataPlane {
   #fleetEpoch = 0
+  #isLinked = false
   #accepted: number[] = []
   readonly #open = new Map<number, OpenSlice>()
   readonly #outgoing = new Map<string, Contribution>()
@@ -85,15 +87,19 @@ export class ToyDataPlane {
     this.#open.clear()
     this.#outgoing.clear()
     this.#fleetEpoch = 0
+    this.#isLinked = false
     this.#accepted = []
     for (const slot of this.sums) slot.clear()
   }
 
-  openEpoch(fleetEpoch: number): void {
-    if (fleetEpoch === this.#fleetEpoch) return
+  openEpoch({ fleetEpoch, workerIds }: Effect<'openEpoch'>): void {
     this.#fleetEpoch = fleetEpoch
+    this.#isLinked = workerIds.length > 1
     this.#open.clear()
     this.#outgoing.clear()
+    for (const slot of this.sums) {
+      for (const [slice, sum] of slot) if (!isWhole(sum)) slot.delete(slice)
+    }
   }
 
   acceptSums(steps: number[]): void {
@@ -114,6 +120,7 @@ export class ToyDataPlane {
   }
 
   sendContribution(effect: Effect<'sendContribution'>): void {
+    if (!this.#isLinked) return
     const frame: Contribution = {
       kind: 'contribution',
       fleetEpoch: effect.fleetEpoch,
@@ -172,26 +179,45 @@ export class ToyDataPlane {
   }
 
   holdOwnSum(key: Key, value: bigint): void {
-    this.#slot(key.step).set(key.slice, {
-      step: key.step,
-      tag: sumTag(key),
-      chunks: new Set([0, 1]),
-      value,
-    })
+    this.#begin(key, value).chunks = new Set([0, 1])
   }
 
-  publishSum(key: Key): void {
-    const held = this.#slot(key.step).get(key.slice)
-    if (held?.step === key.step) this.#sendSum({ ...key, to: '' }, held.value)
+  publishSum({ step, slice, sliceAttempt }: Key): void {
+    const held = this.#heldSum(step, slice)
+    if (held) this.#sendSum({ step, slice, sliceAttempt, to: '' }, held.value)
   }
 
-  sendSum(step: number, slice: number, to: string): void {
-    const held = this.#slot(step).get(slice)
-    if (held?.step !== step) return
-    this.#sendSum({ fleetEpoch: 0, step, slice, sliceAttempt: 0, to }, held.value)
+  requestSum({ step, slice, digest, fromWorkerId }: Effect<'requestSum'>): void {
+    if (!this.#isLinked) return
+    const held = this.#heldSum(step, slice)
+    if (held && isWhole(held) && publishedDigest(held.value, slice) === digest) {
+      return this.host.event({ kind: 'sumArrived', step, slice, digest })
+    }
+    const unknown = { fleetEpoch: -1, step, slice, sliceAttempt: -1 }
+    const awaited = held && !isWhole(held) ? held : this.#begin(unknown, 0n)
+    awaited.isRequested = true
+    const from = this.host.workerId()
+    this.#publish({ kind: 'sumRequest', step, slice, digest, to: fromWorkerId, from })
+  }
+
+  sendSum({ step, slice, toWorkerId }: Effect<'sendSum'>): void {
+    const held = this.#heldSum(step, slice)
+    if (!held || !isWhole(held)) return this.refuseSum({ step, slice, toWorkerId })
+    const { sliceAttempt, value } = held
+    this.#sendSum({ step, slice, sliceAttempt, to: toWorkerId }, value)
+  }
+
+  refuseSum({ step, slice, toWorkerId }: Omit<Effect<'refuseSum'>, 'kind'>): void {
+    const from = this.host.workerId()
+    this.#publish({ kind: 'sumRefusal', step, slice, to: toWorkerId, from })
+  }
+
+  #publish(body: Body): void {
+    if (this.#isLinked) this.host.publish({ ...body, fleetEpoch: this.#fleetEpoch })
   }
 
   receive(frame: Frame): void {
+    if (!this.#isLinked || frame.fleetEpoch !== this.#fleetEpoch) return
     if ('to' in frame && frame.to !== '' && frame.to !== this.host.workerId()) return
     switch (frame.kind) {
       case 'contribution':
@@ -240,7 +266,7 @@ export class ToyDataPlane {
   }
 
   #acknowledge(frame: Contribution): void {
-    this.host.publish({ kind: 'ack', to: frame.from, name: frameName(frame) })
+    this.#publish({ kind: 'ack', to: frame.from, name: frameName(frame) })
   }
 
   #receiveAck(name: string): void {
@@ -254,22 +280,13 @@ export class ToyDataPlane {
     })
   }
 
-  #receiveSum(frame: Extract<Frame, { kind: 'sum' }>): void {
-    if (frame.fleetEpoch !== 0 && frame.fleetEpoch !== this.#fleetEpoch) return
+  #receiveSum(frame: Sum): void {
     if (!this.#accepted.includes(frame.step)) return
-    const slot = this.#slot(frame.step)
-    const tag = sumTag(frame)
-    let held = slot.get(frame.slice)
-    if (!held || held.step !== frame.step || held.tag !== tag) {
-      if (held) {
-        this.host.event({ kind: 'sumOverwritten', step: held.step, slice: frame.slice })
-      }
-      held = { step: frame.step, tag, chunks: new Set(), value: frame.value }
-      slot.set(frame.slice, held)
-    }
-    if (held.chunks.has(frame.chunk)) return
+    const held = this.#adopt(frame)
+    if (!held || held.chunks.has(frame.chunk)) return
     held.chunks.add(frame.chunk)
-    if (held.chunks.size < numChunks) return
+    if (!isWhole(held)) return
+    held.isRequested = false
     const { step, slice } = frame
     this.host.event({
       kind: 'sumArrived',
@@ -279,18 +296,47 @@ export class ToyDataPlane {
     })
   }
 
-  #sendSum(
-    address: Omit<Extract<Frame, { kind: 'sum' }>, 'kind' | 'chunk' | 'value'>,
-    value: bigint,
-  ): void {
+  /** The sum that a frame belongs to; null: the frame is of an older attempt. */
+  #adopt(frame: Sum): HeldSum | null {
+    const held = this.#heldSum(frame.step, frame.slice)
+    if (!held) return this.#begin(frame, frame.value)
+    if (held.fleetEpoch === frame.fleetEpoch && held.sliceAttempt === frame.sliceAttempt)
+      return held
+    const isDirect = frame.to !== ''
+    if (isDirect && isWhole(held) && !held.isRequested) return null
+    const isNewer =
+      frame.fleetEpoch > held.fleetEpoch ||
+      (frame.fleetEpoch === held.fleetEpoch && frame.sliceAttempt > held.sliceAttempt)
+    if (!isNewer && !(isDirect && held.isRequested)) return null
+    if (isWhole(held)) {
+      this.host.event({ kind: 'sumOverwritten', step: held.step, slice: held.slice })
+    }
+    const sum = this.#begin(frame, frame.value)
+    sum.isRequested = held.isRequested
+    return sum
+  }
+
+  #heldSum(step: number, slice: number): HeldSum | undefined {
+    const held = this.#slot(step).get(slice)
+    return held?.step === step ? held : undefined
+  }
+
+  #begin({ fleetEpoch, step, slice, sliceAttempt }: Key, value: bigint): HeldSum {
+    const key = { fleetEpoch, step, slice, sliceAttempt }
+    const sum: HeldSum = { ...key, chunks: new Set(), value, isRequested: false }
+    this.#slot(step).set(slice, sum)
+    return sum
+  }
+
+  #sendSum(address: Omit<Sum, 'kind' | 'fleetEpoch' | 'chunk' | 'value'>, value: bigint): void {
     for (let chunk = 0; chunk < numChunks; chunk++) {
-      this.host.publish({ ...address, kind: 'sum', chunk, value })
+      this.#publish({ ...address, kind: 'sum', chunk, value })
     }
   }
 
   #resend(frame: Contribution): void {
     if (this.#outgoing.get(frameName(frame)) !== frame) return
-    for (let chunk = 0; chunk < numChunks; chunk++) this.host.publish({ ...frame, chunk })
+    for (let chunk = 0; chunk < numChunks; chunk++) this.#publish({ ...frame, chunk })
     this.host.after(resendEveryMs, () => this.#resend(frame))
   }
 
@@ -318,6 +364,4 @@ const contributionName = (key: {
 const frameName = (frame: Contribution): string =>
   `${contributionName(frame)}>${frame.slice}/${frame.sliceAttempt}`
 
-/** Requested sums have no attempt: their value tells them apart. */
-const sumTag = (key: { fleetEpoch: number; sliceAttempt: number; value?: bigint }): string =>
-  key.fleetEpoch === 0 ? `asked ${key.value}` : `${key.fleetEpoch}/${key.sliceAttempt}`
+const isWhole = (sum: HeldSum): boolean => sum.chunks.size === numChunks

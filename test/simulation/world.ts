@@ -132,6 +132,7 @@ export class World {
     }
     let workerId = ''
     worker.stream = stream
+    coordinator.open(end)
     coordinator.guard(() => {
       if (stream.isBroken) return
       workerId = coordinator.accept(worker, end)
