@@ -1,7 +1,8 @@
 // npm run build: types of the contract, TypeScript, native engine, dashboard; all into build/.
-// --product leaves out the C++ tests and benchmarks.
+// --product leaves out the C++ tests and benchmarks. `cuda` is built only where it is named.
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
+import { setupCuda } from './cuda-setup.mjs'
 import { findCmake, needCompiler, run, runTool, top } from './tools.mjs'
 
 const only = process.argv.slice(2).filter((name) => !name.startsWith('--'))
@@ -31,6 +32,25 @@ function buildNative() {
   renameSync(join(top, 'build/native/tunemesh.node.new'), join(top, 'build/native/tunemesh.node'))
 }
 
+/** The CUDA plugin; the toolkit is the machine's or the cache's. */
+async function buildCuda() {
+  needCompiler()
+  const cmake = findCmake()
+  const dir = 'build/cuda-cmake'
+  const options = ['-DCMAKE_BUILD_TYPE=Release', '-DTUNEMESH_CUDA=ON']
+  run(cmake, ['-S', 'native', '-B', dir, ...options, `-DTUNEMESH_NVCC=${await setupCuda()}`], {
+    stdio: ['ignore', 'ignore', 'inherit'],
+  })
+  run(cmake, ['--build', dir, '--parallel', '2', '--target', 'tunemesh_cuda'])
+  mkdirSync(join(top, 'build/native'), { recursive: true })
+  const built = join(top, dir, 'kernels/cuda/tunemesh_cuda.so')
+  copyFileSync(built, join(top, 'build/native/tunemesh_cuda.so.new'))
+  renameSync(
+    join(top, 'build/native/tunemesh_cuda.so.new'),
+    join(top, 'build/native/tunemesh_cuda.so'),
+  )
+}
+
 function buildDashboard() {
   run(process.execPath, [
     'node_modules/vite/bin/vite.js',
@@ -43,8 +63,9 @@ function buildDashboard() {
   ])
 }
 
-await runTool(() => {
+await runTool(async () => {
   if (wants('ts')) buildTypescript()
   if (wants('native')) buildNative()
   if (wants('dashboard')) buildDashboard()
+  if (only.includes('cuda')) await buildCuda()
 })

@@ -1,0 +1,363 @@
+// The CUDA backend's table. Each entry checks what the host can see, launches, and turns failures
+// into a status and a line: no exception leaves the plugin.
+#include "kernels/backend.h"
+
+#include <exception>
+#include <new>
+#include <string>
+#include <type_traits>
+
+#include "kernels/cuda/adamw.cuh"
+#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/bias.cuh"
+#include "kernels/cuda/context.h"
+#include "kernels/cuda/cross_entropy.cuh"
+#include "kernels/cuda/decode_attention.cuh"
+#include "kernels/cuda/embedding.cuh"
+#include "kernels/cuda/plugin.h"
+#include "kernels/cuda/rmsnorm.cuh"
+#include "kernels/cuda/rope.cuh"
+#include "kernels/cuda/swiglu.cuh"
+
+namespace tunemesh::cuda {
+namespace {
+
+thread_local std::string error_line;
+
+TmStatus keep_line(TmStatus status, const char* line) {
+  try {
+    error_line = line;
+  } catch (const std::bad_alloc&) {
+    error_line.clear();
+  }
+  return status;
+}
+
+template <typename... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::string line;
+  const auto text = [](const auto& part) {
+    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
+      return std::to_string(part);
+    } else {
+      return std::string(part);
+    }
+  };
+  (line.append(text(parts)), ...);
+  throw CudaFailure(TM_BAD_ARGUMENT, line);
+}
+
+// Runs `body`, whose answer is a status or nothing. A device error stays with the context: its
+// state can't be trusted any more.
+template <typename Body>
+TmStatus guarded(TmContext* context, Body body) {
+  try {
+    if (context != nullptr) context->enter();
+    if constexpr (std::is_same_v<decltype(body()), TmStatus>) {
+      return body();
+    } else {
+      body();
+      return TM_OK;
+    }
+  } catch (const CudaFailure& failure) {
+    if (context != nullptr && failure.status() == TM_DEVICE_ERROR) context->fail(failure.what());
+    return keep_line(failure.status(), failure.what());
+  } catch (const std::bad_alloc&) {
+    return keep_line(TM_OUT_OF_MEMORY, "no memory on the host");
+  } catch (const std::exception& error) {
+    return keep_line(TM_DEVICE_ERROR, error.what());
+  }
+}
+
+const char* last_error() { return error_line.c_str(); }
+
+TmStatus create(const TmContextOptions* options, TmContext** out) {
+  *out = nullptr;
+  return guarded(nullptr, [&] {
+    if (options->size < sizeof(TmContextOptions)) {
+      refuse("context options of ", options->size, " bytes; this backend expects ",
+             sizeof(TmContextOptions));
+    }
+    const char* folder = nullptr;
+    if (options->size >= sizeof(TmCudaContextOptions)) {
+      folder = reinterpret_cast<const TmCudaContextOptions*>(options)->library_folder;
+    }
+    *out = new TmContext(options->device_index, folder != nullptr ? folder : "");
+  });
+}
+
+void destroy(TmContext* context) {
+  if (context == nullptr) return;
+  guarded(nullptr, [&] {
+    try {
+      context->enter();
+    } catch (const CudaFailure&) {
+      // A broken device: its handles are given back as far as it lets them.
+    }
+    delete context;
+  });
+}
+
+const char* describe(TmContext* context) { return context->description().c_str(); }
+const char* instruction_path(TmContext* context) { return context->instruction_path().c_str(); }
+int num_threads(TmContext*) { return 1; }
+
+TmStatus allocate(TmContext* context, size_t bytes, void** out) {
+  *out = nullptr;
+  return guarded(context, [&] { *out = allocate_device(bytes); });
+}
+
+void release(TmContext* context, void* pointer) {
+  guarded(context, [&] { CUDA_CHECK(cudaFree(pointer)); });
+}
+
+// The host's bytes may change as soon as the call returns, pinned or not.
+TmStatus copy_in(TmContext* context, void* device, const void* host, size_t bytes) {
+  return guarded(context, [&] {
+    if (bytes == 0) return;
+    CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, context->stream()));
+    context->wait();
+  });
+}
+
+TmStatus copy_out(TmContext* context, void* host, const void* device, size_t bytes) {
+  return guarded(context, [&] {
+    if (bytes == 0) return;
+    CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, context->stream()));
+    context->wait();
+  });
+}
+
+TmStatus fill_zero(TmContext* context, void* pointer, size_t bytes) {
+  return guarded(context, [&] {
+    if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(pointer, 0, bytes, context->stream()));
+  });
+}
+
+TmStatus synchronize(TmContext* context) {
+  return guarded(context, [&] { context->wait(); });
+}
+
+// cuBLASLt takes weights as they are: packing is a copy.
+size_t packed_weight_floats(size_t out, size_t in) { return out * in; }
+
+TmStatus pack_weight(TmContext* context, const float* rows, size_t out, size_t in, float* packed) {
+  return guarded(context, [&] {
+    if (out * in == 0) return;
+    CUDA_CHECK(cudaMemcpyAsync(packed, rows, out * in * sizeof(float), cudaMemcpyDeviceToDevice,
+                               context->stream()));
+  });
+}
+
+// Tables whose height the call does not say: only the sign can be checked.
+constexpr size_t kUnknownHeight = size_t{1} << 31;
+
+TmStatus embedding_forward(TmContext* context, const int32_t* tokens, size_t n, const float* table,
+                           size_t c, float* out) {
+  return guarded(context, [&] {
+    const RowIndices rows = {tokens, n, kUnknownHeight, FaultOperation::kGather, context->fault()};
+    gather_rows({rows, table, c, out}, context->stream());
+  });
+}
+
+TmStatus gather(TmContext* context, const float* x, const int32_t* rows, size_t n, size_t c,
+                float* out) {
+  return embedding_forward(context, rows, n, x, c, out);
+}
+
+TmStatus embedding_backward_add(TmContext* context, const int32_t* tokens, size_t n,
+                                const float* dout, size_t c, size_t v, float* table_grad) {
+  return guarded(context, [&] {
+    const RowIndices rows = {tokens, n, v, FaultOperation::kScatter, context->fault()};
+    scatter_rows_add({rows, dout, c, table_grad}, context->stream());
+  });
+}
+
+TmStatus scatter_add(TmContext* context, const float* x, const int32_t* rows, size_t n, size_t c,
+                     float* out) {
+  return embedding_backward_add(context, rows, n, x, c, kUnknownHeight, out);
+}
+
+TmStatus norm_forward(TmContext* context, const TmRmsNorm* args) {
+  return guarded(context, [&] { rms_norm_forward(*args, context->stream()); });
+}
+TmStatus norm_backward(TmContext* context, const TmRmsNormBackward* args) {
+  return guarded(context, [&] { rms_norm_backward(*args, context->stream()); });
+}
+
+TmStatus linear_forward(TmContext* context, const TmLinear* args) {
+  return guarded(context, [&] { context->gemm().forward(*args, context->stream()); });
+}
+TmStatus linear_backward_input(TmContext* context, const TmLinear* args) {
+  return guarded(context, [&] { context->gemm().backward_input(*args, context->stream()); });
+}
+TmStatus linear_weight_grad(TmContext* context, const TmLinearWeightGrad* args) {
+  return guarded(context, [&] { context->gemm().weight_grad(*args, context->stream()); });
+}
+
+TmStatus add_bias(TmContext* context, float* y, size_t n, size_t c, size_t stride,
+                  const float* bias) {
+  return guarded(context, [&] {
+    bias_add({y, nullptr, bias, nullptr, n, c, stride}, context->stream());
+  });
+}
+TmStatus add_bias_grad(TmContext* context, const float* dy, size_t n, size_t c, size_t stride,
+                       float* dbias) {
+  return guarded(context, [&] {
+    bias_grad_add({nullptr, dy, nullptr, dbias, n, c, stride}, context->stream());
+  });
+}
+TmStatus add_vectors(TmContext* context, float* y, const float* x, size_t n) {
+  return guarded(context, [&] { add({y, x, n}, context->stream()); });
+}
+
+TmStatus rotate(TmContext* context, const TmRope* args) {
+  return guarded(context, [&] {
+    if (args->head_size % 2 != 0) {
+      refuse("rope: head size ", args->head_size, " is odd; it rotates pairs");
+    }
+    rope(*args, context->stream());
+  });
+}
+
+void check_heads(const char* operation, size_t num_heads, size_t num_kv_heads) {
+  if (num_kv_heads != 0 && num_heads % num_kv_heads == 0) return;
+  refuse(operation, ": ", num_heads, " query heads do not divide among ", num_kv_heads,
+         " key/value heads");
+}
+
+void check_attention(const TmAttention& a) {
+  check_heads("attention", a.num_heads, a.num_kv_heads);
+  if (a.head_size > kLargestHead) {
+    refuse("attention: head size ", a.head_size, " is above ", kLargestHead,
+           ", the largest that this backend has kernels for");
+  }
+  if (a.n > 0 && a.num_documents == 0) refuse("attention: ", a.n, " tokens in no document");
+}
+
+// Keys and values are summed by the block that owns them, delta where it is used.
+size_t attention_scratch_bytes(TmContext*, size_t, size_t, size_t, size_t) { return 0; }
+
+TmStatus attend_forward(TmContext* context, const TmAttention* args) {
+  return guarded(context, [&] {
+    check_attention(*args);
+    attention_forward(*args, context->fault(), context->stream());
+  });
+}
+
+TmStatus attend_backward(TmContext* context, const TmAttentionBackward* args) {
+  return guarded(context, [&] {
+    check_attention(args->forward);
+    attention_backward(*args, context->stream());
+  });
+}
+
+TmStatus attend_decode(TmContext* context, const TmDecodeAttention* args) {
+  return guarded(context, [&] {
+    const TmDecodeAttention& a = *args;
+    check_heads("decode_attention", a.num_heads, a.num_kv_heads);
+    if (a.first >= a.end) {
+      refuse("decode_attention: rows [", a.first, ", ", a.end, ") hold no key");
+    }
+    if (a.score_stride % 16 != 0 || a.score_stride < a.end - a.first) {
+      refuse("decode_attention: score_stride is ", a.score_stride, "; ", a.end - a.first,
+             " keys need a multiple of 16 from there");
+    }
+    decode_attention(a, context->stream());
+  });
+}
+
+TmStatus swiglu(TmContext* context, const TmSwiGlu* args) {
+  return guarded(context, [&] { swiglu_forward(*args, context->stream()); });
+}
+TmStatus swiglu_grad(TmContext* context, const TmSwiGluBackward* args) {
+  return guarded(context, [&] { swiglu_backward(*args, context->stream()); });
+}
+
+TmStatus loss(TmContext* context, const TmCrossEntropy* args) {
+  return guarded(context, [&] { cross_entropy(*args, context->fault(), context->stream()); });
+}
+
+TmStatus update(TmContext* context, const TmAdamW* args) {
+  return guarded(context, [&] { adamw(*args, context->stream()); });
+}
+
+TmStatus round_gradient(TmContext* context, const TmRoundAndAdd* args) {
+  return guarded(context, [&] {
+    if (args->significant_bits < 2 || args->significant_bits > 24) {
+      refuse("round_and_add: significant_bits is ", args->significant_bits, "; use 2 to 24");
+    }
+    return context->round_and_add(*args);
+  });
+}
+
+void fill_memory(TmBackend& backend) {
+  backend.last_error = last_error;
+  backend.create = create;
+  backend.destroy = destroy;
+  backend.describe = describe;
+  backend.instruction_path = instruction_path;
+  backend.num_threads = num_threads;
+  backend.allocate = allocate;
+  backend.release = release;
+  backend.copy_in = copy_in;
+  backend.copy_out = copy_out;
+  backend.fill_zero = fill_zero;
+  backend.synchronize = synchronize;
+}
+
+TmBackend assemble() {
+  TmBackend backend{};
+  backend.size = sizeof(TmBackend);
+  backend.abi = TM_BACKEND_ABI;
+  backend.name = "cuda";
+  fill_memory(backend);
+  backend.packed_weight_floats = packed_weight_floats;
+  backend.pack_weight = pack_weight;
+  backend.embedding_forward = embedding_forward;
+  backend.embedding_backward_add = embedding_backward_add;
+  backend.rms_norm_forward = norm_forward;
+  backend.rms_norm_backward = norm_backward;
+  backend.linear_forward = linear_forward;
+  backend.linear_backward_input = linear_backward_input;
+  backend.linear_weight_grad = linear_weight_grad;
+  backend.bias_add = add_bias;
+  backend.bias_grad_add = add_bias_grad;
+  backend.rope = rotate;
+  backend.attention_scratch_bytes = attention_scratch_bytes;
+  backend.attention_forward = attend_forward;
+  backend.attention_backward = attend_backward;
+  backend.swiglu_forward = swiglu;
+  backend.swiglu_backward = swiglu_grad;
+  backend.add = add_vectors;
+  backend.gather_rows = gather;
+  backend.scatter_rows_add = scatter_add;
+  backend.cross_entropy = loss;
+  backend.adamw = update;
+  backend.round_and_add = round_gradient;
+  backend.decode_attention = attend_decode;
+  return backend;
+}
+
+}  // namespace
+}  // namespace tunemesh::cuda
+
+#define TM_EXPORT extern "C" __attribute__((visibility("default")))
+
+TM_EXPORT const TmBackend* tm_cuda_backend(void) {
+  static const TmBackend backend = tunemesh::cuda::assemble();
+  return &backend;
+}
+
+TM_EXPORT int tm_cuda_num_devices(const char** reason) {
+  int num_devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&num_devices);
+  cudaGetLastError();
+  if (error != cudaSuccess) num_devices = 0;
+  if (reason != nullptr) {
+    *reason = error != cudaSuccess ? cudaGetErrorString(error)
+              : num_devices == 0   ? "no device is visible"
+                                   : "";
+  }
+  return num_devices;
+}

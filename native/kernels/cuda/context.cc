@@ -1,0 +1,129 @@
+#include "kernels/cuda/context.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/round_and_add.cuh"
+
+using tunemesh::cuda::CudaFailure;
+using tunemesh::cuda::DeviceFault;
+using tunemesh::cuda::FaultKind;
+
+namespace {
+
+constexpr size_t kHostBytes = 64;
+constexpr size_t kBlockElements = 256;
+// Blocks of a host's accumulator that visit the device at once: 8 MiB.
+constexpr size_t kStagedBlocks = 4096;
+static_assert(sizeof(DeviceFault) <= kHostBytes);
+
+// Refuses an index that is not there and a card that is too old, by name.
+cudaDeviceProp select_device(int index) {
+  int num_devices = 0;
+  const cudaError_t error = cudaGetDeviceCount(&num_devices);
+  if (error != cudaSuccess || num_devices == 0) {
+    cudaGetLastError();
+    throw CudaFailure(TM_DEVICE_ERROR,
+                      std::string("no CUDA device: ") +
+                          (error != cudaSuccess ? cudaGetErrorString(error) : "none is visible") +
+                          ". Use the CPU, or install NVIDIA's driver 580 or newer");
+  }
+  if (index < 0 || index >= num_devices) {
+    throw CudaFailure(TM_BAD_ARGUMENT, "device " + std::to_string(index) + " is not there; this " +
+                                           "machine shows " + std::to_string(num_devices));
+  }
+  CUDA_CHECK(cudaSetDevice(index));
+  cudaDeviceProp properties{};
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  if (properties.major < kOldestMajor) {
+    throw CudaFailure(TM_BAD_ARGUMENT, std::string(properties.name) + " is sm_" +
+                                           std::to_string(properties.major) +
+                                           std::to_string(properties.minor) +
+                                           "; cards from sm_80 on are supported. Use the CPU");
+  }
+  return properties;
+}
+
+std::string text_of(const DeviceFault& fault) {
+  static const char* const names[] = {"gather", "scatter", "cross_entropy", "attention"};
+  const std::string name = names[static_cast<int>(fault.operation)];
+  const auto number = [](long long value) { return std::to_string(value); };
+  if (fault.kind == FaultKind::kIndex) {
+    return name + ": index " + number(fault.value) + " at position " + number(fault.position) +
+           " is not within [0, " + number(fault.limit) + ")";
+  }
+  if (fault.kind == FaultKind::kDocumentSpan) {
+    return name + ": documents span [" + number(fault.position) + ", " + number(fault.value) +
+           "), expected [0, " + number(fault.limit) + ")";
+  }
+  return name + ": document " + number(fault.position) + " starts at " + number(fault.limit) +
+         " and ends at " + number(fault.value);
+}
+
+}  // namespace
+
+TmContext::TmContext(int device_index, const std::string& library_folder)
+    : device_((select_device(device_index), device_index)),
+      fault_(sizeof(DeviceFault)),
+      outcome_(sizeof(unsigned long long)),
+      staging_(kStagedBlocks * kBlockElements * sizeof(int64_t)),
+      host_(kHostBytes),
+      gemm_(std::make_unique<tunemesh::cuda::Gemm>(library_folder)) {
+  cudaDeviceProp properties{};
+  int driver = 0;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
+  CUDA_CHECK(cudaDriverGetVersion(&driver));
+  instruction_path_ = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+  description_ = std::string("cuda: ") + properties.name + " (" + instruction_path_ +
+                 "), driver CUDA " + std::to_string(driver / 1000) + "." +
+                 std::to_string(driver % 1000 / 10) + ", cuBLASLt " + gemm_->library().version();
+  CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
+}
+
+void TmContext::enter() {
+  if (!failure_.empty()) throw CudaFailure(TM_DEVICE_ERROR, failure_);
+  CUDA_CHECK(cudaSetDevice(device_));
+}
+
+void TmContext::wait() {
+  auto* found = static_cast<DeviceFault*>(host_.data());
+  CUDA_CHECK(
+      cudaMemcpyAsync(found, fault(), sizeof(DeviceFault), cudaMemcpyDeviceToHost, stream()));
+  CUDA_CHECK(cudaStreamSynchronize(stream()));
+  if (found->kind == FaultKind::kNone) return;
+  CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
+  throw CudaFailure(TM_BAD_ARGUMENT, text_of(*found));
+}
+
+TmStatus TmContext::round_and_add(const TmRoundAndAdd& args) {
+  cudaPointerAttributes attributes{};
+  CUDA_CHECK(cudaPointerGetAttributes(&attributes, args.accumulator));
+  if (attributes.type != cudaMemoryTypeUnregistered) return round_on_device(args);
+  TmRoundAndAdd part = args;
+  part.accumulator = static_cast<int64_t*>(staging_.data());
+  for (size_t done = 0; done < args.num_blocks; done += part.num_blocks) {
+    part.num_blocks = std::min(args.num_blocks - done, kStagedBlocks);
+    part.gradient = args.gradient + done * kBlockElements;
+    int64_t* host = args.accumulator + done * kBlockElements;
+    const size_t bytes = part.num_blocks * kBlockElements * sizeof(int64_t);
+    CUDA_CHECK(cudaMemcpyAsync(part.accumulator, host, bytes, cudaMemcpyHostToDevice, stream()));
+    const TmStatus status = round_on_device(part);
+    if (status != TM_OK && args.bad_block != nullptr) *args.bad_block += done;
+    if (status != TM_OK) return status;
+    CUDA_CHECK(cudaMemcpyAsync(host, part.accumulator, bytes, cudaMemcpyDeviceToHost, stream()));
+  }
+  CUDA_CHECK(cudaStreamSynchronize(stream()));
+  return TM_OK;
+}
+
+TmStatus TmContext::round_on_device(const TmRoundAndAdd& args) {
+  using tunemesh::cuda::kNoBadBlock;
+  auto* outcome = static_cast<unsigned long long*>(outcome_.data());
+  CUDA_CHECK(cudaMemsetAsync(outcome, 0xff, sizeof kNoBadBlock, stream()));
+  tunemesh::cuda::round_and_add(args, outcome, stream());
+  auto* found = static_cast<unsigned long long*>(host_.data());
+  CUDA_CHECK(cudaMemcpyAsync(found, outcome, sizeof *found, cudaMemcpyDeviceToHost, stream()));
+  CUDA_CHECK(cudaStreamSynchronize(stream()));
+  if (*found == kNoBadBlock) return TM_OK;
+  if (args.bad_block != nullptr) *args.bad_block = static_cast<size_t>(*found >> 8);
+  return static_cast<TmStatus>(*found & 0xff);
+}

@@ -1,0 +1,45 @@
+// One card and its stream. Calls come from one thread at a time.
+#pragma once
+#include <memory>
+#include <string>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/fault.cuh"
+#include "kernels/cuda/gemm.h"
+
+// The oldest card with what the kernels need (bf16 products, 90 KB of shared memory): Ampere.
+inline constexpr int kOldestMajor = 8;
+
+struct TmContext {
+  TmContext(int device_index, const std::string& library_folder);
+  ~TmContext() = default;
+
+  cudaStream_t stream() const { return stream_.get(); }
+  tunemesh::cuda::DeviceFault* fault() const {
+    return static_cast<tunemesh::cuda::DeviceFault*>(fault_.data());
+  }
+  tunemesh::cuda::Gemm& gemm() { return *gemm_; }
+  const std::string& description() const { return description_; }
+  const std::string& instruction_path() const { return instruction_path_; }
+
+  // Makes this the thread's device; throws again where the device has failed before.
+  void enter();
+  void fail(const std::string& message) { failure_ = message; }
+  // Waits for the stream. Throws TM_BAD_ARGUMENT for a fault that a kernel recorded, and forgets
+  // it.
+  void wait();
+  // The accumulator may be any memory of the host: it is then staged. Returns when it is changed.
+  TmStatus round_and_add(const TmRoundAndAdd& args);
+
+ private:
+  TmStatus round_on_device(const TmRoundAndAdd& args);
+
+  int device_;
+  std::string description_, instruction_path_, failure_;
+  // In this order: what uses the stream and the device's memory goes first.
+  tunemesh::cuda::Stream stream_;
+  tunemesh::cuda::DeviceBuffer fault_, outcome_, staging_;
+  tunemesh::cuda::PinnedBuffer host_;  // a fault or an outcome, read back
+  std::unique_ptr<tunemesh::cuda::Gemm> gemm_;
+};

@@ -1,0 +1,49 @@
+#include "kernels/cuda/device_memory.h"
+
+namespace tunemesh::cuda {
+namespace {
+
+std::string device_name() {
+  int device = 0;
+  cudaDeviceProp properties{};
+  if (cudaGetDevice(&device) != cudaSuccess) return "no device";
+  if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) return "device";
+  return "device " + std::to_string(device) + ", " + properties.name;
+}
+
+}  // namespace
+
+void throw_cuda_failure(cudaError_t error, const char* expression, const char* place) {
+  const TmStatus status = error == cudaErrorMemoryAllocation ? TM_OUT_OF_MEMORY : TM_DEVICE_ERROR;
+  const std::string name = device_name();
+  cudaGetLastError();  // an error that is not sticky must not be found by the next call
+  throw CudaFailure(status, std::string(expression) + " at " + place + ": " +
+                                cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ", " +
+                                name + ")");
+}
+
+void check_launch(const char* kernel, cudaStream_t stream) {
+  cudaError_t error = cudaGetLastError();
+#ifdef TUNEMESH_SYNC_LAUNCHES
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+#else
+  static_cast<void>(stream);
+#endif
+  if (error != cudaSuccess) throw_cuda_failure(error, kernel, "launch");
+}
+
+void* allocate_device(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, bytes == 0 ? 1 : bytes);
+  if (error == cudaSuccess) return data;
+  if (error != cudaErrorMemoryAllocation) throw_cuda_failure(error, "cudaMalloc", "allocate");
+  cudaGetLastError();
+  size_t free_bytes = 0, total_bytes = 0;
+  cudaMemGetInfo(&free_bytes, &total_bytes);
+  throw CudaFailure(TM_OUT_OF_MEMORY, "no device memory for " + std::to_string(bytes) +
+                                          " bytes: " + std::to_string(free_bytes) + " of " +
+                                          std::to_string(total_bytes) + " are free (" +
+                                          device_name() + ")");
+}
+
+}  // namespace tunemesh::cuda

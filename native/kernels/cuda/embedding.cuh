@@ -1,0 +1,45 @@
+// Rows taken from a table and added back to one.
+//   gather   out[i,c] = table[rows[i],c]
+//   scatter  out[rows[i],c] += x[i,c]
+//
+//   shapes  table, out [height, c] resp. x, out [n, c], row-major and dense; rows [n] on the device
+//   launch  gather: grid n, block 256. scatter: grid (n, ceil(c / 1024)), block 256; the block of a
+//           row's first occurrence adds all of them, the others end
+//   needs   table, x and out aligned to 16 bytes; gather copies 16 bytes at a time where c % 4 == 0
+//   faults  an index outside [0, height) is recorded and its row left out
+//   order   scatter: each element one chain of additions from the old value, positions ascending,
+//           as on the CPU to the bit; no atomics
+//   floor   gather 8 n c bytes; scatter 4 n c + 8 (rows touched) c bytes, and n^2 comparisons of
+//           indices from the second-level cache
+//   source  a scan for equal indices in place of a sort: no scratch, and cheap up to 64k tokens
+#pragma once
+#include <cuda_runtime_api.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/cuda/fault.cuh"
+
+namespace tunemesh::cuda {
+
+struct RowIndices {
+  const int32_t* rows;
+  size_t n, height;
+  FaultOperation operation;
+  DeviceFault* fault;
+};
+struct GatherRows {
+  RowIndices indices;
+  const float* table;
+  size_t c;
+  float* out;
+};
+struct ScatterRows {
+  RowIndices indices;
+  const float* x;
+  size_t c;
+  float* out;
+};
+void gather_rows(const GatherRows& args, cudaStream_t stream);
+void scatter_rows_add(const ScatterRows& args, cudaStream_t stream);
+
+}  // namespace tunemesh::cuda

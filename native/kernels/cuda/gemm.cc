@@ -1,0 +1,181 @@
+#include "kernels/cuda/gemm.h"
+
+#include <algorithm>
+
+namespace tunemesh::cuda {
+
+struct GemmPlan {
+  explicit GemmPlan(const CublasLt& owner) : library(owner) {}
+  ~GemmPlan() {
+    for (cublasLtMatrixLayout_t layout : {a, b, c}) {
+      if (layout != nullptr) library.cublasLtMatrixLayoutDestroy(layout);
+    }
+    if (operation != nullptr) library.cublasLtMatmulDescDestroy(operation);
+  }
+  GemmPlan(const GemmPlan&) = delete;
+  GemmPlan& operator=(const GemmPlan&) = delete;
+
+  const CublasLt& library;
+  cublasLtMatmulDesc_t operation = nullptr;
+  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatmulAlgo_t algorithm = {};
+};
+
+namespace {
+
+// The largest power of two up to 256 that divides an address; the heuristic takes it into account.
+uint32_t alignment_of(const void* pointer) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer) | 256;
+  return static_cast<uint32_t>(address & (~address + 1));
+}
+
+class Preference {
+ public:
+  explicit Preference(const CublasLt& library) : library_(library) {
+    library.check(library.cublasLtMatmulPreferenceCreate(&handle_),
+                  "cublasLtMatmulPreferenceCreate");
+  }
+  ~Preference() { library_.cublasLtMatmulPreferenceDestroy(handle_); }
+  Preference(const Preference&) = delete;
+  Preference& operator=(const Preference&) = delete;
+
+  template <typename Value>
+  void set(cublasLtMatmulPreferenceAttributes_t attribute, Value value) const {
+    library_.check(
+        library_.cublasLtMatmulPreferenceSetAttribute(handle_, attribute, &value, sizeof value),
+        "cublasLtMatmulPreferenceSetAttribute");
+  }
+  cublasLtMatmulPreference_t get() const { return handle_; }
+
+ private:
+  const CublasLt& library_;
+  cublasLtMatmulPreference_t handle_ = nullptr;
+};
+
+std::string stated(const char* name, size_t value) {
+  return std::string(" ") + name + " " + std::to_string(value);
+}
+
+void check_linear(const char* operation, const TmLinear& args) {
+  const auto refuse = [&](const std::string& why) {
+    throw CudaFailure(TM_BAD_ARGUMENT, std::string(operation) + ": " + why);
+  };
+  if (args.w.rows == nullptr && args.w.packed == nullptr) refuse("the weight has no data");
+  if (args.x_stride < args.w.in || args.y_stride < args.w.out) {
+    refuse("strides" + stated("x", args.x_stride) + stated("y", args.y_stride) +
+           " are below the widths" + stated("in", args.w.in) + stated("out", args.w.out));
+  }
+}
+
+// Packed weights are plain copies here (backend.cc, pack_weight).
+const float* rows_of(const TmWeight& weight) {
+  return weight.rows != nullptr ? weight.rows : weight.packed;
+}
+
+}  // namespace
+
+Gemm::Gemm(const std::string& library_folder)
+    : library_(library_folder), workspace_(kGemmWorkspaceBytes) {}
+Gemm::~Gemm() = default;
+
+void Gemm::forward(const TmLinear& args, cudaStream_t stream) {
+  check_linear("linear_forward", args);
+  const size_t in = args.w.in, out = args.w.out;
+  multiply({rows_of(args.w), args.x, args.y, true, false, out, args.n, in, in, args.x_stride,
+            args.y_stride, args.alpha, args.accumulate != 0},
+           stream);
+}
+
+void Gemm::backward_input(const TmLinear& args, cudaStream_t stream) {
+  check_linear("linear_backward_input", args);
+  const size_t in = args.w.in, out = args.w.out;
+  multiply({rows_of(args.w), args.y, const_cast<float*>(args.x), false, false, in, args.n, out, in,
+            args.y_stride, args.x_stride, args.alpha, args.accumulate != 0},
+           stream);
+}
+
+void Gemm::weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream) {
+  if (args.x_stride < args.in || args.dy_stride < args.out) {
+    throw CudaFailure(TM_BAD_ARGUMENT, "linear_weight_grad: strides" + stated("x", args.x_stride) +
+                                           stated("dy", args.dy_stride) + " are below the widths" +
+                                           stated("in", args.in) + stated("out", args.out));
+  }
+  multiply({args.x, args.dy, args.dw, false, true, args.in, args.out, args.n, args.x_stride,
+            args.dy_stride, args.in, args.alpha, args.accumulate != 0},
+           stream);
+}
+
+void Gemm::multiply(const Product& p, cudaStream_t stream) {
+  if (p.m == 0 || p.n == 0) return;
+  if (p.k == 0) {
+    if (p.accumulates) return;
+    CUDA_CHECK(
+        cudaMemset2DAsync(p.c, p.c_stride * sizeof(float), 0, p.m * sizeof(float), p.n, stream));
+    return;
+  }
+  const GemmPlan& plan = plan_for(p);
+  const float beta = p.accumulates ? 1.0f : 0.0f;
+  library_.check(
+      library_.cublasLtMatmul(library_.handle(), plan.operation, &p.alpha, p.a, plan.a, p.b, plan.b,
+                              &beta, p.c, plan.c, p.c, plan.c, &plan.algorithm, workspace_.data(),
+                              workspace_.bytes(), stream),
+      "cublasLtMatmul");
+}
+
+const GemmPlan& Gemm::plan_for(const Product& p) {
+  // Three alignments of at most 256, a power of two each: nine bits apiece.
+  const unsigned alignments = alignment_of(p.a) | alignment_of(p.b) << 9 | alignment_of(p.c) << 18;
+  const Key key{p.transposes_a, p.transposes_b, p.m,        p.n,       p.k,
+                p.a_stride,     p.b_stride,     p.c_stride, alignments};
+  const auto known = plans_.find(key);
+  if (known != plans_.end()) return *known->second;
+  if (plans_.size() >= kMostGemmPlans) plans_.clear();
+  return *plans_.emplace(key, make_plan(p)).first->second;
+}
+
+std::unique_ptr<GemmPlan> Gemm::make_plan(const Product& p) const {
+  auto plan = std::make_unique<GemmPlan>(library_);
+  const auto layout = [&](cublasLtMatrixLayout_t* out, size_t rows, size_t columns, size_t stride) {
+    library_.check(library_.cublasLtMatrixLayoutCreate(out, CUDA_R_32F, rows, columns,
+                                                       static_cast<int64_t>(stride)),
+                   "cublasLtMatrixLayoutCreate");
+  };
+  library_.check(
+      library_.cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+      "cublasLtMatmulDescCreate");
+  const auto transpose = [&](cublasLtMatmulDescAttributes_t attribute, bool is_transposed) {
+    const cublasOperation_t value = is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
+    library_.check(
+        library_.cublasLtMatmulDescSetAttribute(plan->operation, attribute, &value, sizeof value),
+        "cublasLtMatmulDescSetAttribute");
+  };
+  transpose(CUBLASLT_MATMUL_DESC_TRANSA, p.transposes_a);
+  transpose(CUBLASLT_MATMUL_DESC_TRANSB, p.transposes_b);
+  layout(&plan->a, p.transposes_a ? p.k : p.m, p.transposes_a ? p.m : p.k, p.a_stride);
+  layout(&plan->b, p.transposes_b ? p.n : p.k, p.transposes_b ? p.k : p.n, p.b_stride);
+  layout(&plan->c, p.m, p.n, p.c_stride);
+
+  const Preference preference(library_);
+  preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{workspace_.bytes()});
+  preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                 static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.a));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(p.b));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(p.c));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(p.c));
+  cublasLtMatmulHeuristicResult_t best = {};
+  int num_found = 0;
+  const cublasStatus_t status = library_.cublasLtMatmulAlgoGetHeuristic(
+      library_.handle(), plan->operation, plan->a, plan->b, plan->c, plan->c, preference.get(), 1,
+      &best, &num_found);
+  if (status != CUBLAS_STATUS_SUCCESS || num_found == 0) {
+    throw CudaFailure(TM_DEVICE_ERROR, "cuBLASLt " + library_.version() +
+                                           " has no algorithm for a product of" + stated("m", p.m) +
+                                           stated("n", p.n) + stated("k", p.k) + ": " +
+                                           library_.cublasLtGetStatusString(status));
+  }
+  plan->algorithm = best.algo;
+  return plan;
+}
+
+}  // namespace tunemesh::cuda

@@ -1,0 +1,63 @@
+// Matrix products in float32 by cuBLASLt.
+//   forward         y = alpha x w^T          x [n, in], w [out, in], y [n, out]
+//   backward_input  x_grad = alpha y_grad w
+//   weight_grad     dw = alpha dy^T x
+//
+//   layout  row-major here is column-major there with rows and columns exchanged, so each product
+//           is asked for as its transpose. Strides are leading dimensions
+//   numbers CUBLAS_COMPUTE_32F: products and sums in float32, no tf32
+//   order   one algorithm for each shape: the first that the library's heuristic gives for the
+//           shape, strides, alignment and a workspace of kGemmWorkspaceBytes, kept as long as the
+//           context lives. Sums split over the inner size are added by a second kernel in a fixed
+//           order, never by atomics. The same library on the same kind of card gives the same bits
+//   memory  one workspace, made with the context; calls follow each other on one stream
+//   floor   2 n in out flops
+#pragma once
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/device_memory.h"
+
+namespace tunemesh::cuda {
+
+constexpr size_t kGemmWorkspaceBytes = size_t{32} << 20;
+// Shapes of one run are few; a caller with ever new ones starts over here.
+constexpr size_t kMostGemmPlans = 4096;
+
+struct GemmPlan;  // descriptors and algorithm of one shape
+
+class Gemm {
+ public:
+  explicit Gemm(const std::string& library_folder);
+  ~Gemm();
+
+  void forward(const TmLinear& args, cudaStream_t stream);
+  void backward_input(const TmLinear& args, cudaStream_t stream);
+  void weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream);
+  const CublasLt& library() const { return library_; }
+
+ private:
+  // c [m, n] = alpha op(a) op(b) + beta c, column-major, inner size k.
+  struct Product {
+    const float *a, *b;
+    float* c;
+    bool transposes_a, transposes_b;
+    size_t m, n, k, a_stride, b_stride, c_stride;
+    float alpha;
+    bool accumulates;
+  };
+  using Key = std::tuple<bool, bool, size_t, size_t, size_t, size_t, size_t, size_t, unsigned>;
+
+  void multiply(const Product& product, cudaStream_t stream);
+  const GemmPlan& plan_for(const Product& product);
+  std::unique_ptr<GemmPlan> make_plan(const Product& product) const;
+
+  CublasLt library_;
+  DeviceBuffer workspace_;
+  std::map<Key, std::unique_ptr<GemmPlan>> plans_;
+};
+
+}  // namespace tunemesh::cuda

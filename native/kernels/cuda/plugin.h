@@ -1,0 +1,28 @@
+// What the CUDA plugin (tunemesh_cuda.so) exports. A flat C ABI: loaded by dlopen, found by name.
+#pragma once
+#include "kernels/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Options of create() where a folder is named; base.size is then the size of this struct.
+typedef struct {
+  TmContextOptions base;
+  const char*
+      library_folder;  // sought first for cuBLASLt and cuDNN; null: library_search.h's order
+} TmCudaContextOptions;
+
+// The table of operations. All data pointers in their arguments are device memory, but two of
+// round_and_add: bad_block is the host's, and accumulator may be. Indices are checked on the
+// device: a bad one is told by the next synchronize, copy_in or copy_out as TM_BAD_ARGUMENT, and
+// its row is left out.
+const TmBackend* tm_cuda_backend(void);
+
+// Cards that the driver shows; 0 where there is no driver or none that is new enough. `reason`
+// (may be null) then has one line that lives until the thread's next call.
+int tm_cuda_num_devices(const char** reason);
+
+#ifdef __cplusplus
+}
+#endif

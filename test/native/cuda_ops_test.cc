@@ -1,0 +1,372 @@
+// Every operation of the CUDA backend: against the reference in double as the CPU's, the same bits
+// when run again, AdamW and the exchange's rounding to the bit as on the CPU, and what is refused.
+//
+//   cuda_ops_test [tunemesh_cuda.so]; the plugin is otherwise sought in build/native
+//
+// Without a plugin or a card it says so and passes nothing.
+#include <dlfcn.h>
+
+#include <filesystem>
+
+#include "codec_inputs.h"
+#include "engine/codec.h"
+#include "kernels/cuda/plugin.h"
+#include "op_cases.h"
+#include "op_linear_cases.h"
+#include "staged_backend.h"
+
+namespace tunemesh {
+namespace {
+
+struct Plugin {
+  decltype(&::tm_cuda_backend) backend = nullptr;
+  decltype(&::tm_cuda_num_devices) num_devices = nullptr;
+};
+
+// Null where it is not built; a plugin that does not load is a failure, told by `why`.
+Plugin load_plugin(const std::string& path, std::string* why) {
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  Plugin plugin;
+  if (library == nullptr) {
+    *why = dlerror();
+    return plugin;
+  }
+  plugin.backend = reinterpret_cast<decltype(plugin.backend)>(dlsym(library, "tm_cuda_backend"));
+  plugin.num_devices =
+      reinterpret_cast<decltype(plugin.num_devices)>(dlsym(library, "tm_cuda_num_devices"));
+  if (plugin.backend == nullptr || plugin.num_devices == nullptr) *why = "it lacks its entries";
+  return plugin;
+}
+
+std::string built_plugin() {
+  const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
+  return here.parent_path() / "native" / "tunemesh_cuda.so";
+}
+
+int skip(const std::string& why) {
+  printf("skipped: %s\n0 passed, 0 failed, 1 skipped\n", why.c_str());
+  return 0;
+}
+
+std::vector<OpCase> linear_cases() {
+  constexpr size_t kSizes[][3] = {
+      {1, 1, 1},     {1, 64, 96},     {1, 385, 33},    {2, 31, 65},   {3, 17, 16},   {7, 100, 4},
+      {13, 384, 64}, {25, 385, 31},   {97, 770, 16},   {33, 16, 770}, {200, 40, 61}, {130, 33, 257},
+      {9, 40, 1100}, {257, 576, 192}, {64, 1536, 576}, {515, 8, 576},
+  };
+  std::vector<OpCase> cases;
+  uint64_t seed = 100;
+  for (const auto& size : kSizes) {
+    for (const Product product :
+         {Product::kForward, Product::kBackwardInput, Product::kWeightGrad}) {
+      for (size_t variant = 0; variant < 3; ++variant) {
+        const LinearShape shape = {
+            product,      size[0], size[1],     size[2], variant == 1 ? 0.37f : 1,
+            variant == 2, variant, variant == 1};
+        cases.push_back(linear_case(Random(seed++), shape));
+      }
+    }
+  }
+  Random random(20261124);
+  for (int i = 0; i < 40; ++i) {
+    const auto below = [&](size_t limit) { return random.next() % limit; };
+    const LinearShape shape = {
+        static_cast<Product>(below(3)),          1 + below(300), 1 + below(300), 1 + below(300),
+        below(2) == 0 ? 1.0f : random.normal(1), below(2) == 0,  below(20),      below(2) == 0};
+    cases.push_back(linear_case(Random(seed++), shape));
+  }
+  return cases;
+}
+
+// Beyond the cases of the CPU: heads of every kernel's size, more tiles, groups of many heads.
+std::vector<OpCase> further_cases() {
+  uint64_t seed = 300;
+  const auto random = [&] { return Random(seed++); };
+  const AttentionShape attention[] = {
+      {{0, 300}, 4, 2, 96, 0, 0},
+      {{0, 70, 151}, 2, 1, 256, 0, 1},
+      {{0, 200}, 2, 2, 200, 33, 0},
+      {{0, 1, 513}, 8, 1, 64, 0, 0},
+      {{0, 640}, 3, 1, 128, 200, 2},
+      {{0, 63, 64, 65, 129}, 2, 1, 33, 0, 0},
+      {{0, 31, 95, 96, 97}, 4, 2, 128, 17, 0},
+  };
+  std::vector<OpCase> cases;
+  for (const AttentionShape& shape : attention) cases.push_back(attention_case(random(), shape));
+  cases.push_back(norm_case(random(), 3, 4096, 0, false));
+  cases.push_back(norm_case(random(), 1000, 64, 0, true));
+  cases.push_back(bias_case(random(), 1025, 2050, 1));
+  cases.push_back(swiglu_case(random(), 2, 8193, 1));
+  cases.push_back(loss_case(random(), 2, 128256, 1));
+  cases.push_back(embedding_case(random(), 700, 2051, 5));
+  cases.push_back(decode_case(random(), {5, 2000, 4, 1, 256, 0}));
+  cases.push_back(decode_case(random(), {0, 77, 2, 1, 300, 1}));
+  return cases;
+}
+
+// A long vector with subnormal numbers and zeros among it, three steps in a row.
+void compare_adamw(const std::vector<Device>& devices, const Device& cpu, Tally& tally) {
+  constexpr size_t kElements = 100003;
+  Random random(7);
+  TmAdamW args{};
+  args.n = kElements;
+  args.learning_rate = 3e-4f;
+  args.clip_factor = 0.73f;
+  args.bias_correction1 = 0.271f;
+  args.bias_correction2_sqrt = 0.0547f;
+  args.beta1 = 0.9;
+  args.beta2 = 0.999;
+  args.epsilon = 1e-8f;
+  for (const float weight_decay : {0.0f, 0.01f}) {
+    Outputs state = {random.normals(kElements, 1), random.normals(kElements, 1e-3),
+                     random.normals(kElements, 1e-6)};
+    for (float& value : state[2]) value = fabsf(value);
+    Floats gradient = random.normals(kElements, 1e-3);
+    for (size_t i = 0; i < kElements; i += 5) gradient[i] *= 1e-36f;
+    for (size_t i = 3; i < kElements; i += 7) gradient[i] = state[1][i] = state[2][i] = 0;
+    args.weight_decay = weight_decay;
+    args.gradient = gradient.data();
+    const auto update = [&](const Device& device) {
+      Outputs after = state;
+      args.p = after[0].data();
+      args.m = after[1].data();
+      args.v = after[2].data();
+      for (int step = 0; step < 3; ++step) {
+        require(device.backend->adamw(device.context, &args), device);
+      }
+      return after;
+    };
+    const Outputs want = update(cpu);
+    for (const Device& device : devices) {
+      tally.check(same_bits(update(device), want), "adamw bits on " + device.name);
+    }
+  }
+}
+
+// One call on the device and on the CPU: status, first bad block, and the sums where both succeed.
+struct Rounding {
+  const TmBackend* backend;
+  TmContext* context;
+  std::string name;
+  bool on_host;  // the accumulator stays in the host's memory
+};
+
+void compare_rounding(const Rounding& r, const Floats& gradient, Fixed sum, int bits,
+                      Tally& tally) {
+  Fixed want = sum;
+  size_t bad = 99, wanted_bad = 99;
+  const size_t num_blocks = gradient.size() / kBlockElements;
+  const TmStatus wanted =
+      round_and_add({gradient.data(), want.data(), num_blocks, bits, &wanted_bad});
+  TmRoundAndAdd call = {gradient.data(), sum.data(), num_blocks, bits, &bad};
+  TmStatus got = TM_OK;
+  if (r.on_host) {
+    Staging staging(r.context);
+    call.gradient = staging.in(call.gradient, gradient.size());
+    got = staging.finish(r.backend->round_and_add(r.context, &call));
+  } else {
+    got = r.backend->round_and_add(r.context, &call);
+  }
+  const std::string what = "round_and_add, " + std::to_string(bits) + " bits, " + r.name;
+  tally.check(got == wanted,
+              what + ": status " + std::to_string(got) + ", not " + std::to_string(wanted));
+  tally.check(bad == wanted_bad,
+              what + ": bad block " + std::to_string(bad) + ", not " + std::to_string(wanted_bad));
+  if (wanted == TM_OK) tally.check(sum == want, what + ": other sums");
+}
+
+void compare_roundings(const Rounding& r, Tally& tally) {
+  for (const int bits : {2, 8, 16, 24}) {
+    const Floats gradient = gradient_like(61, static_cast<uint64_t>(bits));
+    Fixed sum(gradient.size());
+    compare_rounding(r, gradient, sum, bits, tally);
+    if (round_and_add({gradient.data(), sum.data(), 61, bits, nullptr}) != TM_OK) continue;
+    compare_rounding(r, gradient_like(61, 500), sum, bits, tally);
+  }
+  Floats tiny(3 * kBlockElements, 1e-44f), large(3 * kBlockElements, 32767.99f);
+  compare_rounding(r, tiny, Fixed(tiny.size()), 24, tally);
+  compare_rounding(r, large, Fixed(large.size()), 24, tally);
+  compare_rounding(r, large, Fixed(large.size(), INT64_MAX - 5), 24, tally);
+  const struct {
+    size_t element;
+    float value;
+  } bad_values[] = {{700, kPoison}, {300, INFINITY}, {5000, 32768.0f}, {5119, -40000.0f}};
+  Floats gradient = gradient_like(20, 9);
+  for (auto bad = std::rbegin(bad_values); bad != std::rend(bad_values); ++bad) {
+    gradient[bad->element] = bad->value;
+    compare_rounding(r, gradient, Fixed(gradient.size()), 24, tally);
+  }
+  // More than one piece of a host's accumulator.
+  Floats longer = gradient_like(5000, 3);
+  compare_rounding(r, longer, Fixed(longer.size(), 12345), 16, tally);
+  longer[4500 * kBlockElements + 3] = kPoison;
+  compare_rounding(r, longer, Fixed(longer.size()), 16, tally);
+}
+
+bool says(const Device& d, const char* part) {
+  return strstr(d.backend->last_error(), part) != nullptr;
+}
+
+// What the device finds is told with a line, and the context goes on.
+void refused_indices(const Device& d, Tally& tally) {
+  Floats logits(40, 1.0f);
+  logits[7] = kPoison;
+  double losses[2] = {};
+  int32_t targets[2] = {3, 4};
+  TmCrossEntropy loss = {logits.data(), 20, targets, losses, 2, 20, 1.0f, 1};
+  tally.check(
+      d.backend->cross_entropy(d.context, &loss) == TM_OK && isnan(losses[0]) && !isnan(losses[1]),
+      "cross entropy: a NaN logit gives a NaN loss in its row alone");
+  targets[1] = 20;
+  tally.check(d.backend->cross_entropy(d.context, &loss) == TM_BAD_ARGUMENT &&
+                  says(d, "cross_entropy: index 20 at position 1 is not within [0, 20)"),
+              "cross entropy: a target beyond the vocabulary is refused");
+  const int32_t tokens[3] = {0, 5, -1};
+  Floats rows(3 * 8, 1.0f), table(5 * 8, 2.0f);
+  tally.check(
+      d.backend->embedding_forward(d.context, tokens, 1, table.data(), 8, rows.data()) == TM_OK &&
+          rows[0] == 2.0f,
+      "after a refusal the context goes on");
+  tally.check(d.backend->embedding_backward_add(d.context, tokens, 2, rows.data(), 8, 5,
+                                                table.data()) == TM_BAD_ARGUMENT &&
+                  says(d, "scatter: index 5 at position 1 is not within [0, 5)"),
+              "embedding: a token beyond the table is refused");
+  tally.check(d.backend->gather_rows(d.context, table.data(), tokens + 2, 1, 8, rows.data()) ==
+                      TM_BAD_ARGUMENT &&
+                  says(d, "gather: index -1 at position 0"),
+              "gather: a negative index is refused");
+}
+
+void refused_attention(const Device& d, Tally& tally) {
+  Floats x(300 * 4, 0.5f), out(300 * 4), lse(16);
+  int32_t starts[] = {0, 4, 4};
+  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16, out.data(),
+                   16,       lse.data(), starts,   2,       4,  1,  1,
+                   16,       0,          0.25f,    nullptr, 0};
+  tally.check(d.backend->attention_forward(d.context, &a) == TM_OK, "attention without scratch");
+  a.n = 5;
+  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
+                  says(d, "documents span [0, 4), expected [0, 5)"),
+              "attention: documents that do not end at n are refused");
+  a.n = 4;
+  starts[1] = 6;
+  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
+                  says(d, "document 1 starts at 6 and ends at 4"),
+              "attention: a document that runs backwards is refused");
+  a.head_size = 257;
+  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT && says(d, "257"),
+              "attention: a head size without a kernel is refused");
+  a.head_size = 16;
+  a.num_kv_heads = 0;
+  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT,
+              "attention: heads that do not divide are refused");
+  TmDecodeAttention decode = {x.data(), x.data(), x.data(), 16, 16,    out.data(), 2,
+                              2,        1,        1,        16, 0.25f, lse.data(), 16};
+  tally.check(d.backend->decode_attention(d.context, &decode) == TM_BAD_ARGUMENT &&
+                  says(d, "rows [2, 2) hold no key"),
+              "decode attention: no keys are refused");
+}
+
+void refused_calls(const Device& d, Tally& tally) {
+  TmLinear linear{};
+  linear.x_stride = linear.y_stride = 8;
+  linear.w.out = linear.w.in = 8;
+  tally.check(d.backend->linear_forward(d.context, &linear) == TM_BAD_ARGUMENT,
+              "a weight without data is refused");
+  TmRope rope{};
+  rope.head_size = 15;
+  tally.check(d.backend->rope(d.context, &rope) == TM_BAD_ARGUMENT && says(d, "15 is odd"),
+              "rope: an odd head size is refused");
+  TmRoundAndAdd rounding{};
+  rounding.significant_bits = 25;
+  tally.check(d.backend->round_and_add(d.context, &rounding) == TM_BAD_ARGUMENT && says(d, "25"),
+              "round_and_add: 25 bits are refused");
+  TmContextOptions options{};
+  TmContext* context = nullptr;
+  tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && context == nullptr,
+              "options without a size are refused");
+  options.size = sizeof options;
+  options.device_index = 4096;
+  tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && says(d, "4096"),
+              "a device that is not there is refused");
+}
+
+void check_memory(const Device& d, Tally& tally) {
+  const TmBackend& cuda = *d.backend;
+  void* memory = nullptr;
+  tally.check(cuda.allocate(d.context, 100, &memory) == TM_OK, "allocate");
+  char in[100], out[100];
+  memset(in, 7, sizeof in);
+  cuda.copy_in(d.context, memory, in, sizeof in);
+  cuda.fill_zero(d.context, static_cast<char*>(memory) + 50, 50);
+  cuda.copy_out(d.context, out, memory, sizeof out);
+  tally.check(out[49] == 7 && out[50] == 0 && out[99] == 0, "copy in, fill with zeros, copy out");
+  tally.check(cuda.synchronize(d.context) == TM_OK, "synchronize");
+  cuda.release(d.context, memory);
+  tally.check(cuda.allocate(d.context, size_t{1} << 46, &memory) == TM_OUT_OF_MEMORY &&
+                  memory == nullptr && says(d, "are free"),
+              "an impossible size is refused with what is free");
+  float dw[6] = {1, 2, 3, 4, 5, 6};
+  TmLinearWeightGrad empty{};
+  empty.dw = dw;
+  empty.out = empty.dy_stride = 2;
+  empty.in = empty.x_stride = 3;
+  empty.alpha = 1.0f;
+  tally.check(cuda.linear_weight_grad(d.context, &empty) == TM_OK && dw[0] == 0 && dw[5] == 0,
+              "no tokens give a gradient of zero");
+}
+
+void run_all(const Device& cuda, Tally& tally) {
+  const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
+  for (const OpCase& op : all_cases()) run_case(op, devices, tally);
+  for (const OpCase& op : further_cases()) run_case(op, devices, tally);
+  for (const OpCase& op : linear_cases()) run_case(op, devices, tally);
+  const std::string here = __FILE__;
+  adamw_vectors({cuda}, (here.substr(0, here.rfind('/') + 1) + "adamw_vectors.json").c_str(),
+                tally);
+  TmContextOptions options{};
+  options.size = sizeof options;
+  Device cpu = {tm_cpu_backend(), nullptr, "cpu"};
+  require(cpu.backend->create(&options, &cpu.context), cpu);
+  compare_adamw(devices, cpu, tally);
+  cpu.backend->destroy(cpu.context);
+  compare_roundings({cuda.backend, cuda.context, "sums on the device", false}, tally);
+  compare_roundings({staged_device, cuda.context, "sums on the host", true}, tally);
+  refused_indices(cuda, tally);
+  refused_attention(cuda, tally);
+  refused_calls(cuda, tally);
+  check_memory(cuda, tally);
+}
+
+int run(const std::string& path) {
+  if (!std::filesystem::exists(path)) {
+    return skip("no CUDA plugin at " + path + "; node scripts/build.mjs cuda builds it");
+  }
+  Tally tally;
+  std::string why;
+  const Plugin plugin = load_plugin(path, &why);
+  tally.check(why.empty(), path + " does not load: " + why);
+  if (!why.empty()) return tally.finish();
+  const char* reason = "";
+  if (plugin.num_devices(&reason) == 0) {
+    return skip(std::string("no CUDA device (") + reason + ")");
+  }
+  const TmBackend* backend = plugin.backend();
+  tally.check(backend->abi == TM_BACKEND_ABI && backend->size == sizeof(TmBackend),
+              "the plugin is of another ABI: rebuild it");
+  TmContextOptions options{};
+  options.size = sizeof options;
+  Device cuda = {staged_backend(backend), nullptr, "cuda"};
+  require(backend->create(&options, &cuda.context), cuda);
+  printf("%s\n", backend->describe(cuda.context));
+  run_all(cuda, tally);
+  backend->destroy(cuda.context);
+  return tally.finish();
+}
+
+}  // namespace
+}  // namespace tunemesh
+
+int main(int argc, char** argv) {
+  return tunemesh::run(argc > 1 ? argv[1] : tunemesh::built_plugin());
+}

@@ -1,0 +1,97 @@
+// Cases for the matrix products, for backends that do not promise one fma chain an element (the
+// CPU's are compared to the bit in gemm_test.cc).
+#pragma once
+#include <vector>
+
+#include "op_layer_cases.h"
+
+namespace tunemesh {
+
+enum class Product { kForward, kBackwardInput, kWeightGrad };
+
+struct LinearShape {
+  Product product;
+  size_t n, in, out;
+  float alpha;
+  bool accumulate;
+  size_t gap;
+  bool packed;  // the weight comes from pack_weight
+};
+
+// x [n, in], w [out, in], y [n, out]; the product's result is one of them.
+struct LinearOperands {
+  Matrix x, w, y;
+};
+
+inline Matrix& result_of(const LinearShape& s, LinearOperands& o) {
+  return s.product == Product::kForward ? o.y : s.product == Product::kBackwardInput ? o.x : o.w;
+}
+
+inline Outputs linear_kernel(const Device& d, const LinearShape& s, LinearOperands o) {
+  if (!s.accumulate) result_of(s, o) = poisoned(result_of(s, o));
+  if (s.product == Product::kWeightGrad) {
+    const TmLinearWeightGrad call = {o.y.values.data(),
+                                     o.y.stride,
+                                     o.x.values.data(),
+                                     o.x.stride,
+                                     o.w.values.data(),
+                                     s.n,
+                                     s.out,
+                                     s.in,
+                                     s.accumulate ? 1 : 0,
+                                     s.alpha};
+    require(d.backend->linear_weight_grad(d.context, &call), d);
+    return {o.w.values};
+  }
+  Floats packed(d.backend->packed_weight_floats(s.out, s.in), kPoison);
+  require(d.backend->pack_weight(d.context, o.w.values.data(), s.out, s.in, packed.data()), d);
+  const TmWeight weight = {s.packed ? nullptr : o.w.values.data(),
+                           s.packed ? packed.data() : nullptr, s.out, s.in};
+  const TmLinear call = {o.x.values.data(),    o.x.stride, weight,
+                         o.y.values.data(),    o.y.stride, s.n,
+                         s.accumulate ? 1 : 0, s.alpha};
+  const bool is_forward = s.product == Product::kForward;
+  const auto run = is_forward ? d.backend->linear_forward : d.backend->linear_backward_input;
+  require(run(d.context, &call), d);
+  return {result_of(s, o).values};
+}
+
+template <typename Real>
+inline Exact linear_reference(const LinearShape& s, LinearOperands o) {
+  const auto x = as<Real>(o.x.values), w = as<Real>(o.w.values), y = as<Real>(o.y.values);
+  Matrix& result = result_of(s, o);
+  std::vector<Real> out = as<Real>(s.accumulate ? result.values : poisoned(result).values);
+  const size_t depth = s.product == Product::kForward         ? s.in
+                       : s.product == Product::kBackwardInput ? s.out
+                                                              : s.n;
+  for (size_t i = 0; i < result.rows; ++i) {
+    for (size_t j = 0; j < result.columns; ++j) {
+      Real sum = s.accumulate ? out[i * result.stride + j] : Real(0);
+      for (size_t k = 0; k < depth; ++k) {
+        const Real a = s.product == Product::kForward         ? x[i * o.x.stride + k]
+                       : s.product == Product::kBackwardInput ? y[i * o.y.stride + k]
+                                                              : y[k * o.y.stride + i];
+        const Real b = s.product == Product::kForward         ? w[j * s.in + k]
+                       : s.product == Product::kBackwardInput ? w[k * s.in + j]
+                                                              : x[k * o.x.stride + j];
+        sum += a * Real(s.alpha) * b;
+      }
+      out[i * result.stride + j] = sum;
+    }
+  }
+  return {exact(out)};
+}
+
+inline OpCase linear_case(Random random, const LinearShape& s) {
+  const LinearOperands operands = {random_matrix(random, s.n, s.in, s.gap),
+                                   random_matrix(random, s.out, s.in),
+                                   random_matrix(random, s.n, s.out, 2 * s.gap)};
+  const char* const names[] = {"linear forward", "linear backward input", "linear weight grad"};
+  return make_case(
+      named(names[static_cast<int>(s.product)],
+            {s.n, s.in, s.out, s.gap, s.accumulate, s.packed, size_t(s.alpha * 100)}),
+      [=](const Device& d) { return linear_kernel(d, s, operands); },
+      [=](auto real) { return linear_reference<decltype(real)>(s, operands); });
+}
+
+}  // namespace tunemesh
