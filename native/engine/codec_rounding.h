@@ -70,6 +70,8 @@ TM_INLINE RoundedBlock round_block(const RoundedPlace& at, int shift,
   ShapeBits shape;
   DigestLanes digest{lane_factors};
   for (size_t j = 0; j < kBlockElements; j += 8) {
+    prefetch_next(at.x + j);
+    prefetch_next_for_write(at.sum + j);
     const Int64x8 rounded = round_scaled(load<Float32x8>(at.x + j), scale);
     const Int64x8 beyond = (rounded >= limit) | (rounded <= -limit);
     const Uint64x8 value = (Uint64x8)rounded << shift;
@@ -152,6 +154,8 @@ TM_INLINE FinishedBlock finish_block(const FinishSum& a, size_t block,
   Int64x8 beyond = {};
   Float64x8 squares = {};
   for (size_t j = 0; j < kBlockElements; j += 8) {
+    prefetch_next(sums + j);
+    prefetch_next_for_write(published + j);
     const Int64x8 q = load<Int64x8>(sums + j);
     Int64x8 k = q >> shift;
     if (shift > 0) {

@@ -26,6 +26,17 @@ TM_INLINE void store(void* to, const V& value) {
   __builtin_memcpy(to, &value, sizeof(V));
 }
 
+// The same row of the next block: passes that read a block twice come to it in bursts, which the
+// processor does not foresee. Beyond the end nothing happens.
+template <typename T>
+TM_INLINE void prefetch_next(const T* row) {
+  __builtin_prefetch(row + kBlockElements, 0);
+}
+template <typename T>
+TM_INLINE void prefetch_next_for_write(const T* row) {
+  __builtin_prefetch(row + kBlockElements, 1);
+}
+
 TM_INLINE uint64_t or_lanes(const Uint64x8& v) {
   return v[0] | v[1] | v[2] | v[3] | v[4] | v[5] | v[6] | v[7];
 }
