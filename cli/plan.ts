@@ -15,7 +15,9 @@ export async function plan(
   const planned = await withMesh(context, { numWorkers: 1, isHeld: true }, (mesh) =>
     mesh.client.plan(request),
   )
-  output.record('plan', { plan: planned })
+  output.record('plan', {
+    plan: { ...planned, estimatedSeconds: planned.estimatedSeconds || null },
+  })
   if (planned.preflight) {
     for (const line of renderPreflight(planned.preflight, output.style)) output.line(line)
   }

@@ -81,17 +81,22 @@ function renderWarnings(warnings: string[], style: Style): string[] {
 
 /** Steps, memory and time; the preflight report stands by itself. */
 export function renderPlan(plan: Plan, style: Style): string[] {
-  const time = plan.estimatedSeconds
-    ? `, about ${formatDuration(plan.estimatedSeconds * 1_000)}`
-    : ''
   const steps =
     `${formatCount(plan.numSteps)} steps of ${formatCount(plan.microBatchesPerStep)} ` +
-    `micro-batches, ${formatLarge(plan.numTrainedParameters)} trained parameters${time}`
+    `micro-batches, ${formatLarge(plan.numTrainedParameters)} trained parameters`
   return [
     labelled(style, 'Plan', steps),
     ...(plan.memory ? [labelled(style, 'Memory', memoryLines(plan.memory))] : []),
+    labelled(style, 'Time', timeLines(plan, style)),
     ...renderWarnings(plan.warnings, style),
   ]
+}
+
+function timeLines(plan: Plan, style: Style): string[] {
+  const basis = escapeLine(plan.timeBasis)
+  if (!plan.estimatedSeconds) return [`unknown: ${basis || 'nobody has measured the speed'}`]
+  const time = `about ${formatDuration(plan.estimatedSeconds * 1_000)} for the steps`
+  return [time, style.dim(basis)]
 }
 
 function memoryLines(memory: MemoryPlan): string[] {

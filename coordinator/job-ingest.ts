@@ -50,11 +50,15 @@ export async function planRequest(mesh: Mesh, request: PlanRequest__Output): Pro
     putBlob: (pieces) => mesh.blobs.write(pieces),
   })
   const hasWorkers = mesh.options.numWorkers > 0 || mesh.fleet.workers.length > 0
-  if (!hasWorkers) return planResponseOf(prepared, null)
+  if (!hasWorkers) return planResponseOf(prepared, null, 0)
   const worker = await anyWorker(mesh.fleet, workerWaitMs)
   const { answer } = await planOn(mesh, worker, prepared)
-  return planResponseOf(prepared, answer)
+  return planResponseOf(prepared, answer, wantedWorkers(mesh))
 }
+
+/** How many workers a job will have, as far as is known before it runs. */
+export const wantedWorkers = ({ options, fleet }: Mesh): number =>
+  Math.max(1, options.numWorkers, fleet.workers.length)
 
 export interface WorkerPlan {
   answer: PlanResult__Output
@@ -69,8 +73,14 @@ export async function planOn(
 ): Promise<WorkerPlan> {
   const ask = async (job: PreparedJob): Promise<WorkerPlan> => {
     const { modelPath } = job
+    // Measuring beside a job that trains would tell the wrong speed, and slow that job down.
+    const isFree = worker.state === 'idle'
     const question = (layout: SliceLayout | null) =>
-      askPlan(mesh.fleet, worker, { trainSpecJson: trainRequestJson(job, layout), modelPath })
+      askPlan(mesh.fleet, worker, {
+        trainSpecJson: trainRequestJson(job, layout),
+        modelPath,
+        withSpeed: isFree && job === prepared && layout !== null,
+      })
     // Slices follow from the size of the trained vector, which the engine tells first.
     const layout = layoutFor((await question(null)).numBlocks, mesh.options.tuning)
     return { answer: await question(layout), layout }

@@ -9,6 +9,7 @@ import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import { maxChunkBlocks, planSlices, type SliceLayout } from '../proto/slices.js'
 import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
+import { estimateTime } from './job-estimate.js'
 import type { PreparedJob } from './prepared-job.js'
 import type { Tuning } from './tuning.js'
 
@@ -91,6 +92,7 @@ export const prepareMessage = ({ jobId, prepared, layout }: PlannedJob): Prepare
 export function planResponseOf(
   prepared: PreparedJob,
   answer: PlanResult__Output | null,
+  numWorkers: number,
 ): PlanResponse {
   const { numSteps, microBatchesPerStep } = prepared.schedule
   const warnings: string[] = []
@@ -98,6 +100,7 @@ export function planResponseOf(
     warnings.push(`The job has only ${numSteps} optimizer steps; below 50 a model learns little.`)
   }
   if (answer === null) warnings.push('No worker is attached, so the memory is not known.')
+  const { seconds, basis } = estimateTime(prepared, answer, numWorkers)
   return {
     preflight: prepared.report,
     memory: answer?.memory ?? null,
@@ -105,7 +108,8 @@ export function planResponseOf(
     microBatchesPerStep,
     warnings,
     numTrainedParameters: answer?.numTrainedParameters ?? 0,
-    estimatedSeconds: 0,
+    estimatedSeconds: seconds ?? 0,
+    timeBasis: basis,
   }
 }
 

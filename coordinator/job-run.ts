@@ -6,7 +6,7 @@ import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
 import { workerMessage } from './fleet.js'
-import { planOn } from './job-ingest.js'
+import { planOn, wantedWorkers } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
 import { JobRunner } from './job-runner.js'
@@ -79,7 +79,7 @@ async function plan({ mesh, job }: RunParts, signal: AbortSignal): Promise<Plann
   const limits = limitsOf(mesh)
   const worker = await anyWorker(mesh.fleet, limits.noWorkersMs, signal)
   const { answer, layout } = await planOn(mesh, worker, prepared)
-  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer) })
+  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer, wantedWorkers(mesh)) })
   signal.throwIfAborted()
   return { prepared, layout }
 }
@@ -144,7 +144,7 @@ function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): R
     prepare: prepareMessage({ jobId: job.jobId, prepared, layout }),
     outputDir: job.outputDir,
     baseModelName: spec.model,
-    wantedWorkers: Math.max(1, mesh.options.numWorkers, mesh.fleet.workers.length),
+    wantedWorkers: wantedWorkers(mesh),
     limits: limitsOf(mesh),
   }
 }

@@ -40,11 +40,24 @@ export function runRecord(parts: RunRecordParts) {
     /** Resident bytes at the end; other parts of the process are in it too. */
     memoryActual: workers.map(({ workerId, memoryBytes }) => ({ workerId, memoryBytes })),
     startedAtMs: job.startedAtMs,
+    ...times(job, events),
     steps: lastOfEachStep(events),
     evaluations: events.flatMap((event) => (event.evaluation ? [event.evaluation] : [])),
     checkpoints: records.filter((record) => record.kind === 'checkpoint').map((r) => r.step),
     skippedSteps: records.filter((record) => record.kind === 'skip').map((r) => r.step),
     rollbacks: records.filter((record) => record.kind === 'rollback'),
+  }
+}
+
+/** Of the steps: as the plan estimated it (null: nobody had measured), and as it was. */
+function times(job: JobRecord, events: StoredEvent[]) {
+  const plan = events.find((event) => event.plan)?.plan
+  const last = events.findLast((event) => event.step)
+  return {
+    secondsPredicted: plan?.estimatedSeconds || null,
+    secondsPredictedBasis: plan?.timeBasis ?? '',
+    /** From the start of the run: loading the model, checkpoints and evaluations are in it. */
+    secondsActual: last ? (last.timeMs - job.startedAtMs) / 1_000 : null,
   }
 }
 

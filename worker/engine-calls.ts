@@ -4,6 +4,7 @@ import type { ErrorInfo } from '../proto/gen/tunemesh/v1/ErrorInfo.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { GenerateCall__Output } from '../proto/gen/tunemesh/v1/GenerateCall.js'
 import type { PlanCall__Output } from '../proto/gen/tunemesh/v1/PlanCall.js'
+import type { PlanResult } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import type { ModelConfig } from '../proto/model-config.js'
 import type { TrainRequest } from '../proto/train-spec.js'
 import { type Engine, openEngine } from './engine.js'
@@ -26,16 +27,26 @@ export class EngineCalls {
   ) {}
 
   plan(call: PlanCall__Output): void {
-    const { callId } = call
+    void this.#plan(call).then((result) =>
+      this.send({ planResult: { callId: call.callId, ...result } }),
+    )
+  }
+
+  async #plan(call: PlanCall__Output): Promise<PlanResult> {
+    let engine: Engine | null = null
     try {
       const { config, spec } = JSON.parse(call.trainSpecJson) as TrainRequest
-      const engine = openEngine({ modelPath: call.modelPath, config, ...this.device })
+      engine = openEngine({ modelPath: call.modelPath, config, ...this.device })
       const { totalBytes, uses, numTrainedParameters, numBlocks } = engine.plan(spec)
-      const memory = { totalBytes, uses }
-      this.send({ planResult: { callId, memory, numTrainedParameters, numBlocks } })
-      void engine.close()
+      const plan = { memory: { totalBytes, uses }, numTrainedParameters, numBlocks }
+      if (!call.withSpeed) return plan
+      const rate = await engine.productRate(spec.tokensPerMicroBatch)
+      const { flopsPerSecond, measuredSeconds } = rate
+      return { ...plan, productFlopsPerSecond: flopsPerSecond, measuredSeconds }
     } catch (error) {
-      this.send({ planResult: { callId, error: errorInfo(error) } })
+      return { error: errorInfo(error) }
+    } finally {
+      await engine?.close()
     }
   }
 

@@ -51,6 +51,13 @@ export interface MemoryPlan {
   mappedBytes: number
 }
 
+interface ProductRate {
+  /** 2 a multiply-add. */
+  flopsPerSecond: number
+  /** How long the measurement took. */
+  measuredSeconds: number
+}
+
 /** A stream of tokens with its documents: attention and positions start anew at each document. */
 export interface TokenBatch {
   tokens: Int32Array
@@ -111,6 +118,8 @@ export interface Engine {
   readonly deviceClass: string
   /** Computes every buffer, takes no device memory, needs no load(). */
   plan(spec: TrainSpec): MemoryPlan
+  /** Speed of matrix products of the model's shapes on this device; needs no load(). */
+  productRate(numTokens: number): Promise<ProductRate>
   /**
    * Opens the model's files and checks every tensor against the configuration. Once, before
    * anything below.
@@ -222,6 +231,7 @@ interface NativeEngineObject {
     options: GenerateOptions,
     onToken: (id: number) => void,
   ): { promise: Promise<Partial<GenerateResult> & { error?: unknown }>; abort(): void }
+  productRate: NativeCall
   load: NativeCall
   loadAdapter: NativeCall
   microBatch: NativeCall
@@ -291,6 +301,7 @@ class NativeEngine implements Engine {
     }
   }
 
+  productRate = (numTokens: number) => this.#call<ProductRate>('productRate', numTokens)
   load = () => this.#call<void>('load')
   loadAdapter = (folder: string) => this.#call<void>('loadAdapter', folder)
   microBatch = (batch: TokenBatch, lossDivisor: number, slot: number) =>

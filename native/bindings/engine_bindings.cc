@@ -175,6 +175,18 @@ void add_life_methods(Napi::Object object, const Handle& handle) {
     };
     return run_value<Prepared>(info, handle, std::make_pair(work, convert));
   });
+  set_method(object, "productRate", [handle](Info info) {
+    auto work = [tokens = count_value(info[0], "numTokens")](Engine& engine) {
+      return engine.product_rate(tokens);
+    };
+    auto convert = [](Napi::Env env, ProductRate& rate) -> Napi::Value {
+      auto out = Napi::Object::New(env);
+      out.Set("flopsPerSecond", rate.flops_per_second);
+      out.Set("measuredSeconds", rate.measured_seconds);
+      return out;
+    };
+    return run_value<ProductRate>(info, handle, std::make_pair(work, convert));
+  });
   set_method(object, "close", [handle](Info info) -> Napi::Value {
     handle->queue->is_ending() = true;
     auto work = [handle] {

@@ -9,6 +9,7 @@
 #include "engine/base_weights.h"
 #include "engine/contribution_writer.h"
 #include "engine/generate.h"
+#include "engine/product_rate.h"
 #include "engine/train_step.h"
 #include "engine/training_state.h"
 #include "engine/weight_change.h"
@@ -44,6 +45,11 @@ class Engine {
   const Device& device() const { return *device_; }
   const ModelConfig& config() const { return options_.config; }
   MemoryPlan plan(const TrainSpec& spec) const;
+
+  // Needs no load().
+  ProductRate product_rate(size_t num_tokens) const {
+    return measure_products(*device_, options_.config, num_tokens);
+  }
 
   void load();
   MemoryPlan prepare(const TrainSpec& spec);
