@@ -7,8 +7,7 @@
  * it.
  */
 import { spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
-import { parseArgs } from 'node:util'
+import { type Column, runNativeBench } from './native-rows/native-bench.js'
 
 interface StepRow {
   work: string
@@ -34,54 +33,23 @@ function peerSpeed(row: StepRow): number | null {
   return (JSON.parse(done.stdout) as { tokens_per_second: number }).tokens_per_second
 }
 
-function tableLine(row: StepRow): string {
-  const peer = row.peer_tokens_per_second
-  return [
-    row.work.padEnd(22),
-    row.ms.toFixed(1).padStart(9),
-    row.tokens_per_second.toFixed(0).padStart(7),
-    row.gflops.toFixed(0).padStart(8),
-    row.peak_gflops.toFixed(0).padStart(6),
-    `${(100 * row.share).toFixed(1)} %`.padStart(7),
-    (row.plan_bytes / 2 ** 20).toFixed(0).padStart(8),
-    peer === null ? 'not here' : peer.toFixed(0).padStart(8),
-  ].join('  ')
-}
+const columns: Column<StepRow>[] = [
+  { title: 'work', width: -22, text: (row) => row.work },
+  { title: 'ms', width: 9, text: (row) => row.ms.toFixed(1) },
+  { title: 'tok/s', width: 7, text: (row) => row.tokens_per_second.toFixed(0) },
+  { title: 'GFLOP/s', width: 8, text: (row) => row.gflops.toFixed(0) },
+  { title: 'peak', width: 6, text: (row) => row.peak_gflops.toFixed(0) },
+  { title: 'share', width: 7, text: (row) => `${(100 * row.share).toFixed(1)} %` },
+  { title: 'plan MiB', width: 8, text: (row) => (row.plan_bytes / 2 ** 20).toFixed(0) },
+  {
+    title: 'peer tok/s',
+    width: 10,
+    text: ({ peer_tokens_per_second: peer }) => (peer === null ? 'not here' : peer.toFixed(0)),
+  },
+]
 
-function main(): number {
-  const { values } = parseArgs({
-    options: {
-      json: { type: 'boolean', default: false },
-      program: { type: 'string', default: 'build/native-cmake/step_bench' },
-      threads: { type: 'string' },
-      path: { type: 'string' },
-      rounds: { type: 'string' },
-      only: { type: 'string' },
-    },
-  })
-  if (!existsSync(values.program)) {
-    console.error(`${values.program} is not there. Build it with: npm run build`)
-    return 2
-  }
-  const args = (['threads', 'path', 'rounds', 'only'] as const).flatMap((key) => {
-    const value = values[key]
-    return value === undefined ? [] : [`--${key}`, value]
-  })
-  const done = spawnSync(values.program, args, {
-    encoding: 'utf8',
-    stdio: ['ignore', 'pipe', 'inherit'],
-  })
-  if (!values.json) {
-    console.log(
-      'work                          ms    tok/s   GFLOP/s    peak   share  plan MiB  peer tok/s',
-    )
-  }
-  for (const line of done.stdout.split('\n').filter(Boolean)) {
-    const row = JSON.parse(line) as StepRow
-    row.peer_tokens_per_second = peerSpeed(row)
-    console.log(values.json ? JSON.stringify(row) : tableLine(row))
-  }
-  return done.status ?? 1
-}
-
-process.exitCode = main()
+process.exitCode = await runNativeBench<StepRow>({
+  program: 'step_bench',
+  columns,
+  complete: (row) => ({ ...row, peer_tokens_per_second: peerSpeed(row) }),
+})

@@ -2,9 +2,10 @@
 // frozen base's products: hidden 576, 9/3 heads of 64, feed-forward 1536, vocabulary 49152, 30
 // layers, 512 tokens.
 //
-//   ops_bench [--threads N] [--path auto|generic|avx2|avx512] [--documents N] [--rounds N] [--only
-//   TEXT]
-//             [--json]
+//   ops_bench [--threads N] [--path auto|generic|avx2|avx512] [--documents N] [--rounds N]
+//             [--only TEXT]
+//
+// One JSON object a line; bench/cpu-ops.ts prints the table.
 //
 // Times are CPU time of the whole process (other programs disturb it less than wall time), median
 // and best of the rounds. GB/s counts each operand once; GFLOP/s of attention counts what the
@@ -33,7 +34,6 @@ struct Options {
   int threads = 1, rounds = 15;
   const char* path = "auto";
   size_t documents = 1;
-  bool json = false;
   const char* only = "";  // operations whose name contains this
 };
 
@@ -244,12 +244,6 @@ void Bench::run() {
   add_elementwise();
   add_attention();
   add_loss_and_update();
-  double product_ms = 0, other_ms = 0;
-  if (!options_.json) {
-    printf("%s, %zu documents\n", backend_->describe(context_), options_.documents);
-    printf("%-30s %9s %9s %8s %8s %9s\n", "operation", "median ms", "best ms", "GB/s", "GFLOP/s",
-           "ms a step");
-  }
   for (const Operation& op : operations_) {
     if (op.name.find(options_.only) == std::string::npos) continue;
     std::vector<double> ms;
@@ -260,17 +254,15 @@ void Bench::run() {
     }
     std::sort(ms.begin(), ms.end());
     const double median = ms[ms.size() / 2], rate = 1e-6 / median;
-    (op.is_product ? product_ms : other_ms) += median * op.per_step;
-    printf(options_.json
-               ? "{\"operation\":\"%s\",\"medianMs\":%.4f,\"bestMs\":%.4f,\"gbPerSecond\":%.2f,"
-                 "\"gflopPerSecond\":%.2f,\"stepMs\":%.3f}\n"
-               : "%-30s %9.3f %9.3f %8.1f %8.1f %9.2f\n",
-           op.name.c_str(), median, ms[0], op.bytes * rate, op.flops * rate, median * op.per_step);
+    printf(
+        "{\"operation\":\"%s\",\"is_product\":%s,\"path\":\"%s\",\"threads\":%d,"
+        "\"documents\":%zu,\"median_ms\":%.4f,\"best_ms\":%.4f,\"gb_per_second\":%.2f,"
+        "\"gflops\":%.2f,\"step_ms\":%.3f}\n",
+        op.name.c_str(), op.is_product ? "true" : "false", backend_->instruction_path(context_),
+        backend_->num_threads(context_), options_.documents, median, ms[0], op.bytes * rate,
+        op.flops * rate, median * op.per_step);
+    fflush(stdout);
   }
-  const double share = other_ms / (other_ms + product_ms);
-  printf(options_.json ? "{\"productMs\":%.2f,\"otherMs\":%.2f,\"otherShare\":%.4f}\n"
-                       : "products of the base %.0f ms, all else %.0f ms: %.3f of the step\n",
-         product_ms, other_ms, share);
 }
 
 Options parse(int argc, char** argv) {
@@ -278,10 +270,6 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     const std::string name = argv[i];
     const char* value = i + 1 < argc ? argv[i + 1] : "";
-    if (name == "--json") {
-      options.json = true;
-      continue;
-    }
     if (name == "--threads") options.threads = atoi(value);
     if (name == "--rounds") options.rounds = std::max(1, atoi(value));
     if (name == "--documents") options.documents = size_t(std::clamp(atoi(value), 1, 512));
