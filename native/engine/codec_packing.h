@@ -36,6 +36,7 @@ TM_INLINE void pack_words(int width, uint8_t* out, Row row) {
 TM_INLINE void pack_fixed(const int64_t* values, PackedBlock shape, uint8_t* out) {
   pack_words(
       shape.width, out, [&](size_t j) __attribute__((always_inline)) {
+        prefetch_next(values + j);
         return __builtin_convertvector(load<Uint64x8>(values + j) >> shape.shift, Uint32x8);
       });
 }
@@ -84,6 +85,7 @@ TM_INLINE NarrowBlock narrow_block(const float* published, int32_t* narrow) {
   Uint32x8 any = {}, magnitude = {};
   Int32x8 inexact = {};
   for (size_t j = 0; j < kBlockElements; j += 8) {
+    prefetch_next(published + j);
     const Float32x8 scaled = load<Float32x8>(published + j) * scale;
     const Int32x8 k = __builtin_convertvector(scaled, Int32x8);
     inexact |= __builtin_convertvector(k, Float32x8) != scaled;
@@ -200,6 +202,8 @@ static bool unpack_add(const PackedSource& from, size_t num_blocks, const SumPla
     }
     unpack_block(
         shape, words, [&](size_t j, const Uint64x8& value) __attribute__((always_inline)) {
+          prefetch_next(base + j);
+          prefetch_next_for_write(to + j);
           const Uint64x8 before = load<Uint64x8>(base + j);
           const Uint64x8 after = before + value;
           overflow |= (before ^ after) & (value ^ after);
@@ -245,6 +249,7 @@ TM_INLINE uint64_t unpack_block_floats(const BlockWords& from, const uint64_t* l
     const float unit = power_of_two_f32(shape.shift - kFractionBits);
     unpack_narrow(
         shape.width, words, [&](size_t j, const Int32x8& k) __attribute__((always_inline)) {
+          prefetch_next_for_write(out + j);
           digest.add(j, (Uint64x8) __builtin_convertvector(k, Int64x8));
           store(out + j, __builtin_convertvector(k, Float32x8) * unit);
         });
