@@ -18,7 +18,7 @@ using test::record;
 
 // A machine of names: `files` can be opened unless they are `broken`.
 struct Machine {
-  std::map<std::string, std::string> variables;
+  std::map<std::string, std::string> variables, links;
   std::set<std::string> files, broken, loader_names;
   mutable std::vector<std::string> opened;
 
@@ -52,6 +52,10 @@ struct Machine {
     s.open = [this](const std::string& path, std::string* why) { return open(path, why); };
     s.exists = [this](const std::string& path) { return exists(path); };
     s.entries = [this](const std::string& folder) { return entries(folder); };
+    s.link = [this](const std::string& path) {
+      const auto at = links.find(path);
+      return at == links.end() ? std::string() : at->second;
+    };
     return s;
   }
   LibrarySearchResult find(const std::string& option = "") const {
@@ -76,6 +80,8 @@ const std::vector<Place> kPlaces = {
     {"VIRTUAL_ENV", "/venv/lib/python3.12/site-packages/nvidia/cu13/lib/libcublasLt.so.13"},
     {"older pip layout", "/venv/lib/python3.12/site-packages/nvidia/cublas/lib/libcublasLt.so.12"},
     {"python3 on PATH", "/opt/py/lib/python3.11/site-packages/nvidia/cublas/lib/libcublasLt.so.12"},
+    {"what python3 links to",
+     "/real/lib/python3.13/site-packages/nvidia/cu13/lib/libcublasLt.so.13"},
     {"home", "/home/a/.local/lib/python3.9/site-packages/nvidia/cublas/lib/libcublasLt.so.12"},
     {"system", "/usr/lib/python3/dist-packages/nvidia/cublas/lib/libcublasLt.so.12"},
 };
@@ -89,6 +95,8 @@ Machine full_machine() {
                        {"PATH", "/bin:/opt/py/bin"},
                        {"HOME", "/home/a"}};
   machine.files.insert("/opt/py/bin/python3");
+  machine.links = {{"/opt/py/bin/python3", "/real/bin/python3"},
+                   {"/real/bin/python3", "/real/bin/python3"}};
   for (const Place& place : kPlaces) {
     (place.path[0] == '/' ? machine.files : machine.loader_names).insert(place.path);
   }

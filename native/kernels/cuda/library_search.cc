@@ -11,6 +11,7 @@ namespace tunemesh::cuda {
 namespace {
 
 constexpr const char* kPathVariable = "TUNEMESH_CUDA_LIBRARY_PATH";
+constexpr int kMostLinks = 8;
 
 // A list of unlike places: tries the names in each and remembers what was tried.
 class Search {
@@ -111,7 +112,13 @@ std::vector<std::string> python_prefixes(const Surroundings& s) {
   add(s.environment("VIRTUAL_ENV"));
   add(s.environment("CONDA_PREFIX"));
   for (const std::string& folder : split(s.environment("PATH"))) {
-    if (s.exists(folder + "/python3")) add(folder.substr(0, folder.rfind('/')));
+    if (!s.exists(folder + "/python3")) continue;
+    std::string program = folder + "/python3";
+    for (int hop = 0; hop < kMostLinks && !program.empty(); ++hop) {
+      const std::string bin = program.substr(0, program.rfind('/'));
+      add(bin.substr(0, bin.rfind('/')));
+      program = s.link(program);
+    }
   }
   const std::string home = s.environment("HOME");
   if (!home.empty()) add(home + "/.local");
@@ -173,6 +180,13 @@ Surroundings real_surroundings() {
   s.exists = [](const std::string& path) {
     std::error_code ignored;
     return std::filesystem::exists(path, ignored);
+  };
+  s.link = [](const std::string& path) {
+    std::error_code failed;
+    const std::filesystem::path target = std::filesystem::read_symlink(path, failed);
+    if (failed) return std::string();
+    const auto folder = std::filesystem::path(path).parent_path();
+    return (folder / target).lexically_normal().string();
   };
   s.entries = [](const std::string& folder) {
     std::vector<std::string> names;

@@ -8,7 +8,8 @@
 //   4 toolkit      lib64, lib and targets/x86_64-linux/lib below CUDA_HOME, CUDA_PATH and
 //                  /usr/local/cuda
 //   5 pip          nvidia/*/lib in site-packages of VIRTUAL_ENV, CONDA_PREFIX, each folder of PATH
-//                  that has a python3, ~/.local, /usr/local and /usr; Python is not started
+//                  that has a python3 (and what that links to), ~/.local, /usr/local and /usr;
+//                  Python is not started
 #pragma once
 #include <functional>
 #include <string>
@@ -31,6 +32,8 @@ struct Surroundings {
   std::function<void*(const std::string& path, std::string* why)> open;
   std::function<bool(const std::string& path)> exists;
   std::function<std::vector<std::string>(const std::string& folder)> entries;  // names, sorted
+  // Where a symbolic link points, as an absolute path; empty for anything else.
+  std::function<std::string(const std::string& path)> link;
 };
 Surroundings real_surroundings();
 
