@@ -5,7 +5,8 @@
  * Matrix products of the CPU backend beside a register-only multiply-add loop on the same threads.
  * The measuring is native (bench/native/gemm_bench.cc); this prints its rows.
  */
-import { type Column, runNativeBench } from './native-rows/native-bench.js'
+import { runNativeBench } from './rows/native-bench.js'
+import type { Column } from './rows/table.js'
 
 interface GemmRow {
   group: string

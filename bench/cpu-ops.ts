@@ -5,7 +5,8 @@
  * What a LoRA training step of SmolLM2-135M spends outside of matrix products, operation by
  * operation, beside the frozen base's products (bench/native/ops_bench.cc).
  */
-import { type Column, runNativeBench } from './native-rows/native-bench.js'
+import { runNativeBench } from './rows/native-bench.js'
+import type { Column } from './rows/table.js'
 
 interface OpsRow {
   operation: string

@@ -7,7 +7,8 @@
  * it.
  */
 import { spawnSync } from 'node:child_process'
-import { type Column, runNativeBench } from './native-rows/native-bench.js'
+import { runNativeBench } from './rows/native-bench.js'
+import type { Column } from './rows/table.js'
 
 interface StepRow {
   work: string

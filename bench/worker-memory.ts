@@ -17,6 +17,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { parseArgs } from 'node:util'
 import type { JobEvent, TunemeshClient } from '../client/client.js'
 import { demoModel, requireDemoModel, runMeshJob } from './mesh/mesh-job.js'
+import { type Column, tableLine } from './rows/table.js'
 import { type Resident, residentOf } from './worker-memory/resident.js'
 import { writeSmallModel } from './worker-memory/small-model.js'
 
@@ -120,25 +121,22 @@ async function measure(work: Work, numWorkers: number): Promise<Row[]> {
   }))
 }
 
-const columns: [title: string, width: number, text: (row: Row) => string][] = [
-  ['work', -20, (row) => row.work],
-  ['worker', 7, (row) => `${row.worker} of ${row.workers}`],
-  ['plan', 7, (row) => mb(row.plan_bytes)],
-  ['peak', 7, (row) => mb(row.peak_bytes)],
-  ['over', 7, (row) => mb(row.over_bytes)],
-  ['anonymous', 10, (row) => mb(row.peak_anonymous_bytes)],
-  ['program', 8, (row) => mb(row.peak_program_bytes)],
-  ['model file', 11, (row) => mb(row.peak_model_file_bytes)],
-  ['shared', 7, (row) => mb(row.shared_model_bytes)],
-  ['after', 7, (row) => mb(row.after_bytes)],
+const columns: Column<Row>[] = [
+  { title: 'work', width: -20, text: (row) => row.work },
+  { title: 'worker', width: 7, text: (row) => `${row.worker} of ${row.workers}` },
+  { title: 'plan', width: 7, text: (row) => mb(row.plan_bytes) },
+  { title: 'peak', width: 7, text: (row) => mb(row.peak_bytes) },
+  { title: 'over', width: 7, text: (row) => mb(row.over_bytes) },
+  { title: 'anonymous', width: 10, text: (row) => mb(row.peak_anonymous_bytes) },
+  { title: 'program', width: 8, text: (row) => mb(row.peak_program_bytes) },
+  { title: 'model file', width: 11, text: (row) => mb(row.peak_model_file_bytes) },
+  { title: 'shared', width: 7, text: (row) => mb(row.shared_model_bytes) },
+  { title: 'after', width: 7, text: (row) => mb(row.after_bytes) },
 ]
-
-const padded = (text: string, width: number) =>
-  width < 0 ? text.padEnd(-width) : text.padStart(width)
 
 function print(row: Row): void {
   if (values.json) console.log(JSON.stringify(row))
-  else console.log(columns.map(([, width, text]) => padded(text(row), width)).join('  '))
+  else console.log(tableLine(columns, (column) => column.text(row)))
 }
 
 requireDemoModel()
@@ -159,7 +157,7 @@ const works: Work[] = [
 ]
 if (!values.json) {
   console.log('MB (10^6 bytes); one thread a worker')
-  console.log(columns.map(([title, width]) => padded(title, width)).join('  '))
+  console.log(tableLine(columns, ({ title }) => title))
 }
 try {
   for (const work of works.filter(({ name }) => name.includes(values.only))) {

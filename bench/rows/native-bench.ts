@@ -6,13 +6,7 @@ import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { parseArgs } from 'node:util'
-
-export interface Column<Row> {
-  title: string
-  /** Negative: aligned to the left. */
-  width: number
-  text(row: Row): string
-}
+import { type Column, tableLine } from './table.js'
 
 export interface NativeBench<Row> {
   /** In the native build folder. */
@@ -74,16 +68,4 @@ async function eachRow(
   })
   for await (const line of createInterface({ input: child.stdout })) onLine(line)
   return closed
-}
-
-export function tableLine<Row>(
-  columns: Column<Row>[],
-  textOf: (column: Column<Row>) => string,
-): string {
-  return columns
-    .map((column) => {
-      const text = textOf(column)
-      return column.width < 0 ? text.padEnd(-column.width) : text.padStart(column.width)
-    })
-    .join('  ')
 }
