@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { learningRateTable } from '../../coordinator/learning-rate.js'
-import { planLeases } from '../../coordinator/lease-plan.js'
+import { planLeases, planOwners } from '../../coordinator/lease-plan.js'
 import { addDigests, updateNumbers } from '../../coordinator/update-numbers.js'
 import { DataOrder, emptyPack } from '../../proto/data-order.js'
 import { chunkRange, numChunks, planSlices, sliceRange } from '../../proto/slices.js'
 
-test('planner: 3 workers of speeds 4:2:1 share 64 micro-batches 37:18:9', () => {
+test('planner: 3 workers of speeds 4:2:1 share 64 micro-batches 37:18:9, end within one', () => {
   const all = Array.from({ length: 64 }, (_, index) => index)
   const workers = [4, 2, 1].map((speed, index) => ({ workerId: `w${index}`, speed }))
   const leases = planLeases(all, workers)
@@ -18,6 +18,30 @@ test('planner: 3 workers of speeds 4:2:1 share 64 micro-batches 37:18:9', () => 
     leases.flatMap((lease) => lease.microBatches),
     all,
   )
+  // All finish within one micro-batch of each other, as the slowest computes it.
+  const times = leases.map(({ microBatches }, index) => {
+    return microBatches.length / (workers[index]?.speed ?? 0)
+  })
+  assert.ok(Math.max(...times) - Math.min(...times) <= 1)
+})
+
+test('planner: a worker that is not yet measured counts as the mean of the others', () => {
+  const workers = [4, 0, 2].map((speed, index) => ({ workerId: `w${index}`, speed }))
+  const all = Array.from({ length: 9 }, (_, index) => index)
+  const counts = planLeases(all, workers).map((lease) => lease.microBatches.length)
+  assert.deepEqual(counts, [4, 3, 2])
+})
+
+test('planner: more workers than micro-batches leaves the slowest without a lease', () => {
+  const workers = [1, 4, 4].map((speed, index) => ({ workerId: `w${index}`, speed }))
+  assert.deepEqual(planLeases([0, 1], workers), [
+    { workerId: 'w1', microBatches: [0] },
+    { workerId: 'w2', microBatches: [1] },
+  ])
+})
+
+test('planner: slices are owned round robin, so that counts differ by at most one', () => {
+  assert.deepEqual(planOwners(5, ['w1', 'w2']), ['w1', 'w2', 'w1', 'w2', 'w1'])
 })
 
 test('data order: each data epoch sees every pack once, empty packs fill the tail', () => {

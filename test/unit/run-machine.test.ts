@@ -38,7 +38,7 @@ test('lease: a report of an attempt that another worker has is refused', () => {
   assert.equal(run.run.steps.get(1)?.leases[0]?.losses, null)
 })
 
-test('commit: worker 2 of 4 dies, its slices delivered; only the slice it owned is added again', () => {
+test('commit: worker 2 of 4 dies, its slices sent; only the one it owned is added again', () => {
   const run = fleet(four)
   for (const [lease, workerId] of four.entries()) run.leaseDone(workerId, 1, lease)
   run.leaseDelivered('w2', 1, 1)
@@ -51,7 +51,7 @@ test('commit: worker 2 of 4 dies, its slices delivered; only the slice it owned 
   )
 })
 
-test('commit: worker 2 of 4 dies, half its slices sent; only its own work is computed again', () => {
+test('commit: worker 2 of 4 dies, half its slices sent; only its work is computed again', () => {
   const run = fleet(four, { microBatchesPerStep: 8 })
   for (const [lease, workerId] of four.entries()) run.leaseDone(workerId, 1, lease)
   // Of its contribution slices 0 and 2 are in sums that are done, 1 and 3 in none.
@@ -62,7 +62,7 @@ test('commit: worker 2 of 4 dies, half its slices sent; only its own work is com
   assert.equal(run.plan('w1', 1)?.owners?.[1]?.sliceAttempt, 2)
 })
 
-test('network: worker 2 hears nothing (one-way partition); it is given up, its late work void', () => {
+test('network: worker 2 hears nothing (one-way partition); its work is leased again', () => {
   const run = fleet(['w1', 'w2'], { config: { limits: shortLimits } })
   run.leaseDone('w1', 1, 0)
   for (let waitedMs = 0; waitedMs <= shortLimits.giveUpAfterMs; waitedMs += 250) {
@@ -170,6 +170,18 @@ test('join: a lone worker stands still until the one that joins is proved', () =
   }
   assert.equal(run.run.workers.get('w2')?.status, 'member')
   assert.equal(run.plannedThrough('w2'), step + 2)
+})
+
+test('join: a worker that was to be probed when the others left loads a snapshot', () => {
+  const run = fleet(['w1', 'w2'])
+  run.finishPlanned(['w1', 'w2'])
+  const appliedStep = run.run.log.committedStep
+  run.attach('w3', { appliedStep, appliedSequence: run.sequenceOf(appliedStep) })
+  run.say('w2', { drain: { reason: 'SIGTERM' } })
+  run.finishPlanned(['w1', 'w2'])
+  const asked = run.toWorker('w1', 'uploadState').at(-1)
+  assert.deepEqual([asked?.step, asked?.purpose], [run.run.log.committedStep, 'snapshot'])
+  assert.equal(run.run.workers.get('w3')?.probe, null)
 })
 
 test('drain: while a fleet is gathered a draining worker without news is let go', () => {
