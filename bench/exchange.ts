@@ -18,6 +18,7 @@ import { parseArgs } from 'node:util'
 import { findNatsServer } from '../coordinator/nats-binary.js'
 import type { Codec, WorkerSetup } from './exchange/movers.js'
 import type { StepReport, ToChild } from './exchange/worker.js'
+import { type Column, tableLine } from './rows/table.js'
 
 interface Row {
   workers: number
@@ -46,19 +47,18 @@ async function main(): Promise<void> {
     },
   })
   const numBlocks = Math.ceil(Number(values.elements) / 256)
-  const rows: Row[] = []
-  if (!values.json) console.log(tableLine((column) => column.title))
+  if (!values.json) console.log(tableLine(columns, (column) => column.title))
   for (const numWorkers of values.workers.split(',').map(Number)) {
     let baseline = 0
     for (const codec of ['fp32', ...values.codecs.split(',')] as Codec[]) {
       const row = await measure({ numWorkers, numBlocks, codec, numSteps: Number(values.steps) })
       if (codec === 'fp32') baseline = row.cpuNsPerElement
       row.timesBaseline = row.cpuNsPerElement / baseline
-      rows.push(row)
-      if (!values.json) console.log(tableLine((column) => column.text(row)))
+      console.log(
+        values.json ? JSON.stringify(row) : tableLine(columns, (column) => column.text(row)),
+      )
     }
   }
-  if (values.json) console.log(JSON.stringify(rows))
 }
 
 interface Measurement {
@@ -182,7 +182,7 @@ const sum = (values: readonly number[]) => values.reduce((total, value) => total
 const median = (values: readonly number[]) =>
   [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
 
-const columns: { title: string; width: number; text: (row: Row) => string }[] = [
+const columns: Column<Row>[] = [
   { title: 'workers', width: 7, text: (row) => `${row.workers}` },
   { title: 'codec', width: 5, text: (row) => row.codec },
   { title: 'wall ms', width: 8, text: (row) => row.wallMs.toFixed(0) },
@@ -199,7 +199,4 @@ const columns: { title: string; width: number; text: (row: Row) => string }[] = 
   { title: 'own JS %', width: 8, text: (row) => row.ownJsPercent.toFixed(1) },
   { title: 'client JS %', width: 11, text: (row) => row.clientJsPercent.toFixed(1) },
 ]
-const tableLine = (textOf: (column: (typeof columns)[number]) => string) =>
-  columns.map((column) => textOf(column).padStart(column.width)).join('  ')
-
 await main()

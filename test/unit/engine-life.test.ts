@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { fileURLToPath } from 'node:url'
 import { TunemeshError } from '../../proto/errors.js'
+import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import { readTensors } from '../golden-run/safetensors.js'
 import {
   expectedOf,
@@ -152,6 +153,24 @@ test('engine: sampling repeats with its seed and stops at a stop token', options
   })
   await engine.close()
 })
+
+test(
+  'engine: close() frees a job though JavaScript still holds the exchange, which is then refused',
+  options,
+  async () => {
+    const engine = await goldenEngine(family)
+    const spec = { ...goldenSpec, tokensPerMicroBatch: 1 << 15 }
+    const { memory } = await engine.prepare(spec)
+    const exchange = new ExchangeBuffers(engine.exchangeHandle)
+    const residentBytes = process.memoryUsage.rss()
+    await engine.close()
+    const freedBytes = residentBytes - process.memoryUsage.rss()
+    // Half: V8 and the test's own allocations may grow meanwhile.
+    assert.ok(freedBytes > memory.totalBytes / 2, `${freedBytes} of ${memory.totalBytes} bytes`)
+    await assert.rejects(exchange.clearSlot(0), withCode('ENGINE_FAILED'))
+    assert.equal(exchange.frame(0, 64).byteLength, 64)
+  },
+)
 
 test('engine: a generation ends when its signal aborts or the engine closes', options, async () => {
   const engine = await goldenEngine(family)
