@@ -106,7 +106,8 @@ export class Blobs {
         if (error) reject(errorOfRpc(error))
         else resolve()
       })
-      const pieces = Readable.from(piecesOf(upload, onProgress))
+      // A worker's memory is planned: no more pieces are read ahead than are sent.
+      const pieces = Readable.from(piecesOf(upload, onProgress), { highWaterMark: 1 })
       pipeline(pieces, stream as unknown as Writable).catch((error: unknown) => {
         // A refused call breaks the pipe as well, and its own error is the true one: it comes
         // first.
@@ -132,8 +133,16 @@ async function* piecesOf(upload: Upload, onProgress?: OnProgress): AsyncGenerato
 
 async function digestOf(path: string): Promise<string> {
   const hash = createHash('sha256')
-  for await (const piece of createReadStream(path, { highWaterMark: blobPieceBytes })) {
-    hash.update(piece as Buffer)
+  const piece = Buffer.allocUnsafe(blobPieceBytes)
+  const file = await open(path)
+  try {
+    for (;;) {
+      const { bytesRead } = await file.read(piece, 0, piece.length)
+      if (bytesRead === 0) break
+      hash.update(piece.subarray(0, bytesRead))
+    }
+  } finally {
+    await file.close()
   }
   return `sha256:${hash.digest('hex')}`
 }
