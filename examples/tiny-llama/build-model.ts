@@ -12,6 +12,7 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { leavesBelow, readNouns } from '../drug-names/wordnet.js'
 import { learnBpe } from './learn-bpe.js'
+import { llamaTensors, safetensors, type Tensor } from './llama-tensors.js'
 
 const folder = fileURLToPath(new URL('.', import.meta.url))
 const seed = 'tiny-llama 1'
@@ -65,54 +66,14 @@ function birdRows(): { question: string; answer: string }[] {
     })
 }
 
-interface Tensor {
-  name: string
-  shape: number[]
-  values: Float32Array
-}
-
 /** Wider than a training run's start: the random head can then say what an adapter wants. */
 const embeddingDeviation = 0.3
 
-function randomWeights(): Tensor[] {
-  const { hidden_size: C, intermediate_size: F, head_dim: D, vocab_size: V } = config
-  const numQuery = config.num_attention_heads * D
-  const numKeys = config.num_key_value_heads * D
-  const matrix = (
-    name: string,
-    rows: number,
-    columns: number,
-    deviation = columns ** -0.5,
-  ): Tensor => ({
-    name,
-    shape: [rows, columns],
-    values: normals(name, rows * columns).map((value) => value * deviation),
+const randomWeights = (): Tensor[] =>
+  llamaTensors(config, (name, rows, columns) => {
+    const deviation = name.includes('embed_tokens') ? embeddingDeviation : columns ** -0.5
+    return normals(name, rows * columns).map((value) => value * deviation)
   })
-  const ones = (name: string): Tensor => ({
-    name,
-    shape: [C],
-    values: new Float32Array(C).fill(1),
-  })
-  const layers = Array.from({ length: config.num_hidden_layers }, (_, layer) => {
-    const at = (name: string) => `model.layers.${layer}.${name}.weight`
-    return [
-      ones(at('input_layernorm')),
-      matrix(at('mlp.down_proj'), C, F),
-      matrix(at('mlp.gate_proj'), F, C),
-      matrix(at('mlp.up_proj'), F, C),
-      ones(at('post_attention_layernorm')),
-      matrix(at('self_attn.k_proj'), numKeys, C),
-      matrix(at('self_attn.o_proj'), C, numQuery),
-      matrix(at('self_attn.q_proj'), numQuery, C),
-      matrix(at('self_attn.v_proj'), numKeys, C),
-    ]
-  })
-  return [
-    matrix('model.embed_tokens.weight', V, C, embeddingDeviation),
-    ...layers.flat(),
-    ones('model.norm.weight'),
-  ]
-}
 
 /** Normal numbers by Box and Muller from a hash in counter mode. */
 function normals(name: string, count: number): Float32Array {
@@ -125,23 +86,6 @@ function normals(name: string, count: number): Float32Array {
     values[i + 1] = radius * Math.sin(angle)
   }
   return values.subarray(0, count)
-}
-
-function safetensors(tensors: Tensor[]): Buffer {
-  const header: Record<string, unknown> = { __metadata__: { format: 'pt' } }
-  let offset = 0
-  for (const { name, shape, values } of tensors) {
-    header[name] = { dtype: 'F32', shape, data_offsets: [offset, offset + values.byteLength] }
-    offset += values.byteLength
-  }
-  const text = JSON.stringify(header)
-  const padded = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8))
-  const size = Buffer.alloc(8)
-  size.writeBigUInt64LE(BigInt(padded.length))
-  const data = tensors.map(({ values }) =>
-    Buffer.from(values.buffer, values.byteOffset, values.byteLength),
-  )
-  return Buffer.concat([size, padded, ...data])
 }
 
 function tokenizerOf(texts: string[]): object {

@@ -4,6 +4,7 @@
  */
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { llamaTensors, safetensors, type Tensor } from '../../examples/tiny-llama/llama-tensors.js'
 import { examplesDir } from './open-coordinator.js'
 
 const config = {
@@ -60,43 +61,12 @@ export function writeModel(folder: string, options: ModelOptions = {}): void {
   writeFileSync(join(folder, 'model.safetensors'), safetensors(tensors))
 }
 
-interface Tensor {
-  name: string
-  shape: number[]
-  values: Float32Array
-}
-
 function weights(): Tensor[] {
-  const { hidden_size: C, intermediate_size: F, head_dim: D, vocab_size: V } = config
-  const numQuery = config.num_attention_heads * D
-  const numKeys = config.num_key_value_heads * D
   const next = uniform(seed)
-  const matrix = (name: string, rows: number, columns: number): Tensor => {
+  return llamaTensors(config, (_, rows, columns) => {
     const scale = (3 / columns) ** 0.5
-    const values = Float32Array.from({ length: rows * columns }, () => next() * scale)
-    return { name, shape: [rows, columns], values }
-  }
-  const ones = (name: string): Tensor => ({
-    name,
-    shape: [C],
-    values: new Float32Array(C).fill(1),
+    return Float32Array.from({ length: rows * columns }, () => next() * scale)
   })
-  const layers = Array.from({ length: config.num_hidden_layers }, (_, layer) => {
-    const at = (name: string) => `model.layers.${layer}.${name}.weight`
-    return [
-      ones(at('input_layernorm')),
-      matrix(at('mlp.down_proj'), C, F),
-      matrix(at('mlp.gate_proj'), F, C),
-      matrix(at('mlp.up_proj'), F, C),
-      ones(at('post_attention_layernorm')),
-      matrix(at('self_attn.k_proj'), numKeys, C),
-      matrix(at('self_attn.o_proj'), C, numQuery),
-      matrix(at('self_attn.q_proj'), numQuery, C),
-      matrix(at('self_attn.v_proj'), numKeys, C),
-    ]
-  })
-  const embedding = matrix('model.embed_tokens.weight', V, C)
-  return [embedding, ...layers.flat(), ones('model.norm.weight')]
 }
 
 /** Between -1 and 1, the same on every machine. */
@@ -106,18 +76,4 @@ function uniform(start: number): () => number {
     state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0
     return state / 2 ** 31 - 1
   }
-}
-
-function safetensors(tensors: Tensor[]): Buffer {
-  const header: Record<string, unknown> = {}
-  let offset = 0
-  for (const { name, shape, values } of tensors) {
-    header[name] = { dtype: 'F32', shape, data_offsets: [offset, offset + values.byteLength] }
-    offset += values.byteLength
-  }
-  const text = JSON.stringify(header)
-  const padded = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8))
-  const size = Buffer.alloc(8)
-  size.writeBigUInt64LE(BigInt(padded.length))
-  return Buffer.concat([size, padded, ...tensors.map(({ values }) => Buffer.from(values.buffer))])
 }
