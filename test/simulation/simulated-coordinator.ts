@@ -6,6 +6,7 @@ import type { RunConfig, RunEffect, RunEvent, RunOutcome } from '../../coordinat
 import { RunMachine } from '../../coordinator/run-machine.js'
 import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker } from '../../proto/gen/tunemesh/v1/ToWorker.js'
+import { SimulatedProcess } from './simulated-process.js'
 import type { SimulatedWorker } from './simulated-worker.js'
 import type { World } from './world.js'
 
@@ -16,46 +17,25 @@ export interface CoordinatorEnd {
   close(): void
 }
 
-export class SimulatedCoordinator {
-  isAlive = true
+export class SimulatedCoordinator extends SimulatedProcess {
   outcome: RunOutcome | null = null
   readonly machine: RunMachine
   readonly #streams = new Map<string, CoordinatorEnd>()
   /** Also those whose Hello a sleeping coordinator has not read. */
   readonly #opened = new Set<CoordinatorEnd>()
-  #backlog: (() => void)[] | null = null
 
   constructor(
     private readonly world: World,
     readonly config: RunConfig,
   ) {
+    super(world.clock)
     this.machine = new RunMachine(config)
     this.#readLog()
-    this.#tick()
+    this.every(tickMs, () => this.advance({ kind: 'tick' }))
   }
 
-  guard(run: () => void): void {
-    if (!this.isAlive) return
-    if (this.#backlog) this.#backlog.push(run)
-    else run()
-  }
-
-  after(delayMs: number, run: () => void): void {
-    this.world.clock.after(delayMs, () => this.guard(run))
-  }
-
-  pause(forMs: number): void {
-    if (this.#backlog) return
-    this.#backlog = []
-    this.world.clock.after(forMs, () => {
-      const backlog = this.#backlog ?? []
-      this.#backlog = null
-      for (const run of backlog) this.guard(run)
-    })
-  }
-
-  crash(): void {
-    this.isAlive = false
+  override crash(): void {
+    super.crash()
     for (const end of this.#opened) end.close()
     this.#streams.clear()
   }
@@ -94,13 +74,6 @@ export class SimulatedCoordinator {
     const effects = this.machine.advance(event, this.world.clock.nowMs)
     for (const effect of effects) this.#perform(effect)
     this.world.checkCoordinatorBounds(this)
-  }
-
-  #tick(): void {
-    this.after(tickMs, () => {
-      this.advance({ kind: 'tick' })
-      this.#tick()
-    })
   }
 
   #readLog(): void {

@@ -4,6 +4,7 @@ import type { ToWorker__Output } from '../../proto/gen/tunemesh/v1/ToWorker.js'
 import type { WorkerEffect, WorkerEvent } from '../../worker/run-events.js'
 import { WorkerRunMachine } from '../../worker/run-machine.js'
 import type { SimulatedStream } from './simulated-network.js'
+import { SimulatedProcess } from './simulated-process.js'
 import { ToyDataPlane } from './toy-data-plane.js'
 import * as toy from './toy-engine.js'
 import type { World } from './world.js'
@@ -15,18 +16,16 @@ const mostSlots = 8
 
 export type WorkerStream = SimulatedStream<FromWorker, ToWorker__Output>
 
-export class SimulatedWorker {
+export class SimulatedWorker extends SimulatedProcess {
   /** Given by the coordinator; kept over lost streams. */
   workerId = ''
   stream: WorkerStream | null = null
-  isAlive = true
   weights: toy.ToyWeights
   readonly machine: WorkerRunMachine
   readonly dataPlane: ToyDataPlane
   readonly #slots: (bigint[] | null)[]
   readonly #engineQueue: { durationMs: number; effect: WorkerEffect }[] = []
   #isEngineBusy = false
-  #backlog: (() => void)[] | null = null
   #isPrepared = false
 
   constructor(
@@ -34,6 +33,7 @@ export class SimulatedWorker {
     readonly deviceClass: string,
     readonly slowness: number,
   ) {
+    super(world.clock)
     const { numContributionSlots, numSlices } = world.options
     this.machine = new WorkerRunMachine({
       workerId: '',
@@ -50,36 +50,14 @@ export class SimulatedWorker {
       after: (delayMs, run) => this.after(delayMs, run),
       contribution: (slot, slice) => this.#slots[slot]?.[slice] ?? 0n,
     })
-    this.#tick()
-  }
-
-  /** What happens to a dead process is lost, to a paused one late. */
-  guard(run: () => void): void {
-    if (!this.isAlive) return
-    if (this.#backlog) this.#backlog.push(run)
-    else run()
-  }
-
-  after(delayMs: number, run: () => void): void {
-    this.world.clock.after(delayMs, () => this.guard(run))
-  }
-
-  pause(forMs: number): void {
-    if (this.#backlog) return
-    this.#backlog = []
-    this.world.clock.after(forMs, () => {
-      const backlog = this.#backlog ?? []
-      this.#backlog = null
-      for (const run of backlog) this.guard(run)
+    this.every(tickMs, () => {
+      this.advance({ kind: 'tick' })
+      this.#sendUp({ heartbeat: {} })
     })
   }
 
-  get isPaused(): boolean {
-    return this.#backlog !== null
-  }
-
-  crash(): void {
-    this.isAlive = false
+  override crash(): void {
+    super.crash()
     this.stream?.break()
   }
 
@@ -102,14 +80,6 @@ export class SimulatedWorker {
     )
     for (const effect of effects) this.#perform(this.world.mutateWorkerEffect(effect))
     this.world.checkWorkerBounds(this)
-  }
-
-  #tick(): void {
-    this.after(tickMs, () => {
-      this.advance({ kind: 'tick' })
-      this.#sendUp({ heartbeat: {} })
-      this.#tick()
-    })
   }
 
   #sendUp(message: FromWorker): void {
