@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "codec_inputs.h"
@@ -25,6 +26,16 @@ void test_crc() {
     CHECK(crc32c(bytes.data() + cut, size - cut, crc32c(bytes.data(), cut)) ==
           crc32c(bytes.data(), size));
   }
+}
+
+template <typename Call>
+std::string code_of(Call call) {
+  try {
+    call();
+  } catch (const EngineError& e) {
+    return e.code();
+  }
+  return "nothing";
 }
 
 void test_buffers() {
@@ -80,13 +91,94 @@ void test_buffers() {
     CHECK(buffers.published_digest(8, slice) == finished.published_digest);
   }
   buffers.poison(2);
-  bool refused = false;
-  try {
-    buffers.measure_contribution(2, 0);
-  } catch (const EngineError& e) {
-    refused = e.code() == "NON_FINITE_GRADIENT";
+  CHECK(code_of([&] { buffers.measure_contribution(2, 0); }) == "NON_FINITE_GRADIENT");
+}
+
+void write_gradient(ExchangeBuffers& buffers, int slot, const Floats& gradient) {
+  buffers.clear_slot(slot);
+  CHECK(round_and_add({gradient.data(), buffers.contribution(slot), kOptions.num_blocks, 24,
+                       nullptr}) == TM_OK);
+}
+
+void test_first_contribution_is_not_copied() {
+  Memory memory(ExchangeBuffers::plan(kOptions));
+  ExchangeBuffers buffers(kOptions, memory.pointers());
+  const size_t slice = 1, first = buffers.slice_first_block(slice);
+  // Nothing was added: zeros, whatever lay there.
+  std::fill(memory.sum.begin(), memory.sum.end(), uint8_t{0x11});
+  buffers.clear_sum(slice);
+  CHECK(buffers.finish_slice(3, slice).sum_digest == 0);
+  // The slot is used again before the slice is finished: the sum keeps what was added.
+  write_gradient(buffers, 2, gradient_like(kOptions.num_blocks, 21));
+  buffers.clear_sum(slice);
+  const uint64_t digest = buffers.add_own_contribution(2, slice);
+  CHECK(digest == linear_digest(buffers.contribution(2) + first * kBlockElements, first, 10));
+  write_gradient(buffers, 2, gradient_like(kOptions.num_blocks, 22));
+  CHECK(buffers.finish_slice(3, slice).sum_digest == digest);
+  // Two own contributions, the second one onto the first where it lies.
+  write_gradient(buffers, 4, gradient_like(kOptions.num_blocks, 23));
+  buffers.clear_sum(slice);
+  const uint64_t both =
+      buffers.add_own_contribution(2, slice) + buffers.add_own_contribution(4, slice);
+  CHECK(buffers.finish_slice(3, slice).sum_digest == both);
+  CHECK(buffers.measure_contribution(2, slice).digest +  // both are as they were
+            buffers.measure_contribution(4, slice).digest ==
+        both);
+  // The addition that leaves the range is refused, not the finish after it.
+  buffers.contribution(2)[first * kBlockElements] = INT64_MAX - 5;
+  buffers.contribution(4)[first * kBlockElements] = 6;
+  buffers.clear_sum(slice);
+  buffers.add_own_contribution(2, slice);
+  CHECK(code_of([&] { buffers.add_own_contribution(4, slice); }) == "GRADIENT_OUT_OF_RANGE");
+}
+
+void test_noted_measures() {
+  Memory memory(ExchangeBuffers::plan(kOptions));
+  ExchangeBuffers buffers(kOptions, memory.pointers());
+  write_gradient(buffers, 1, gradient_like(kOptions.num_blocks, 31));
+  const SliceMeasure measured = buffers.measure_contribution(1, 2);
+  buffers.note_measure(1, 2, {17, 18});
+  CHECK(buffers.measure_contribution(1, 2).digest == 17);
+  CHECK(buffers.measure_contribution(1, 1).digest != 17);
+  buffers.contribution(1);  // somebody is about to add
+  CHECK(buffers.measure_contribution(1, 2).digest == measured.digest);
+  CHECK(buffers.measure_contribution(1, 2).packed_bytes == measured.packed_bytes);
+  buffers.note_measure(1, 2, {17, 18});
+  buffers.poison(1);
+  CHECK(code_of([&] { buffers.measure_contribution(1, 2); }) == "NON_FINITE_GRADIENT");
+  buffers.clear_slot(1);
+  CHECK(buffers.measure_contribution(1, 2).digest == 0);
+}
+
+// A frame of a sum that no owner wrote: its digest is that of the floats it became.
+void test_stored_integers_beyond_float32() {
+  Memory memory(ExchangeBuffers::plan(kOptions));
+  ExchangeBuffers buffers(kOptions, memory.pointers());
+  for (const int64_t extra : {0, 1}) {
+    uint64_t expected = 0;
+    for (uint16_t chunk = 0; chunk < buffers.num_chunks(2); ++chunk) {
+      FrameHeader header{.kind = FrameKind::kSum, .step = 5, .slice = 2, .chunk = chunk};
+      header.num_chunks = 3;
+      header.first_block = uint32_t(20 + 4 * chunk);
+      header.num_blocks = chunk == 2 ? 1 : 4;
+      Fixed values(header.num_blocks * kBlockElements, int64_t{1} << 40);
+      expected += linear_digest(values.data(), header.first_block, header.num_blocks);
+      values[7] += extra;
+      std::vector<uint8_t> frame(kMaxFrameBytes);
+      uint8_t* shapes = frame.data() + kFrameHeaderBytes;
+      const PackedWords words = pack_blocks(values.data(), {header.first_block, header.num_blocks},
+                                            {shapes, shapes + 2 * header.num_blocks});
+      header.digest = words.digest;
+      header.payload_bytes = uint32_t(2 * header.num_blocks + words.bytes);
+      frame.resize(kFrameHeaderBytes + header.payload_bytes);
+      write_frame_header(header, frame);
+      buffers.store_published_frame(frame);
+    }
+    CHECK(buffers.published_digest(5, 2) == expected);
   }
-  CHECK(refused);
+  // Another step's digest is not taken for this one's: what stands there is read.
+  buffers.published(7)[20 * kBlockElements] = 0;
+  CHECK(code_of([&] { buffers.published_digest(7, 2); }) == "nothing");
 }
 
 void test_frames_resist_damage() {
@@ -130,6 +222,10 @@ void test_frames_resist_damage() {
 void run_all(const char* path) {
   using test::run;
   run(path, "7 contributions through frames add up to the plain sum", test_buffers);
+  run(path, "the first contribution is read where it lies", test_first_contribution_is_not_copied);
+  run(path, "what rounding measured is taken until the slot changes", test_noted_measures);
+  run(path, "stored integers beyond float32 have their floats' digest",
+      test_stored_integers_beyond_float32);
   run(path, "damaged and random frames are refused", test_frames_resist_damage);
   run(path, "crc32c matches RFC 3720 and its table-driven form", test_crc);
 }
