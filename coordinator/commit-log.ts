@@ -8,13 +8,9 @@ import {
   encodeRecord,
   type LoggedRecord,
 } from '../proto/commit-record.js'
+import { readSubject } from '../proto/nats-client.js'
 import { commitStream, commitSubject } from '../proto/subjects.js'
-import {
-  type AppendResult,
-  fileStorage,
-  type NatsConnection,
-  readSubject,
-} from './nats-connection.js'
+import { type AppendResult, fileStorage, type NatsConnection } from './nats-connection.js'
 
 export class CommitLog {
   private constructor(private readonly connection: NatsConnection) {}

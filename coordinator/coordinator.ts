@@ -224,7 +224,7 @@ async function listenGrpc(parts: {
       plan: (request) => planRequest(mesh, request),
       generate: (request, signal) => generateText(mesh, request, signal),
     }),
-    workers: workerHandlers({ fleet, nats: nats.workerAddress, heartbeatMs, helloTimeoutMs, log }),
+    workers: workerHandlers({ fleet, nats, heartbeatMs, helloTimeoutMs, log }),
     blobs: blobHandlers(blobs, rpc),
   })
   const port = await server.listen(await portFor(folder, 'grpc-port.json', options.grpcPort))
@@ -255,8 +255,8 @@ async function portFor(folder: StateFolder, name: string, asked: number): Promis
 }
 
 function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
-  const { options, folder, log } = mesh
-  return new LocalWorkers({
+  const { options, folder, fleet, log } = mesh
+  const workers = new LocalWorkers({
     count: options.numWorkers,
     threadsPerWorker:
       options.threadsPerWorker || threadsEach(options.numWorkers, availableParallelism()),
@@ -265,6 +265,11 @@ function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
     workDir: folder.tempDir,
     env: options.workerEnv,
     tuning: options.tuning.workers,
+    firstRestartMs: options.tuning.firstRestartMs,
     log,
+    onExhausted: (error) => fleet.exhaust(error),
   })
+  fleet.on('counted', ({ hello }) => workers.progressed(hello.processId))
+  fleet.on('wanted', () => workers.startAgain())
+  return workers
 }

@@ -10,8 +10,9 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
+import { readSubject } from '../proto/nats-client.js'
 import { eventStream, eventSubject } from '../proto/subjects.js'
-import { fileStorage, type NatsConnection, readSubject } from './nats-connection.js'
+import { fileStorage, type NatsConnection } from './nats-connection.js'
 
 export type StoredEvent = JobEvent & { sequence: number; jobId: string; timeMs: number }
 export type NewEvent = Omit<JobEvent, 'sequence' | 'jobId' | 'timeMs'>

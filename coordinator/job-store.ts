@@ -8,8 +8,9 @@ import { TunemeshError } from '../proto/errors.js'
 import type { Artifact } from '../proto/gen/tunemesh/v1/Artifact.js'
 import type { Job } from '../proto/gen/tunemesh/v1/Job.js'
 import { type JobId, jobId } from '../proto/ids.js'
+import { readSubject } from '../proto/nats-client.js'
 import { jobStream, jobSubject } from '../proto/subjects.js'
-import { fileStorage, type NatsConnection, readSubject } from './nats-connection.js'
+import { fileStorage, type NatsConnection } from './nats-connection.js'
 
 export type JobState =
   | 'VALIDATING'

@@ -5,15 +5,19 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import {
   type NatsConnection as Client,
-  type ConnectionOptions,
-  connect,
   NatsError,
   ErrorCode as NatsErrorCode,
-  RequestStrategy,
   StorageType,
   type StreamConfig,
 } from 'nats'
 import { TunemeshError } from '../proto/errors.js'
+import {
+  connectNats,
+  type NatsAddress,
+  type PageQuery,
+  readPage,
+  type StoredMessage,
+} from '../proto/nats-client.js'
 
 /** The server's code for an append whose expected last sequence is not the subject's last. */
 const wrongLastSequence = 10071
@@ -24,32 +28,11 @@ const readRetryMs = 1_000
 
 export const fileStorage = StorageType.File
 
-export interface NatsAddress {
-  url: string
-  user: string
-  password: string
-}
-
 /** What became of an append: `unknown` must be settled by reading before it is tried again. */
 export type AppendResult =
   | { outcome: 'ok'; sequence: number }
   | { outcome: 'conflict' }
   | { outcome: 'unknown'; reason: string }
-
-export interface StoredMessage {
-  /** In the stream. */
-  sequence: number
-  data: Uint8Array
-}
-
-export interface PageQuery {
-  stream: string
-  /** Wildcards allowed. */
-  subject: string
-  /** In the stream. */
-  fromSequence: number
-  limit: number
-}
 
 export class NatsConnection {
   private readonly listeners = new Set<(isUp: boolean) => void>()
@@ -61,35 +44,7 @@ export class NatsConnection {
 
   /** @param timeoutMs how long the server may take to come up */
   static async open(address: NatsAddress, timeoutMs: number): Promise<NatsConnection> {
-    const options: ConnectionOptions = {
-      servers: address.url,
-      user: address.user,
-      pass: address.password,
-      name: address.user,
-      // Replies go to a prefix of its own, which no worker may read.
-      inboxPrefix: `_INBOX_${address.user}`,
-      maxReconnectAttempts: -1,
-      reconnectTimeWait: 100,
-      reconnectJitter: 100,
-      pingInterval: 5_000,
-      maxPingOut: 2,
-      timeout: 2_000,
-    }
-    const deadline = performance.now() + timeoutMs
-    for (;;) {
-      try {
-        return new NatsConnection(await connect(options))
-      } catch (cause) {
-        if (performance.now() > deadline) {
-          throw new TunemeshError(
-            'NATS_UNREACHABLE',
-            `nats-server at ${address.url} did not answer within ${timeoutMs} ms.`,
-            { cause },
-          )
-        }
-        await delay(30)
-      }
-    }
+    return new NatsConnection(await connectNats(() => address, { timeoutMs, noEcho: false }))
   }
 
   /**
@@ -151,25 +106,7 @@ export class NatsConnection {
    * Fewer than `limit` means that nothing follows.
    */
   readPage(query: PageQuery): Promise<StoredMessage[]> {
-    return this.retried(() => this.readPageOnce(query))
-  }
-
-  private async readPageOnce(query: PageQuery): Promise<StoredMessage[]> {
-    const body = { seq: query.fromSequence, next_by_subj: query.subject, batch: query.limit }
-    const replies = await this.client.requestMany(
-      `$JS.API.DIRECT.GET.${query.stream}`,
-      JSON.stringify(body),
-      { strategy: RequestStrategy.SentinelMsg, maxWait: requestTimeoutMs },
-    )
-    const messages: StoredMessage[] = []
-    for await (const reply of replies) {
-      const code = reply.headers?.code ?? 0
-      // 204 ends the batch, 404 says that nothing lies there or beyond.
-      if (code === 204 || code === 404) return messages
-      if (code >= 400) throw unreadable(query.stream, reply.headers?.description ?? String(code))
-      messages.push({ sequence: Number(reply.headers?.get('Nats-Sequence')), data: reply.data })
-    }
-    throw unreadable(query.stream, 'the reply ended half way')
+    return this.retried(() => readPage(this.client, query))
   }
 
   async close(): Promise<void> {
@@ -226,22 +163,6 @@ export class NatsConnection {
   }
 }
 
-/** Every message of a subject from a sequence on, page by page. */
-export async function* readSubject(
-  connection: NatsConnection,
-  query: { stream: string; subject: string; fromSequence: number },
-): AsyncGenerator<StoredMessage> {
-  const limit = 256
-  let fromSequence = query.fromSequence
-  for (;;) {
-    const page = await connection.readPage({ ...query, fromSequence, limit })
-    yield* page
-    const last = page.at(-1)
-    if (last === undefined || page.length < limit) return
-    fromSequence = last.sequence + 1
-  }
-}
-
 function refusalOf(error: unknown): AppendResult {
   if (error instanceof NatsError && error.api_error !== undefined) {
     if (error.api_error.err_code === wrongLastSequence) return { outcome: 'conflict' }
@@ -255,9 +176,6 @@ function refusalOf(error: unknown): AppendResult {
   // Timed out, disconnected, no responder: it may or may not be stored.
   return { outcome: 'unknown', reason: error instanceof Error ? error.message : String(error) }
 }
-
-const unreadable = (stream: string, reason: string) =>
-  new TunemeshError('NATS_UNREACHABLE', `Stream ${stream} could not be read: ${reason}.`)
 
 const isStreamMissing = (error: unknown) =>
   error instanceof NatsError && error.api_error?.err_code === 10059

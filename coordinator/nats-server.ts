@@ -3,17 +3,25 @@
  * It runs under coordinator/watcher.ts, so that it ends with this process however that ends.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
 import { EventEmitter, once } from 'node:events'
-import { readFileSync, rmSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { TunemeshError } from '../proto/errors.js'
-import { commitStream } from '../proto/subjects.js'
-import { type NatsAddress, NatsConnection } from './nats-connection.js'
+import type { NatsAddress, NatsCredentials } from '../proto/nats-client.js'
+import {
+  accountName,
+  coordinatorUser,
+  type NatsSeeds,
+  newSeeds,
+  systemUser,
+  trustConfig,
+  workerUser,
+} from './nats-accounts.js'
+import { NatsConnection } from './nats-connection.js'
 import { scriptCommand } from './script-command.js'
 import { type StateFolder, writePrivate } from './state-folder.js'
 
@@ -24,9 +32,7 @@ const restartWindowMs = 60_000
 
 interface Secrets {
   port: number
-  coordinator: string
-  worker: string
-  system: string
+  seeds: NatsSeeds
 }
 
 export interface NatsServerOptions {
@@ -49,23 +55,24 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
   private constructor(
     private readonly options: NatsServerOptions,
     private readonly secrets: Secrets,
-    private readonly configPath: string,
+    private readonly users: { coordinator: NatsCredentials; system: NatsCredentials },
   ) {
     super()
   }
 
   /** Starts it and proves that it answers and stores synchronously. */
   static async start(options: NatsServerOptions): Promise<NatsServer> {
-    const remembered = options.folder.readRemembered<Secrets>('secrets.json')
+    const { folder } = options
+    const remembered = folder.readRemembered<Partial<Secrets>>('secrets.json')
+    // Null also where an earlier version wrote the file: it knew passwords, not keys.
+    const seeds = remembered?.seeds ?? newSeeds()
+    takeOverStore(folder, accountName(seeds.mesh))
     for (let turn = 0; ; turn++) {
-      const secrets = await secretsOnFreePort(turn === 0 ? remembered : null)
-      const configPath = join(options.folder.natsDir, 'nats-server.conf')
-      writePrivate(configPath, configText(options.folder, secrets))
-      const server = new NatsServer(options, secrets, configPath)
+      const port = await portFor(turn === 0 ? remembered?.port : undefined)
+      const server = await NatsServer.#prepared(options, { port, seeds })
       try {
         await server.#launch()
         await server.#assertSynchronous()
-        options.folder.remember('secrets.json', secrets)
         return server
       } catch (error) {
         await server.stop()
@@ -75,20 +82,32 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     }
   }
 
+  /** Its secrets are remembered before the server stores anything under the account's name. */
+  static async #prepared(options: NatsServerOptions, secrets: Secrets): Promise<NatsServer> {
+    const { folder } = options
+    const { port, seeds } = secrets
+    folder.remember('secrets.json', secrets)
+    writePrivate(configPathIn(folder), configText(folder, port, await trustConfig(seeds)))
+    const [coordinator, system] = await Promise.all([coordinatorUser(seeds), systemUser(seeds)])
+    return new NatsServer(options, secrets, { coordinator, system })
+  }
+
   get url(): string {
     return `nats://127.0.0.1:${this.secrets.port}`
   }
 
   get coordinatorAddress(): NatsAddress {
-    return { url: this.url, user: 'coordinator', password: this.secrets.coordinator }
-  }
-
-  get workerAddress(): NatsAddress {
-    return { url: this.url, user: 'worker', password: this.secrets.worker }
+    return { url: this.url, user: 'coordinator', credentials: this.users.coordinator }
   }
 
   get systemAddress(): NatsAddress {
-    return { url: this.url, user: 'system', password: this.secrets.system }
+    return { url: this.url, user: 'system', credentials: this.users.system }
+  }
+
+  /** For one worker, until `expiresMs` of the wall clock. */
+  async workerAddress(workerId: string, expiresMs: number): Promise<NatsAddress> {
+    const credentials = await workerUser(this.secrets.seeds, workerId, expiresMs)
+    return { url: this.url, user: workerId, credentials }
   }
 
   /** Process id of nats-server itself, not of its watcher. */
@@ -109,12 +128,16 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     // The next failure's cause must not be looked for in an earlier run's log.
     rmSync(this.#logPath, { force: true })
     const [node, ...args] = scriptCommand(new URL('watcher', import.meta.url))
-    const watcher = spawn(node, [...args, this.options.binary, '-c', this.configPath], {
-      stdio: ['pipe', 'pipe', 'pipe'],
-      // Fewer collections: measured 1.25 times the throughput of 1 MiB messages.
-      env: { GOGC: '400' },
-      detached: false,
-    })
+    const watcher = spawn(
+      node,
+      [...args, this.options.binary, '-c', configPathIn(this.options.folder)],
+      {
+        stdio: ['pipe', 'pipe', 'pipe'],
+        // Fewer collections: measured 1.25 times the throughput of 1 MiB messages.
+        env: { GOGC: '400' },
+        detached: false,
+      },
+    )
     this.#watcher = watcher
     watcher.stdin.on('error', () => {}) // the pipe of a dead watcher
     watcher.stderr.on('data', (data) => this.options.log.warn(`nats-server: ${data}`.trim()))
@@ -206,42 +229,45 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
   }
 }
 
-async function secretsOnFreePort(remembered: Secrets | null): Promise<Secrets> {
-  if (remembered !== null && (await isFree(remembered.port))) return remembered
-  const secret = () => randomBytes(24).toString('base64url')
-  const port = await freePort()
-  return { port, coordinator: secret(), worker: secret(), system: secret() }
+const configPathIn = (folder: StateFolder) => join(folder.natsDir, 'nats-server.conf')
+
+async function portFor(remembered: number | undefined): Promise<number> {
+  return remembered !== undefined && (await isFree(remembered)) ? remembered : freePort()
 }
 
-function configText(folder: StateFolder, secrets: Secrets): string {
+/**
+ * The store lies in a folder named by the account: `MESH` where an earlier version wrote it,
+ * another key's name where the file of the keys was lost.
+ */
+function takeOverStore(folder: StateFolder, account: string): void {
+  const dir = join(folder.jetstreamDir, 'jetstream')
+  const place = join(dir, account)
+  if (!existsSync(dir) || existsSync(place)) return
+  const names = readdirSync(dir).filter((name) => name === 'MESH' || /^A[A-Z2-7]{55}$/.test(name))
+  const [old] = names
+  if (old === undefined) return
+  if (names.length > 1) {
+    throw new TunemeshError(
+      'STATE_CONFLICT',
+      `${dir} holds the stores of ${names.length} accounts, ${names.join(', ')}, and none is of ` +
+        'the key in secrets.json. Move all but the one to keep out of it.',
+    )
+  }
+  renameSync(join(dir, old), place)
+}
+
+function configText(folder: StateFolder, port: number, trust: string): string {
   const text = JSON.stringify
   return `server_name: tunemesh
 host: "127.0.0.1"
-port: ${secrets.port}
+port: ${port}
 max_payload: ${1 << 20}
 max_pending: ${64 << 20}
 write_deadline: "30s"
 log_file: ${text(join(folder.natsDir, 'nats-server.log'))}
 logfile_size_limit: ${4 << 20}
 jetstream { store_dir: ${text(folder.jetstreamDir)}, sync_interval: always }
-system_account: SYS
-accounts {
-  SYS { users: [ { user: system, password: ${text(secrets.system)} } ] }
-  MESH {
-    jetstream: enabled
-    users: [
-      { user: coordinator, password: ${text(secrets.coordinator)} }
-      { user: worker, password: ${text(secrets.worker)}, permissions: {
-        publish: { allow: [
-          "tm.g.>", "_INBOX.>",
-          "$JS.API.DIRECT.GET.${commitStream}", "$JS.API.DIRECT.GET.${commitStream}.>"
-        ] }
-        subscribe: { allow: [ "tm.g.>", "_INBOX.>" ] }
-      } }
-    ]
-  }
-}
-`
+${trust}`
 }
 
 async function freePort(): Promise<number> {

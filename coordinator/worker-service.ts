@@ -5,13 +5,14 @@ import { TunemeshError } from '../proto/errors.js'
 import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { WorkerServiceHandlers } from '../proto/gen/tunemesh/v1/WorkerService.js'
+import type { NatsAddress } from '../proto/nats-client.js'
 import { rpcStatusOf } from '../proto/rpc-error.js'
 import type { Fleet, FleetWorker } from './fleet.js'
-import type { NatsAddress } from './nats-connection.js'
+import { workerLifeMs } from './nats-accounts.js'
 
 export interface WorkerServiceOptions {
   fleet: Fleet
-  nats: NatsAddress
+  nats: { workerAddress(workerId: string, expiresMs: number): Promise<NatsAddress> }
   heartbeatMs: number
   /** How long a new stream may take to say Hello. */
   helloTimeoutMs: number
@@ -32,8 +33,10 @@ function attach(call: AttachCall, options: WorkerServiceOptions): void {
     call.emit('error', Object.assign(new Error(details), { code, details, metadata }))
   }
   const helloTimer = setTimeout(() => refuse(noHello()), options.helloTimeoutMs)
+  let renewal: NodeJS.Timeout | undefined
   const gone = (reason: string) => {
     clearTimeout(helloTimer)
+    clearInterval(renewal)
     if (worker !== null) fleet.streamEnded(worker, reason)
     call.end()
   }
@@ -52,7 +55,10 @@ function attach(call: AttachCall, options: WorkerServiceOptions): void {
       refuse(error)
       return
     }
-    welcome(worker, options)
+    const welcomed = worker
+    renewal = setInterval(() => void renew(welcomed, options), workerLifeMs / 2)
+    renewal.unref()
+    welcome(worker, options).catch(refuse)
   })
   call.on('end', () => gone('the worker ended its stream'))
   call.on('cancelled', () => gone('its connection broke'))
@@ -72,19 +78,31 @@ function streamOf(call: AttachCall) {
   }
 }
 
-function welcome(worker: FleetWorker, options: WorkerServiceOptions): void {
+async function welcome(worker: FleetWorker, options: WorkerServiceOptions): Promise<void> {
   const { hello, id } = worker
+  const { url, credentials } = await options.nats.workerAddress(id, Date.now() + workerLifeMs)
+  if (options.fleet.get(id) !== worker) return // it left meanwhile
   worker.stream.send({
     welcome: {
       workerId: id,
-      natsUrl: options.nats.url,
-      natsUser: options.nats.user,
-      natsPassword: options.nats.password,
+      natsUrl: url,
+      nats: credentials,
       heartbeatMs: options.heartbeatMs,
     },
   })
   options.log.info({ workerId: id, host: hello.host, device: hello.device }, 'worker attached')
   options.fleet.announce(worker)
+}
+
+/** Before the credentials of its Welcome expire; the server would end its connection. */
+async function renew(worker: FleetWorker, options: WorkerServiceOptions): Promise<void> {
+  const { nats, log } = options
+  try {
+    const { credentials } = await nats.workerAddress(worker.id, Date.now() + workerLifeMs)
+    worker.stream.send({ renewedNats: credentials })
+  } catch (error) {
+    log.error({ err: error, workerId: worker.id }, 'its NATS credentials could not be renewed')
+  }
 }
 
 const noHello = () =>

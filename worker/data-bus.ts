@@ -1,22 +1,34 @@
 /** The connection to NATS that the newest Welcome names: opened when first needed, once. */
 import { TunemeshError } from '../proto/errors.js'
-import type { NatsAddress } from './nats-connection.js'
+import type { NatsAddress, NatsCredentials } from '../proto/nats-client.js'
 
 type Open<Connection> = (address: NatsAddress) => Promise<Connection>
 
-export class DataBus<Connection extends { close(): Promise<void> }> {
+interface Renewable {
+  /** Takes credentials for its next reconnect. */
+  renew(address: NatsAddress): void
+  close(): Promise<void>
+}
+
+export class DataBus<Connection extends Renewable> {
   #address: NatsAddress | null = null
   #opening: Promise<Connection> | null = null
   #connection: Connection | null = null
 
   constructor(private readonly open: Open<Connection>) {}
 
-  /** A restarted coordinator may have another server or another password: the old one ends. */
+  /** A restarted coordinator may have another server or know us by another id: the old one ends. */
   moveTo(address: NatsAddress): void {
     const old = this.#address
     this.#address = address
-    const isSame = old?.url === address.url && old.password === address.password
-    if (old !== null && !isSame) void this.close()
+    if (old === null) return
+    // The same server and user: what changed is when the credentials expire.
+    if (old.url === address.url && old.user === address.user) this.#connection?.renew(address)
+    else void this.close()
+  }
+
+  renew(credentials: NatsCredentials): void {
+    if (this.#address !== null) this.moveTo({ ...this.#address, credentials })
   }
 
   /** A failed opening is forgotten, so that the next one to ask tries again. */
@@ -27,6 +39,7 @@ export class DataBus<Connection extends { close(): Promise<void> }> {
       async (connection) => {
         if (this.#opening === opening) {
           this.#connection = connection
+          if (this.#address !== null) connection.renew(this.#address)
           return connection
         }
         await connection.close()

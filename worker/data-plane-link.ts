@@ -2,7 +2,7 @@
  * One fleet epoch's way to the bus: subscriptions, credits, and frames sent from a few slab slots.
  */
 import { type CreditMessage, encodeCredit } from '../proto/frame.js'
-import { creditSubject } from '../proto/subjects.js'
+import { creditSubject, sentBy, sentByAnyone } from '../proto/subjects.js'
 import type { ExchangeBuffers } from './exchange-buffers.js'
 import type { GradientTransport, MessageListener } from './nats-connection.js'
 import type { WorkerEvent } from './run-events.js'
@@ -82,9 +82,9 @@ export class DataPlaneLink {
     )
   }
 
-  /** Answers the function that ends the subscription. */
+  /** Whoever sends there. Answers the function that ends the subscription. */
   subscribe(subject: string, listener: MessageListener): () => void {
-    const end = this.transport.subscribe(subject, (data, reply) => {
+    const end = this.transport.subscribe(sentByAnyone(subject), (data, reply) => {
       if (!this.#isClosed) listener(data, reply)
     })
     this.#subscriptions.push(end)
@@ -96,7 +96,7 @@ export class DataPlaneLink {
     const { jobId, fleetEpoch, workerId } = this.scope
     const subject = 'subject' in to ? to.subject : creditSubject(jobId, fleetEpoch, to.workerId)
     const whole = { ...message, from: workerId } as CreditMessage
-    this.transport.publish(subject, encodeCredit(whole))
+    this.transport.publish(sentBy(subject, workerId), encodeCredit(whole))
   }
 
   ship(shipment: Shipment): void {
@@ -151,7 +151,8 @@ export class DataPlaneLink {
   }
 
   #publish(shipment: Shipment, frame: Uint8Array): void {
-    this.transport.publish(shipment.subject, frame, this.#replySubject)
+    const subject = sentBy(shipment.subject, this.scope.workerId)
+    this.transport.publish(subject, frame, this.#replySubject)
     this.scope.counts.framesSent++
     this.scope.counts.bytesSent += frame.byteLength
   }

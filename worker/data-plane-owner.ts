@@ -61,8 +61,8 @@ export class DataPlaneOwner {
     const existing = this.#slices.get(key.slice)
     if (existing && isSame(existing.key, key)) return
     if (existing) this.#drop(existing)
-    const { jobId, exchange, link } = this.scope
-    const subject = contributionSubject({ job: jobId, ...key })
+    const { jobId, workerId, exchange, link } = this.scope
+    const subject = contributionSubject({ job: jobId, ownerWorkerId: workerId, ...key })
     const slice: OwnedSlice = {
       key,
       unsubscribe: link?.subscribe(subject, (data, reply) => this.#onFrame(data, reply)) ?? null,

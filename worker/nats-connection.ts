@@ -2,10 +2,16 @@
  * The worker's only door to NATS: gradient frames, credits, and the commit log in doubt.
  * No other file of the worker imports the client.
  */
-import { setTimeout as delay } from 'node:timers/promises'
-import { type NatsConnection as Client, connect, RequestStrategy } from 'nats'
+import type { NatsConnection as Client } from 'nats'
 import { decodeRecord, type LoggedRecord } from '../proto/commit-record.js'
-import { TunemeshError } from '../proto/errors.js'
+import {
+  connectNats,
+  type NatsAddress,
+  type PageQuery,
+  readPage,
+  readSubject,
+  type StoredMessage,
+} from '../proto/nats-client.js'
 import { commitStream, commitSubject } from '../proto/subjects.js'
 
 export type MessageListener = (data: Uint8Array, reply: string | undefined) => void
@@ -22,54 +28,27 @@ export interface GradientTransport {
   onStatus(listener: (isUp: boolean) => void): () => void
 }
 
-export interface NatsAddress {
-  url: string
-  user?: string
-  password?: string
-}
-
-const requestTimeoutMs = 5_000
-const pageRecords = 256
-
 export class NatsConnection implements GradientTransport {
   #isUp = true
   readonly #listeners = new Set<(isUp: boolean) => void>()
 
-  private constructor(private readonly client: Client) {
+  private constructor(
+    private readonly client: Client,
+    private readonly user: { address: NatsAddress },
+  ) {
     void this.#watch()
   }
 
   /** @param timeoutMs how long the server may take to answer */
   static async open(address: NatsAddress, timeoutMs = 10_000): Promise<NatsConnection> {
-    const deadline = performance.now() + timeoutMs
-    for (;;) {
-      try {
-        return new NatsConnection(
-          await connect({
-            servers: address.url,
-            ...(address.user === undefined ? {} : { user: address.user }),
-            ...(address.password === undefined ? {} : { pass: address.password }),
-            name: 'worker',
-            noEcho: true,
-            maxReconnectAttempts: -1,
-            reconnectTimeWait: 100,
-            reconnectJitter: 100,
-            pingInterval: 5_000,
-            maxPingOut: 2,
-            timeout: 2_000,
-          }),
-        )
-      } catch (cause) {
-        if (performance.now() > deadline) {
-          throw new TunemeshError(
-            'NATS_UNREACHABLE',
-            `nats-server at ${address.url} did not answer within ${timeoutMs} ms. Is it running?`,
-            { cause },
-          )
-        }
-        await delay(50)
-      }
-    }
+    const user = { address }
+    const client = await connectNats(() => user.address, { timeoutMs, noEcho: true })
+    return new NatsConnection(client, user)
+  }
+
+  /** From the next reconnect on; the server ends the connection when the old ones expire. */
+  renew(address: NatsAddress): void {
+    this.user.address = address
   }
 
   publish(subject: string, data: Uint8Array, reply?: string): void {
@@ -99,14 +78,15 @@ export class NatsConnection implements GradientTransport {
   /** All records of a job after a sequence, in order. */
   async readCommitLog(jobId: string, afterSequence: number): Promise<LoggedRecord[]> {
     const records: LoggedRecord[] = []
-    let fromSequence = afterSequence + 1
-    for (;;) {
-      const page = await this.#readPage(commitSubject(jobId), fromSequence)
-      records.push(...page)
-      const last = page.at(-1)
-      if (last === undefined || page.length < pageRecords) return records
-      fromSequence = last.sequence + 1
+    const query = { stream: commitStream, subject: commitSubject(jobId) }
+    for await (const message of readSubject(this, { ...query, fromSequence: afterSequence + 1 })) {
+      records.push({ sequence: message.sequence, record: decodeRecord(message.data) })
     }
+    return records
+  }
+
+  readPage(query: PageQuery): Promise<StoredMessage[]> {
+    return readPage(this.client, query)
   }
 
   async close(): Promise<void> {
@@ -120,26 +100,4 @@ export class NatsConnection implements GradientTransport {
       for (const listener of this.#listeners) listener(this.#isUp)
     }
   }
-
-  async #readPage(subject: string, fromSequence: number): Promise<LoggedRecord[]> {
-    const query = { seq: fromSequence, next_by_subj: subject, batch: pageRecords }
-    const replies = await this.client.requestMany(
-      `$JS.API.DIRECT.GET.${commitStream}`,
-      JSON.stringify(query),
-      { strategy: RequestStrategy.SentinelMsg, maxWait: requestTimeoutMs },
-    )
-    const records: LoggedRecord[] = []
-    for await (const { headers, data } of replies) {
-      const code = headers?.code ?? 0
-      // 204 ends the batch, 404 says that nothing lies there or beyond.
-      if (code === 204 || code === 404) return records
-      if (code >= 400) throw unreadable(headers?.description ?? String(code))
-      const sequence = Number(headers?.get('Nats-Sequence'))
-      records.push({ sequence, record: decodeRecord(data) })
-    }
-    throw unreadable('the reply ended half way')
-  }
 }
-
-const unreadable = (reason: string) =>
-  new TunemeshError('NATS_UNREACHABLE', `The commit log could not be read: ${reason}.`)

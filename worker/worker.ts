@@ -105,8 +105,7 @@ export class Worker {
 
   #attached(welcome: Welcome): void {
     this.#welcome = welcome
-    const { natsUrl, natsUser, natsPassword } = welcome
-    this.#bus.moveTo({ url: natsUrl, user: natsUser, password: natsPassword })
+    this.#bus.moveTo({ url: welcome.natsUrl, user: welcome.workerId, credentials: welcome.nats })
     this.#isAttached = true
     this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
     if (this.#heartbeat) clearInterval(this.#heartbeat)
@@ -136,6 +135,7 @@ export class Worker {
     if (message.planCall) return this.#calls.plan(message.planCall)
     if (message.generateCall) return this.#calls.generate(message.generateCall)
     if (message.shutdown) return this.#stream.close()
+    if (message.renewedNats) return this.#bus.renew(message.renewedNats)
     if (message.prepare) {
       this.#loop ??= this.#newLoop(JSON.parse(message.prepare.trainSpecJson) as TrainRequest)
       this.#doing = 'preparing'

@@ -18,7 +18,11 @@ export type ToChild =
   | { kind: 'end' }
 
 async function runWorker(setup: WorkerSetup): Promise<void> {
-  const connection = await NatsConnection.open({ url: setup.url })
+  const connection = await NatsConnection.open({
+    url: setup.url,
+    user: 'worker',
+    credentials: null,
+  })
   const mover =
     setup.codec === 'fp32'
       ? new PlainMover(setup, connection)

@@ -76,7 +76,11 @@ async function alone() {
 async function together(server: Server, disturb: (frame: Uint8Array) => Uint8Array) {
   const connections: NatsConnection[] = []
   const connect = async (): Promise<GradientTransport> => {
-    const connection = await NatsConnection.open({ url: server.url })
+    const connection = await NatsConnection.open({
+      url: server.url,
+      user: 'worker',
+      credentials: null,
+    })
     connections.push(connection)
     return {
       publish: (subject, data, reply) =>

@@ -65,7 +65,7 @@ describe('slices of a lease', () => {
     }
     assert.ok(killed.lines.includes(`killed at failpoint ${failpoint}`))
     const sent = killed.closed
-      .filter(({ authorized_user }) => authorized_user === 'worker')
+      .filter(({ role }) => role === 'worker')
       .map(({ in_bytes }) => in_bytes)
     assert.ok(Math.max(...sent) > leastFrameBytes, `the dead worker had sent ${sent} bytes`)
     assert.equal(killed.weightsSha256, undisturbed.weightsSha256)

@@ -4,20 +4,21 @@
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { CommitLog } from '../../coordinator/commit-log.js'
+import { coordinatorUser, type NatsSeeds, systemUser } from '../../coordinator/nats-accounts.js'
 import { NatsConnection } from '../../coordinator/nats-connection.js'
 import type { LoggedRecord } from '../../proto/commit-record.js'
 
-type User = 'coordinator' | 'worker' | 'system'
+type User = 'coordinator' | 'system'
 
 async function withNats<Result>(
   stateDir: string,
   user: User,
   use: (connection: NatsConnection) => Promise<Result>,
 ): Promise<Result> {
-  const config = readFileSync(join(stateDir, 'nats', 'nats-server.conf'), 'utf8')
-  const port = /^port: (\d+)$/m.exec(config)?.[1]
-  const password = new RegExp(`user: ${user}, password: "([^"]+)"`).exec(config)?.[1] ?? ''
-  const address = { url: `nats://127.0.0.1:${port}`, user, password }
+  const text = readFileSync(join(stateDir, 'nats', 'secrets.json'), 'utf8')
+  const { port, seeds } = JSON.parse(text) as { port: number; seeds: NatsSeeds }
+  const credentials = await (user === 'system' ? systemUser : coordinatorUser)(seeds)
+  const address = { url: `nats://127.0.0.1:${port}`, user, credentials }
   const connection = await NatsConnection.open(address, 10_000)
   try {
     return await use(connection)
@@ -32,7 +33,7 @@ export const readCommitLog = (stateDir: string, jobId: string): Promise<LoggedRe
   )
 
 export interface ConnectionStatistics {
-  authorized_user: string
+  role: 'coordinator' | 'worker' | 'system'
   in_bytes: number
   out_bytes: number
   in_msgs: number
@@ -51,7 +52,13 @@ export const connectionStatistics = (
     const question = JSON.stringify({ auth: true, state: states[state] })
     const reply = await connection.request('$SYS.REQ.SERVER.PING.CONNZ', question)
     const { data } = JSON.parse(new TextDecoder().decode(reply)) as {
-      data: { connections: ConnectionStatistics[] }
+      data: { connections: (ConnectionStatistics & { name: string })[] }
     }
-    return data.connections
+    return data.connections.map((connection) => ({
+      ...connection,
+      role: roleOf(connection.name),
+    }))
   })
+
+/** A connection is named by its user: a worker's by its id. */
+const roleOf = (name: string) => (name === 'coordinator' || name === 'system' ? name : 'worker')

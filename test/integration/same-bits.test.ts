@@ -92,7 +92,7 @@ async function checkTraffic(stateDir: string, numElements: number): Promise<void
   const connections = await connectionStatistics(stateDir)
   const bytesOf = (user: string) =>
     connections
-      .filter(({ authorized_user }) => authorized_user === user)
+      .filter(({ role }) => role === user)
       .map(({ in_bytes, out_bytes }) => in_bytes + out_bytes)
   const workers = bytesOf('worker')
   // A worker sends half of its contributions and its half of the sums: 2 bytes an element and more.

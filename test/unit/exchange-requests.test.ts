@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { isFrame, readFrameHeader } from '../../proto/frame.js'
-import { contributionSubject } from '../../proto/subjects.js'
+import { contributionSubject, sentBy } from '../../proto/subjects.js'
 import { DataPlane, type DataPlaneEffect } from '../../worker/data-plane.js'
 import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import type { WorkerEvent } from '../../worker/run-events.js'
@@ -193,8 +193,8 @@ test('exchange: a zombie of an older fleet epoch reaches nobody: its headers tel
     chunks: [0],
     frames: [3],
   })
-  const subject = contributionSubject({ job: 'job-1', ...current })
-  bus.connection('w-1').publish(subject, zombie.buffers.frame(3, bytes))
+  const subject = contributionSubject({ job: 'job-1', ownerWorkerId: 'w-0', ...current })
+  bus.connection('w-1').publish(sentBy(subject, 'w-1'), zombie.buffers.frame(3, bytes))
   // A contribution of this epoch passes meanwhile.
   third.do({ kind: 'openEpoch', fleetEpoch: 2, workerIds: ids })
   const good = await third.fill(0, 8)
