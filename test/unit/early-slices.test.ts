@@ -54,11 +54,18 @@ test(
       layers,
       layers.slice().sort((a, b) => b - a),
     )
-    const digests = await exchange.contributionDigests(0)
+    // Rounded and measured as a whole, by an engine to which nobody listens.
+    const silent = await goldenEngine(family)
+    await silent.prepare({ ...goldenLora, sliceBlocks: 8, chunkBlocks: 4 })
+    const whole = new ExchangeBuffers(silent.exchangeHandle)
+    await whole.clearSlot(0)
+    for (const index of [0, 1]) await silent.microBatch(goldenBatch(family, index), 100, 0)
+    const digests = await whole.contributionDigests(0)
     for (const { slice, digest, packedBytes } of told) {
       assert.equal(digest, digests[slice])
-      assert.equal(packedBytes, exchange.packedBytes(0, slice))
+      assert.equal(packedBytes, whole.packedBytes(0, slice))
     }
+    await silent.close()
     await engine.close()
   },
 )
