@@ -24,6 +24,12 @@ export interface EngineOptions {
   instructionPath: InstructionPath
   /** Folder for packed weights shared by the workers of a machine; null: keep them private. */
   packedCacheDir: string | null
+  /** "cpu", or "cuda:0" and so on with the plugin beside the addon; by default "cpu". */
+  device?: string
+  /** Of activations and matrix products; by default fp32, the CPU's only one. */
+  precision?: 'fp32' | 'bf16'
+  /** Where a GPU's libraries are looked for first. */
+  libraryFolder?: string
 }
 
 /** A trained tensor in canonical order: natural sort of Hugging Face or PEFT names, row-major. */
@@ -200,16 +206,44 @@ export interface DeviceDescription {
 
 /** The engine of one model on this machine's device; load() it next. */
 export function openEngine(options: EngineOptions): Engine {
-  return new NativeEngine(calling(() => loadAddon().createEngine(options)))
+  return new NativeEngine(
+    calling(() => loadAddon().createEngine({ ...options, ...deviceChoice(options) })),
+  )
 }
 
 /** What a worker says of its device before it has any job. */
 export function describeDevice(
-  options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>,
+  options: Omit<EngineOptions, 'modelPath' | 'config' | 'packedCacheDir'>,
 ): DeviceDescription {
   const { numThreads, instructionPath } = options
-  const described = calling(() => loadAddon().describeDevice({ numThreads, instructionPath }))
-  return { ...described, memoryBytes: totalmem() }
+  const described = calling(() =>
+    loadAddon().describeDevice({ numThreads, instructionPath, ...deviceChoice(options) }),
+  )
+  return { ...described, memoryBytes: described.memoryBytes || totalmem() }
+}
+
+/**
+ * The device that worker `index` of a machine takes: GPUs in turn, or the CPU where there is none.
+ * A GPU that can't be used is an error of describeDevice(), not a reason to compute slowly.
+ */
+export function chooseDevice(wanted: string, index: number): string {
+  if (wanted !== 'auto') return wanted
+  const pluginPath = findPlugin()
+  const count = pluginPath ? calling(() => loadAddon().countDevices('cuda', pluginPath)) : 0
+  return count > 0 ? `cuda:${index % count}` : 'cpu'
+}
+
+const findPlugin = () => nativePlaces('tunemesh_cuda.so').find((place) => existsSync(place)) ?? ''
+
+type DeviceChoice = Pick<EngineOptions, 'device' | 'precision' | 'libraryFolder'>
+
+function deviceChoice(options: DeviceChoice): Required<DeviceChoice> & { pluginPath: string } {
+  return {
+    device: options.device ?? 'cpu',
+    precision: options.precision ?? 'fp32',
+    libraryFolder: options.libraryFolder ?? '',
+    pluginPath: findPlugin(),
+  }
 }
 
 /** The addon's functions beyond the engine's, for the modules that type them. */
@@ -250,9 +284,9 @@ interface NativeEngineObject {
 
 export interface NativeAddon {
   createEngine(options: EngineOptions): NativeEngineObject
-  describeDevice(
-    options: Pick<EngineOptions, 'numThreads' | 'instructionPath'>,
-  ): Omit<DeviceDescription, 'memoryBytes'>
+  /** `memoryBytes` 0: the device uses the machine's. */
+  describeDevice(options: object): DeviceDescription
+  countDevices(backend: string, pluginPath: string): number
   [name: string]: unknown
 }
 
@@ -365,9 +399,7 @@ let addon: NativeAddon | null = null
 
 /** From build/worker/ the addon lies in build/native/, from the sources in ../build/native/. */
 function requireAddon(): NativeAddon {
-  const places = ['../native/tunemesh.node', '../build/native/tunemesh.node'].map((place) =>
-    fileURLToPath(new URL(place, import.meta.url)),
-  )
+  const places = nativePlaces('tunemesh.node')
   const found = places.find((place) => existsSync(place))
   if (!found) {
     throw new TunemeshError(
@@ -376,4 +408,10 @@ function requireAddon(): NativeAddon {
     )
   }
   return createRequire(import.meta.url)(found) as NativeAddon
+}
+
+function nativePlaces(file: string): string[] {
+  return [`../native/${file}`, `../build/native/${file}`].map((place) =>
+    fileURLToPath(new URL(place, import.meta.url)),
+  )
 }

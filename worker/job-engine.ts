@@ -27,7 +27,7 @@ import { ExchangeBuffers } from './exchange-buffers.js'
 import type { JobFiles, StoredFile } from './job-files.js'
 
 /** How a worker was started; the same for all its jobs. */
-export type DeviceOptions = Pick<EngineOptions, 'numThreads' | 'instructionPath' | 'packedCacheDir'>
+export type DeviceOptions = Omit<EngineOptions, 'modelPath' | 'config' | 'precision'>
 
 /** What the coordinator hears of a job that is ready to train. */
 export interface ReadyJob {

@@ -9,6 +9,7 @@ import { parseArgs } from 'node:util'
 import pino from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import { armFailpoints } from '../proto/failpoint.js'
+import { chooseDevice } from './engine.js'
 import { Worker } from './worker.js'
 
 const { values } = parseArgs({
@@ -18,6 +19,12 @@ const { values } = parseArgs({
     threads: { type: 'string', default: '0' },
     'work-dir': { type: 'string' },
     'instruction-path': { type: 'string', default: 'auto' },
+    /** "auto" (a GPU where there is one), "cpu", "cuda:0" and so on. */
+    device: { type: 'string', default: 'auto' },
+    /** Which of a machine's workers this is: they take its GPUs in turn. */
+    'device-index': { type: 'string', default: '0' },
+    /** Where a GPU's libraries are looked for first. */
+    'library-folder': { type: 'string', default: '' },
     'give-up-after': { type: 'string', default: '600' },
     /** Ends when its standard input closes: the parent is gone, however it died. */
     'end-with-parent': { type: 'boolean', default: false },
@@ -52,6 +59,8 @@ function workerOptions() {
       numThreads: Number(values.threads),
       instructionPath: values['instruction-path'] as 'auto',
       packedCacheDir: join(cacheDir, 'packed'),
+      device: chooseDevice(values.device, Number(values['device-index'])),
+      libraryFolder: values['library-folder'],
     },
     giveUpAfterMs: Number(values['give-up-after']) * 1000,
     doubtAfterMs: 5_000,

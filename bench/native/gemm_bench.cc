@@ -161,7 +161,7 @@ void Bench::run(const Shape& s) {
   float* x = buffer(s.n * s.in);
   float* y = buffer(s.n * s.out);
   float* w = buffer(s.out * s.in);
-  float* packed = buffer(cpu.packed_weight_floats(s.out, s.in));
+  float* packed = buffer(cpu.packed_weight_elements(s.out, s.in));
   cpu.pack_weight(context, w, s.out, s.in, packed);
   const bool is_rows = s.product == kFR || s.product == kBR;
   TmLinear linear{x,

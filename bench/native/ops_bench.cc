@@ -54,7 +54,8 @@ double cpu_seconds() {
 class Bench {
  public:
   explicit Bench(const Options& options) : options_(options), backend_(tm_cpu_backend()) {
-    const TmContextOptions context = {sizeof context, options.threads, options.path, 0};
+    const TmContextOptions context = {sizeof context, options.threads, options.path, 0,
+                                      TM_FP32,        nullptr};
     if (backend_->create(&context, &context_) != TM_OK) {
       fprintf(stderr, "%s\n", backend_->last_error());
       exit(2);
@@ -110,7 +111,7 @@ void Bench::add_products() {
                           {"head", kHidden, kVocabulary, kChunkRows, kTokens / kChunkRows}};
   for (const Shape& s : shapes) {
     float* rows = floats(s.in * s.out);
-    float* packed = floats(backend_->packed_weight_floats(s.out, s.in));
+    float* packed = floats(backend_->packed_weight_elements(s.out, s.in));
     backend_->pack_weight(context_, rows, s.out, s.in, packed);
     const double flops = 2.0 * double(s.in) * double(s.out) * double(s.rows);
     TmLinear forward = {floats(s.rows * s.in),
@@ -164,7 +165,8 @@ void Bench::add_elementwise() {
        [=, this] { return backend_->rope(context_, &rope_k); }});
   float* table = floats(kTokens * c);
   add({"embedding forward", 1, 2 * hidden_bytes, 0, false, [=, this] {
-         return backend_->embedding_forward(context_, tokens_.data(), n, table, c, y);
+         const TmWeight rows = {table, nullptr, kTokens, c};
+         return backend_->embedding_forward(context_, tokens_.data(), n, &rows, y);
        }});
   add({"embedding backward", 0, 3 * hidden_bytes, 0, false, [=, this] {
          return backend_->embedding_backward_add(context_, tokens_.data(), n, y, c, kTokens, table);
@@ -201,7 +203,8 @@ void Bench::add_attention() {
                0,
                0.125f,
                floats(bytes / 4),
-               bytes};
+               bytes,
+               starts_.data()};
   b.dout = floats(n * wide);
   b.dq = floats(n * wide);
   b.dk = floats(n * narrow);

@@ -132,8 +132,8 @@ void one_step(Engine& engine, const TokenBatch& batch, size_t step) {
 void run(const Work& work, const Options& options) {
   EngineOptions engine_options;
   engine_options.config = config_of(work);
-  engine_options.num_threads = options.threads;
-  engine_options.instruction_path = options.path;
+  engine_options.device.num_threads = options.threads;
+  engine_options.device.instruction_path = options.path;
   const ModelConfig config = engine_options.config;
   Engine engine(tm_cpu_backend(), engine_options, std::make_unique<RandomSource>(config));
   engine.load();

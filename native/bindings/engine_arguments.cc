@@ -1,6 +1,9 @@
 #include "bindings/engine_arguments.h"
 
 #include <cmath>
+#include <cstdlib>
+
+#include "engine/backend_plugin.h"
 
 namespace tunemesh {
 namespace {
@@ -119,12 +122,28 @@ std::string text_value(const Napi::Value& value, const char* name) {
   return value.As<Napi::String>().Utf8Value();
 }
 
+// "cpu", or "cuda:0" and so on.
+ChosenDevice chosen_device(const Napi::Object& from) {
+  ChosenDevice chosen;
+  const std::string device = text_field(from, "device");
+  const size_t colon = device.find(':');
+  std::string plugin;
+  if (colon != std::string::npos) {
+    chosen.options.device_index = std::atoi(device.c_str() + colon + 1);
+    plugin = text_field(from, "pluginPath");
+  }
+  chosen.backend = find_backend(device.substr(0, colon), plugin);
+  chosen.options.num_threads = static_cast<int>(count_field(from, "numThreads"));
+  chosen.options.instruction_path = text_field(from, "instructionPath");
+  chosen.options.precision = text_field(from, "precision") == "bf16" ? TM_BF16 : TM_FP32;
+  chosen.options.library_folder = text_field(from, "libraryFolder");
+  return chosen;
+}
+
 EngineOptions engine_options(const Napi::Object& from) {
   EngineOptions options;
   options.model_path = text_field(from, "modelPath");
   options.config = model_config(object_field(from, "config"));
-  options.num_threads = static_cast<int>(count_field(from, "numThreads"));
-  options.instruction_path = text_field(from, "instructionPath");
   const Napi::Value cache = from.Get("packedCacheDir");
   if (!cache.IsNull() && !cache.IsUndefined()) {
     options.packed_cache_dir = text_value(cache, "packedCacheDir");

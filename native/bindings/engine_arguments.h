@@ -7,6 +7,11 @@
 
 namespace tunemesh {
 
+struct ChosenDevice {
+  const TmBackend* backend;
+  DeviceOptions options;
+};
+ChosenDevice chosen_device(const Napi::Object& from);
 EngineOptions engine_options(const Napi::Object& from);
 TrainSpec train_spec(const Napi::Object& from);
 GenerateOptions generate_options(const Napi::Object& from);

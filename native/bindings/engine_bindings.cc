@@ -6,6 +6,7 @@
 #include "bindings/async_task.h"
 #include "bindings/engine_arguments.h"
 #include "bindings/exchange_bindings.h"
+#include "engine/backend_plugin.h"
 
 namespace tunemesh {
 namespace {
@@ -356,8 +357,10 @@ Napi::Value start_generation(Info info, const Handle& handle) {
 
 Napi::Value create_engine(Info info) {
   auto handle = std::make_shared<EngineHandle>();
-  handle->engine =
-      std::make_shared<Engine>(tm_cpu_backend(), engine_options(argument_object(info, 0)));
+  const ChosenDevice chosen = chosen_device(argument_object(info, 0));
+  EngineOptions options = engine_options(argument_object(info, 0));
+  options.device = chosen.options;
+  handle->engine = std::make_shared<Engine>(chosen.backend, std::move(options));
   handle->queue = std::make_shared<TaskQueue>(info.Env());
   auto object = Napi::Object::New(info.Env());
   const Device& device = handle->engine->device();
@@ -372,13 +375,23 @@ Napi::Value create_engine(Info info) {
 
 Napi::Value describe_device(Info info) {
   const Napi::Object from = argument_object(info, 0);
-  const Device device(tm_cpu_backend(), static_cast<int>(number_field(from, "numThreads")),
-                      text_value(from.Get("instructionPath"), "instructionPath"));
+  const ChosenDevice chosen = chosen_device(from);
+  const Device device(chosen.backend, chosen.options);
   auto out = Napi::Object::New(info.Env());
   out.Set("device", device.ops().describe(device.context()));
   out.Set("deviceClass", device_class(device));
   out.Set("numThreads", device.ops().num_threads(device.context()));
+  size_t memory = 0;
+  if (device.ops().memory_bytes != nullptr) memory = device.ops().memory_bytes(device.context());
+  out.Set("memoryBytes", static_cast<double>(memory));
   return out;
+}
+
+// How many devices a backend has: countDevices("cuda", pluginPath).
+Napi::Value count_devices(Info info) {
+  const TmBackend* backend =
+      find_backend(text_value(info[0], "backend"), text_value(info[1], "pluginPath"));
+  return Napi::Number::New(info.Env(), backend->num_devices());
 }
 
 }  // namespace
@@ -387,6 +400,7 @@ void register_engine(Napi::Env env, Napi::Object exports) {
   (void)env;
   set_method(exports, "createEngine", create_engine);
   set_method(exports, "describeDevice", describe_device);
+  set_method(exports, "countDevices", count_devices);
 }
 
 }  // namespace tunemesh

@@ -1,12 +1,15 @@
 #include "engine/arena.h"
 
+#include <cstring>
+
 namespace tunemesh {
 namespace {
 constexpr size_t kAlignment = 64;
 }
 
 Arena::~Arena() {
-  if (base_ != nullptr) device_.ops().release(device_.context(), base_);
+  if (base_ == nullptr) return;
+  (is_host_ ? device_.ops().release_host : device_.ops().release)(device_.context(), base_);
 }
 
 void* Arena::take_bytes(const std::string& purpose, size_t bytes) {
@@ -39,6 +42,12 @@ void* Arena::take_bytes(const std::string& purpose, size_t bytes) {
 
 void Arena::allocate() {
   void* memory = nullptr;
+  if (is_host_) {
+    TM_RUN(device_, allocate_host, total_bytes_, &memory);
+    base_ = static_cast<char*>(memory);
+    std::memset(base_, 0, total_bytes_);
+    return;
+  }
   TM_RUN(device_, allocate, total_bytes_, &memory);
   base_ = static_cast<char*>(memory);
   TM_RUN(device_, fill_zero, base_, total_bytes_);

@@ -21,7 +21,10 @@ struct MemoryUse {
 
 class Arena {
  public:
-  explicit Arena(const Device& device) : device_(device) {}
+  // kHost: host memory that the device copies to and from fast.
+  enum class Place { kDevice, kHost };
+  explicit Arena(const Device& device, Place place = Place::kDevice)
+      : device_(device), is_host_(place == Place::kHost && !device.is_host()) {}
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -29,6 +32,9 @@ class Arena {
   template <class T>
   T* take(const char* purpose, size_t count) {
     return static_cast<T*>(take_bytes(purpose, count * sizeof(T)));
+  }
+  TmElement* take_elements(const char* purpose, size_t count) {
+    return static_cast<TmElement*>(take_bytes(purpose, count * device_.element_bytes()));
   }
   // 64-byte aligned; null while counting.
   void* take_bytes(const std::string& purpose, size_t bytes);
@@ -43,6 +49,7 @@ class Arena {
 
  private:
   const Device& device_;
+  const bool is_host_;
   std::vector<MemoryUse> uses_;
   size_t total_bytes_ = 0;
   size_t handed_out_ = 0;

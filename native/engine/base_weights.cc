@@ -16,7 +16,7 @@ namespace {
 
 constexpr int kLayoutVersion = 1;
 constexpr size_t kHeaderBytes = 4096;
-constexpr size_t kAlignmentFloats = 16;
+constexpr size_t kAlignment = 64;
 constexpr char kMagic[] = "tunemesh packed weights\n";
 
 std::string shape_text(const std::vector<size_t>& shape) {
@@ -60,27 +60,28 @@ BaseWeights::BaseWeights(const Device& device, const Options& options)
     : device_(device), config_(options.config), source_(options.source) {
   Layout layout = lay_out(device, config_);
   parts_ = std::move(layout.parts);
-  num_floats_ = layout.num_floats;
-  if (!options.cache_folder.empty()) {
+  num_bytes_ = layout.num_bytes;
+  if (!options.cache_folder.empty() && device.is_host()) {
     open_cache(options.cache_folder);
     return;
   }
   private_ = std::make_unique<Arena>(device_);
-  private_->take<float>("base weights", num_floats_);
+  private_->take_bytes("base weights", num_bytes_);
   private_->allocate();
-  float* memory = private_->take<float>("base weights", num_floats_);
+  char* memory = static_cast<char*>(private_->take_bytes("base weights", num_bytes_));
   private_->seal();
   for (const Part& part : parts_) fill(part, memory + part.offset);
   base_ = memory;
 }
 
 BaseWeights::Layout BaseWeights::lay_out(const Device& device, const ModelConfig& config) {
+  const bool packs_row_major = device.ops().packs_row_major(device.context());
   Layout layout;
   for (const TensorShape& tensor : model_tensors(config)) {
     const bool is_embedding = tensor.name == "model.embed_tokens.weight";
-    layout.add(device, tensor, tensor.shape.size() == 2 && !is_embedding);
+    layout.add(device, tensor, tensor.shape.size() == 2 && (!is_embedding || packs_row_major));
   }
-  if (config.tie_word_embeddings) {
+  if (config.tie_word_embeddings && !packs_row_major) {
     layout.add(device, {"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}},
                true);
   }
@@ -89,26 +90,29 @@ BaseWeights::Layout BaseWeights::lay_out(const Device& device, const ModelConfig
 
 void BaseWeights::Layout::add(const Device& device, const TensorShape& tensor, bool is_packed) {
   const auto& shape = tensor.shape;
-  const size_t count =
-      is_packed ? device.ops().packed_weight_floats(shape[0], shape[1]) : tensor.num_elements();
-  parts.push_back({tensor.name, shape, is_packed, num_floats, count});
-  num_floats += (count + kAlignmentFloats - 1) / kAlignmentFloats * kAlignmentFloats;
+  const size_t bytes =
+      is_packed ? device.ops().packed_weight_elements(shape[0], shape[1]) * device.element_bytes()
+                : tensor.num_elements() * sizeof(float);
+  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  parts.push_back({tensor.name, shape, is_packed, num_bytes, rounded});
+  num_bytes += rounded;
 }
 
 size_t BaseWeights::planned_bytes(const Device& device, const ModelConfig& config) {
-  return lay_out(device, config).num_floats * sizeof(float);
+  return lay_out(device, config).num_bytes;
 }
 
-void BaseWeights::fill(const Part& part, float* out) const {
+void BaseWeights::fill(const Part& part, char* out) const {
   size_t num_elements = 1;
   for (const size_t extent : part.shape) num_elements *= extent;
-  if (!part.is_packed) {
-    source_.read(part.tensor, 0, num_elements, out);
-    return;
-  }
   std::vector<float> rows(num_elements);
   source_.read(part.tensor, 0, num_elements, rows.data());
-  TM_RUN(device_, pack_weight, rows.data(), part.shape[0], part.shape[1], out);
+  if (part.is_packed) {
+    TM_RUN(device_, pack_weight, rows.data(), part.shape[0], part.shape[1],
+           reinterpret_cast<TmElement*>(out));
+  } else {
+    TM_RUN(device_, copy_in, out, rows.data(), num_elements * sizeof(float));
+  }
 }
 
 void BaseWeights::open_cache(const std::string& folder) {
@@ -116,7 +120,7 @@ void BaseWeights::open_cache(const std::string& folder) {
                          std::to_string(kLayoutVersion) + " " + device_.ops().name;
   for (const Part& part : parts_) {
     identity += "\n" + part.tensor + shape_text(part.shape) + (part.is_packed ? "p" : "r") +
-                std::to_string(part.num_floats);
+                std::to_string(part.num_bytes);
   }
   const std::string key = sha256_hex(identity);
   std::error_code failure;
@@ -131,7 +135,7 @@ void BaseWeights::open_cache(const std::string& folder) {
       if (file.size() == wanted_bytes &&
           std::memcmp(file.data(), header.data(), header.size()) == 0) {
         mapped_.emplace(std::move(file));
-        base_ = reinterpret_cast<const float*>(mapped_->data() + kHeaderBytes);
+        base_ = reinterpret_cast<const char*>(mapped_->data() + kHeaderBytes);
         touch_packed_file(path);
         return;
       }
@@ -147,34 +151,44 @@ void BaseWeights::write_cache(const std::string& path, const std::string& header
   std::string first = header;
   first.resize(kHeaderBytes, '\0');
   file.write(first.data(), first.size());
-  const std::vector<float> gap(kAlignmentFloats);
   for (const Part& part : parts_) {
-    std::vector<float> values(part.num_floats);
+    std::vector<char> values(part.num_bytes);
     fill(part, values.data());
-    file.write(values.data(), values.size() * sizeof(float));
-    const size_t rest = part.num_floats % kAlignmentFloats;
-    if (rest != 0) file.write(gap.data(), (kAlignmentFloats - rest) * sizeof(float));
+    file.write(values.data(), values.size());
   }
   file.commit();
 }
 
-const float* BaseWeights::at(const std::string& tensor, bool is_packed) const {
+const char* BaseWeights::at(const std::string& tensor, bool is_packed) const {
   for (const Part& part : parts_) {
     if (part.is_packed == is_packed && part.tensor == tensor) return base_ + part.offset;
   }
   throw EngineError("INTERNAL", "no weight named " + tensor + " was laid out.");
 }
 
+const float* BaseWeights::rows_at(const std::string& tensor) const {
+  return reinterpret_cast<const float*>(at(tensor, false));
+}
+
+TmWeight BaseWeights::packed_at(const std::string& tensor, size_t out, size_t in) const {
+  return {nullptr, reinterpret_cast<const TmElement*>(at(tensor, true)), out, in};
+}
+
 DecoderWeights BaseWeights::view() const {
   DecoderWeights view;
-  view.embedding = at("model.embed_tokens.weight", false);
-  view.final_norm.gain = at("model.norm.weight", false);
+  const char* embedding = "model.embed_tokens.weight";
+  if (device_.ops().packs_row_major(device_.context())) {
+    view.embedding = packed_at(embedding, config_.vocab_size, config_.hidden_size);
+  } else {
+    view.embedding = {rows_at(embedding), nullptr, config_.vocab_size, config_.hidden_size};
+  }
+  view.final_norm.gain = rows_at("model.norm.weight");
   const char* head = config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  view.head.weight = {nullptr, at(head, true), config_.vocab_size, config_.hidden_size};
+  view.head.weight = packed_at(head, config_.vocab_size, config_.hidden_size);
   const auto shapes = linear_shapes(config_);
   for (size_t index = 0; index < config_.num_layers; ++index) {
     LayerWeights layer;
-    auto rows = [&](const std::string& rest) { return at(layer_name(index, rest), false); };
+    auto rows = [&](const std::string& rest) { return rows_at(layer_name(index, rest)); };
     layer.input_norm.gain = rows("input_layernorm.weight");
     layer.post_norm.gain = rows("post_attention_layernorm.weight");
     if (config_.qk_norm) {
@@ -185,8 +199,8 @@ DecoderWeights BaseWeights::view() const {
       const LinearShape& shape = shapes[which];
       LinearWeights& linear = layer.linears[which];
       const std::string name = layer_name(index, shape.path);
-      linear.weight = {nullptr, at(name + ".weight", true), shape.out, shape.in};
-      if (config_.qkv_bias && which <= kValue) linear.bias = at(name + ".bias", false);
+      linear.weight = packed_at(name + ".weight", shape.out, shape.in);
+      if (config_.qkv_bias && which <= kValue) linear.bias = rows_at(name + ".bias");
     }
     view.layers.push_back(layer);
   }

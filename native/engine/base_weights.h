@@ -1,10 +1,11 @@
 // The frozen model: linears in the kernels' packed layout, embedding, norms and biases row-major.
 //
-// With a cache folder the packed weights are one file, written once per machine under a temporary
-// name and renamed, and mapped by every worker: its pages are shared. The file's name and header
-// carry a digest of the model's files (path, size, time), its configuration, the layout version and
-// the instruction path. A packed copy replaces the row-major one; only a tied embedding is kept in
-// both, of which the row-major one is touched (and so resident) only where tokens are looked up.
+// On a device with memory of its own the model is read into it. On the CPU, with a cache folder,
+// the packed weights are one file, written once per machine under a temporary name and renamed, and
+// mapped by every worker: its pages are shared. The file's name and header carry a digest of the
+// model's files (path, size, time), its configuration, the layout version and the instruction path.
+// A packed copy replaces the row-major one; only a tied embedding is kept in both, of which the
+// row-major one is touched (and so resident) only where tokens are looked up.
 #pragma once
 #include <memory>
 #include <optional>
@@ -32,7 +33,7 @@ class BaseWeights {
 
   // All gradients null.
   DecoderWeights view() const;
-  size_t num_bytes() const { return num_floats_ * sizeof(float); }
+  size_t num_bytes() const { return num_bytes_; }
   bool is_mapped() const { return mapped_.has_value(); }
 
  private:
@@ -40,27 +41,29 @@ class BaseWeights {
     std::string tensor;  // Hugging Face name
     std::vector<size_t> shape;
     bool is_packed;
-    size_t offset, num_floats;
+    size_t offset, num_bytes;  // num_bytes: a multiple of kAlignment
   };
   struct Layout {
     std::vector<Part> parts;
-    size_t num_floats = 0;
+    size_t num_bytes = 0;
     void add(const Device& device, const TensorShape& tensor, bool is_packed);
   };
   static Layout lay_out(const Device& device, const ModelConfig& config);
-  void fill(const Part& part, float* out) const;
+  void fill(const Part& part, char* out) const;
   void open_cache(const std::string& folder);
   void write_cache(const std::string& path, const std::string& header) const;
-  const float* at(const std::string& tensor, bool is_packed) const;
+  const char* at(const std::string& tensor, bool is_packed) const;
+  const float* rows_at(const std::string& tensor) const;
+  TmWeight packed_at(const std::string& tensor, size_t out, size_t in) const;
 
   const Device& device_;
   const ModelConfig& config_;
   const WeightSource& source_;
   std::vector<Part> parts_;
-  size_t num_floats_ = 0;
+  size_t num_bytes_ = 0;
   std::optional<MappedFile> mapped_;
   std::unique_ptr<Arena> private_;
-  const float* base_ = nullptr;
+  const char* base_ = nullptr;
 };
 
 // Throws the source's error where a tensor of the configuration is missing or has another shape.

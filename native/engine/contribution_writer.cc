@@ -14,7 +14,7 @@ ContributionWriter::ContributionWriter(const Device& device, TrainingState& stat
       state_(state),
       exchange_(state.exchange()),
       target_(target),
-      overwrites_(device.ops().round_and_add == nullptr && exchange_.take_cleared(target.slot)),
+      overwrites_(exchange_.take_cleared(target.slot)),
       accumulator_(exchange_.contribution(target.slot)) {
   if (!target.on_slice) return;
   measures_.assign(exchange_.num_slices(), {0, 0});
@@ -60,19 +60,29 @@ void ContributionWriter::write_within_slice(size_t slice, const BlockRange& rang
   target_.on_slice({slice, measure});
 }
 
+// From a device with memory of its own the gradient comes through the staging buffer, piece by
+// piece.
 TmStatus ContributionWriter::round(const BlockRange& range, size_t* bad_block,
                                    RangeMeasure* measure) const {
-  const size_t offset = range.first_block * kBlockElements;
-  const TmRoundAndAdd call = {state_.trained().gradient + offset, accumulator_ + offset,
-                              range.num_blocks, state_.spec().significant_bits, bad_block};
-  if (const auto on_device = device_.ops().round_and_add; on_device != nullptr) {
-    const TmStatus status = on_device(device_.context(), &call);
-    if (status == TM_OK && measure != nullptr) {
-      measure->digest += linear_digest(call.accumulator, range.first_block, range.num_blocks);
-      measure->packed_bytes += packed_bytes(call.accumulator, range.num_blocks);
-    }
+  const float* gradient = state_.trained().gradient + range.first_block * kBlockElements;
+  if (device_.is_host()) return round_from({range, gradient, bad_block, measure});
+  const size_t most = state_.staging().size() / kBlockElements;
+  for (size_t done = 0; done < range.num_blocks; done += most) {
+    const BlockRange piece = {range.first_block + done, std::min(most, range.num_blocks - done)};
+    TM_RUN(device_, copy_out, state_.staging().data(), gradient + done * kBlockElements,
+           piece.num_blocks * kBlockElements * sizeof(float));
+    const TmStatus status = round_from({piece, state_.staging().data(), bad_block, measure});
+    if (status == TM_OK) continue;
+    *bad_block += done;
     return status;
   }
+  return TM_OK;
+}
+
+TmStatus ContributionWriter::round_from(const RoundRange& args) const {
+  const auto& [range, gradient, bad_block, measure] = args;
+  const TmRoundAndAdd call = {gradient, accumulator_ + range.first_block * kBlockElements,
+                              range.num_blocks, state_.spec().significant_bits, bad_block};
   if (measure == nullptr) return overwrites_ ? round_to(call) : round_and_add(call);
   return overwrites_ ? round_to_measured(call, range.first_block, measure)
                      : round_and_add_measured(call, range.first_block, measure);

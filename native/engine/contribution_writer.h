@@ -37,6 +37,13 @@ class ContributionWriter {
   void write_range(const BlockRange& range);
   void write_within_slice(size_t slice, const BlockRange& range);
   TmStatus round(const BlockRange& range, size_t* bad_block, RangeMeasure* measure) const;
+  struct RoundRange {
+    BlockRange range;
+    const float* gradient;  // of the range, in host memory
+    size_t* bad_block;
+    RangeMeasure* measure;  // null: not wanted
+  };
+  TmStatus round_from(const RoundRange& args) const;
   void fail(size_t block, TmStatus status);
   [[noreturn]] void throw_failure() const;
 

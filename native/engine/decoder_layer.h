@@ -22,6 +22,7 @@ struct Pass {
   // Generation: this pass's keys and values go to rows cache_start.. of the cache. Where it is
   // above 0 the pass is one token that attends to all rows before it.
   size_t cache_start = 0;
+  const int32_t* host_document_starts = nullptr;
 };
 
 void layer_forward(const Pass& pass, size_t layer);

@@ -14,12 +14,13 @@ struct LinearWeights {
   const float* bias = nullptr;
   float* weight_grad = nullptr;  // null: frozen
   float* bias_grad = nullptr;
-  // y += (scale x A^T) B^T; A [r, in], B [out, r]; null: no adapter here
-  const float* lora_a = nullptr;
-  const float* lora_b = nullptr;
+  // y += (scale x A^T) B^T; A [r, in], B [out, r]; rows null: no adapter here
+  TmWeight lora_a = {};
+  TmWeight lora_b = {};
   float* lora_a_grad = nullptr;
   float* lora_b_grad = nullptr;
 
+  bool has_adapter() const { return lora_a.rows != nullptr; }
   bool is_trained() const { return weight_grad != nullptr || lora_a_grad != nullptr; }
 };
 
@@ -34,7 +35,7 @@ struct LayerWeights {
 };
 
 struct DecoderWeights {
-  const float* embedding = nullptr;
+  TmWeight embedding = {};
   float* embedding_grad = nullptr;  // tied: also the head's gradient
   std::vector<LayerWeights> layers;
   NormWeights final_norm;

@@ -8,14 +8,26 @@
 
 namespace tunemesh {
 
+struct DeviceOptions {
+  int num_threads = 0;  // CPU: 0 = all the process may use
+  std::string instruction_path = "auto";
+  int device_index = 0;  // GPU
+  TmPrecision precision = TM_FP32;
+  std::string library_folder;  // GPU: where its libraries are looked for first
+};
+
 class Device {
  public:
-  Device(const TmBackend* ops, int num_threads, const std::string& instruction_path) : ops_(ops) {
+  Device(const TmBackend* ops, const DeviceOptions& from) : ops_(ops) {
     TmContextOptions options = {};
     options.size = sizeof options;
-    options.num_threads = num_threads;
-    options.instruction_path = instruction_path.c_str();
+    options.num_threads = from.num_threads;
+    options.instruction_path = from.instruction_path.c_str();
+    options.device_index = from.device_index;
+    options.precision = from.precision;
+    options.library_folder = from.library_folder.empty() ? nullptr : from.library_folder.c_str();
     check(ops_->create(&options, &context_), "create");
+    element_bytes_ = ops_->element_bytes(context_);
   }
   ~Device() {
     if (context_ != nullptr) ops_->destroy(context_);
@@ -25,6 +37,13 @@ class Device {
 
   const TmBackend& ops() const { return *ops_; }
   TmContext* context() const { return context_; }
+  size_t element_bytes() const { return element_bytes_; }
+  // Does the device's memory lie in the host's, so that the engine may read and write it?
+  bool is_host() const { return ops_->allocate_host == nullptr; }
+  // The element `count` after `first`.
+  TmElement* at(TmElement* first, size_t count) const {
+    return reinterpret_cast<TmElement*>(reinterpret_cast<char*>(first) + count * element_bytes_);
+  }
 
   void check(TmStatus status, const char* operation) const {
     if (status == TM_OK) return;
@@ -38,6 +57,7 @@ class Device {
  private:
   const TmBackend* ops_;
   TmContext* context_ = nullptr;
+  size_t element_bytes_ = 0;
 };
 
 // TM_RUN(device, linear_forward, &args): one backend operation, checked.

@@ -30,7 +30,7 @@ Engine::Engine(const TmBackend* backend, EngineOptions options)
 Engine::Engine(const TmBackend* backend, EngineOptions options,
                std::unique_ptr<WeightSource> source)
     : options_(std::move(options)),
-      device_(std::make_shared<Device>(backend, options_.num_threads, options_.instruction_path)),
+      device_(std::make_shared<Device>(backend, options_.device)),
       source_(std::move(source)) {
   check_model_config(options_.config);
 }
@@ -40,7 +40,7 @@ MemoryPlan Engine::plan(const TrainSpec& spec) const {
   MemoryPlan plan = counted.plan();
   if (spec.is_full) return plan;
   const size_t base_bytes = BaseWeights::planned_bytes(*device_, options_.config);
-  if (!options_.packed_cache_dir.empty()) {
+  if (!options_.packed_cache_dir.empty() && device_->is_host()) {
     plan.mapped_bytes = base_bytes;
     return plan;
   }
@@ -79,9 +79,11 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
   MemoryPlan memory = training->reserved();
   if (spec.is_full) {
     read_full_weights(*device_, *source_, training->trained());
+    refresh_packed(*device_, training->trained());
     weights_ = full_view(options_.config, training->trained());
   } else {
     initialise_adapter(*device_, training->trained(), spec.seed);
+    refresh_packed(*device_, training->trained());
     weights_ = base_->view();
     attach_adapter({options_.config, training->spec().lora, training->trained()}, weights_);
     if (base_->is_mapped()) {
@@ -116,6 +118,7 @@ void Engine::load_adapter(const std::string& folder) {
                             std::to_string(training_->spec().is_full ? 0 : wanted.scale()) + ".");
     }
     read_adapter_weights(*device_, folder, training_->trained());
+    refresh_packed(*device_, training_->trained());
     start_adapter_ = folder;
     return;
   }
@@ -124,13 +127,14 @@ void Engine::load_adapter(const std::string& folder) {
   adapter->lora = found;
   adapter->layout = lora_layout(options_.config, found);
   adapter->arena = std::make_unique<Arena>(*device_);
-  adapter->arena->take<float>("adapter", adapter->layout.num_floats());
-  adapter->arena->allocate();
   TrainedVector values;
   values.layout = &adapter->layout;
-  values.weights = adapter->arena->take<float>("adapter", adapter->layout.num_floats());
+  values.reserve_weights(*device_, *adapter->arena);
+  adapter->arena->allocate();
+  values.reserve_weights(*device_, *adapter->arena);
   adapter->arena->seal();
   read_adapter_weights(*device_, folder, values);
+  refresh_packed(*device_, values);
   weights_ = base_->view();
   attach_adapter({options_.config, found, values}, weights_);
   has_weights_ = true;
@@ -216,7 +220,15 @@ void Engine::apply_update(size_t step, AdamWNumbers numbers) {
   numbers.beta2 = state.spec().beta2;
   numbers.epsilon = state.spec().epsilon;
   numbers.weight_decay = state.spec().weight_decay;
-  apply_adamw(*device_, {state.trained(), state.exchange().published(step), numbers});
+  const float* gradient = state.exchange().published(step);
+  if (!device_->is_host()) {
+    // The device's gradient is not needed between micro-batches.
+    TM_RUN(*device_, copy_in, state.trained().gradient, gradient,
+           state.layout().num_floats() * sizeof(float));
+    gradient = state.trained().gradient;
+  }
+  apply_adamw(*device_, {state.trained(), gradient, numbers});
+  refresh_packed(*device_, state.trained());
 }
 
 std::string Engine::weights_digest() const {
@@ -228,7 +240,10 @@ void Engine::write_state(const std::string& path, size_t step) const {
 }
 
 size_t Engine::read_state(const std::string& path) {
-  return read_state_file(*device_, training("readState").trained(), path);
+  const TrainedVector& trained = training("readState").trained();
+  const size_t step = read_state_file(*device_, trained, path);
+  refresh_packed(*device_, trained);
+  return step;
 }
 
 void Engine::write_adapter(const std::string& folder, const std::string& base_model_name) const {

@@ -20,8 +20,7 @@ namespace tunemesh {
 struct EngineOptions {
   std::string model_path;
   ModelConfig config;
-  int num_threads = 0;
-  std::string instruction_path = "auto";
+  DeviceOptions device;
   std::string packed_cache_dir;  // empty: private
 };
 

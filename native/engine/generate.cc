@@ -43,7 +43,7 @@ std::vector<float> next_logits(const StepModel& model, const std::vector<int32_t
          model.config.hidden_size, model.work.loss_x);
   head_forward(pass, 1);
   std::vector<float> logits(model.config.vocab_size);
-  TM_RUN(model.device, copy_out, logits.data(), model.work.logits, logits.size() * sizeof(float));
+  TM_RUN(model.device, read_elements, logits.data(), model.work.logits, logits.size());
   return logits;
 }
 

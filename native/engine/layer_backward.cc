@@ -33,7 +33,7 @@ void mlp_backward(const Pass& pass, size_t layer, bool to_input) {
   if (!below_down) return;
   swiglu_backward(pass, saved);
   norm_again(pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2});
-  float* const dnormed = to_input ? work.dnormed : nullptr;
+  TmElement* const dnormed = to_input ? work.dnormed : nullptr;
   run_linear_backward(pass, layer, {kGate, saved.gate, work.normed, dnormed, false});
   run_linear_backward(pass, layer, {kUp, saved.up, work.normed, dnormed, true});
   if (!to_input) return;
@@ -77,7 +77,7 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
   }
   norm_again(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1});
   const bool to_input = depth == BackwardDepth::kInput;
-  float* const dnormed = to_input ? work.dnormed : nullptr;
+  TmElement* const dnormed = to_input ? work.dnormed : nullptr;
   run_linear_backward(pass, layer, {kQuery, work.dq, work.normed, dnormed, false});
   run_linear_backward(pass, layer, {kKey, work.dk, work.normed, dnormed, true});
   run_linear_backward(pass, layer, {kValue, work.dv, work.normed, dnormed, true});

@@ -90,6 +90,7 @@ TmAttention attention_call(const Pass& pass, const LayerActivations& saved) {
   args.out_stride = config.query_width();
   args.lse = saved.lse;
   args.document_starts = pass.work.document_starts;
+  args.host_document_starts = pass.host_document_starts;
   args.num_documents = pass.num_documents;
   args.n = pass.n;
   args.num_heads = config.num_heads;

@@ -6,9 +6,9 @@
 namespace tunemesh {
 
 struct NormCall {
-  const float* x;
+  const TmElement* x;
   const float* gain;
-  float* y;
+  TmElement* y;
   float* rstd;
 };
 void norm_forward(const Pass& pass, const NormCall& call);
@@ -18,20 +18,20 @@ void norm_again(const Pass& pass, const NormCall& call);
 void head_norm_forward(const Pass& pass, const NormCall& call, size_t heads);
 
 struct NormBackwardCall {
-  const float* x;
+  const TmElement* x;
   const float* rstd;
   const NormWeights* weights;
 };
 // work.dx += d norm / d x of work.dnormed
 void norm_backward_add(const Pass& pass, const NormBackwardCall& call);
 struct HeadGradient {
-  float* values;  // [n, heads * F], in place
+  TmElement* values;  // [n, heads * F], in place
   size_t heads;
 };
 void head_norm_backward(const Pass& pass, const NormBackwardCall& call, HeadGradient gradient);
 
 struct RotateCall {
-  float* x;
+  TmElement* x;
   size_t heads;
   bool inverse;
 };
@@ -45,16 +45,16 @@ void swiglu_forward(const Pass& pass, const LayerActivations& saved);
 
 struct LinearCall {
   Linear which;
-  const float* x;
-  float* y;
+  const TmElement* x;
+  TmElement* y;
 };
 void run_linear(const Pass& pass, size_t layer, const LinearCall& call);
 
 struct LinearBackwardCall {
   Linear which;
-  const float* dy;
-  const float* x;
-  float* dx;
+  const TmElement* dy;
+  const TmElement* x;
+  TmElement* dx;
   bool dx_add;
 };
 void run_linear_backward(const Pass& pass, size_t layer, const LinearBackwardCall& call);

@@ -20,10 +20,10 @@ void attention_half(const Pass& pass, size_t layer) {
   const LayerWeights& weights = pass.weights.layers[layer];
   const LayerActivations& saved = work.layers[layer];
   const size_t cached = pass.cache_start * config.kv_width();
-  float* const k = saved.k + cached;
-  float* const v = saved.v + cached;
-  float* const q_raw = config.qk_norm ? saved.q_raw : saved.q;
-  float* const k_raw = config.qk_norm ? saved.k_raw : k;
+  TmElement* const k = pass.device.at(saved.k, cached);
+  TmElement* const v = pass.device.at(saved.v, cached);
+  TmElement* const q_raw = config.qk_norm ? saved.q_raw : saved.q;
+  TmElement* const k_raw = config.qk_norm ? saved.k_raw : k;
 
   norm_forward(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1});
   run_linear(pass, layer, {kQuery, work.normed, q_raw});
@@ -44,7 +44,7 @@ void mlp_half(const Pass& pass, size_t layer) {
   const Workspace& work = pass.work;
   const LayerWeights& weights = pass.weights.layers[layer];
   const LayerActivations& saved = work.layers[layer];
-  float* const out = work.residual[layer + 1];
+  TmElement* const out = work.residual[layer + 1];
   norm_forward(pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2});
   run_linear(pass, layer, {kGate, work.normed, saved.gate});
   run_linear(pass, layer, {kUp, work.normed, saved.up});

@@ -3,7 +3,7 @@
 namespace tunemesh {
 namespace {
 
-TmLinear product(const float* x, const TmWeight& weight, float* y) {
+TmLinear product(const TmElement* x, const TmWeight& weight, TmElement* y) {
   TmLinear call = {};
   call.x = x;
   call.x_stride = weight.in;
@@ -29,14 +29,12 @@ void linear_forward(const Device& device, const LinearForward& args) {
   if (linear.bias != nullptr) {
     TM_RUN(device, bias_add, args.y, args.n, linear.weight.out, linear.weight.out, linear.bias);
   }
-  if (linear.lora_a == nullptr) return;
-  const TmWeight a = {linear.lora_a, nullptr, args.rank, linear.weight.in};
-  TmLinear down = product(args.x, a, args.lora_u);
+  if (!linear.has_adapter()) return;
+  TmLinear down = product(args.x, linear.lora_a, args.lora_u);
   down.n = args.n;
   down.alpha = args.scale;
   TM_RUN(device, linear_forward, &down);
-  const TmWeight b = {linear.lora_b, nullptr, linear.weight.out, args.rank};
-  TmLinear up = product(args.lora_u, b, args.y);
+  TmLinear up = product(args.lora_u, linear.lora_b, args.y);
   up.n = args.n;
   up.accumulate = 1;
   TM_RUN(device, linear_forward, &up);
@@ -57,18 +55,18 @@ void linear_backward(const Device& device, const LinearBackward& args) {
   if (args.dx != nullptr) {
     TmLinear call = product(nullptr, linear.weight, nullptr);
     call.x = args.dx;
-    call.y = const_cast<float*>(args.dy);
+    call.y = const_cast<TmElement*>(args.dy);
     call.n = args.n;
     call.accumulate = args.dx_add ? 1 : 0;
     backward_input(device, call);
   }
-  if (linear.lora_a == nullptr) return;
+  if (!linear.has_adapter()) return;
   const size_t rank = args.rank;
   const TmLinearWeightGrad b_grad = {args.dy, out, args.lora_u, rank, linear.lora_b_grad,
                                      args.n,  out, rank,        0,    1.0f};
   TM_RUN(device, linear_weight_grad, &b_grad);
-  TmLinear du = product(args.lora_du, {linear.lora_b, nullptr, out, rank}, nullptr);
-  du.y = const_cast<float*>(args.dy);
+  TmLinear du = product(args.lora_du, linear.lora_b, nullptr);
+  du.y = const_cast<TmElement*>(args.dy);
   du.n = args.n;
   du.alpha = args.scale;
   backward_input(device, du);
@@ -76,7 +74,7 @@ void linear_backward(const Device& device, const LinearBackward& args) {
                                      args.n,       rank, in,     0,  1.0f};
   TM_RUN(device, linear_weight_grad, &a_grad);
   if (args.dx == nullptr) return;
-  TmLinear through_a = product(args.dx, {linear.lora_a, nullptr, rank, in}, nullptr);
+  TmLinear through_a = product(args.dx, linear.lora_a, nullptr);
   through_a.y = args.lora_du;
   through_a.n = args.n;
   through_a.accumulate = 1;

@@ -11,9 +11,9 @@ namespace tunemesh {
 //   shapes  x [n, in], y [n, out], lora_u [n, r] receives scale x A^T; all rows contiguous
 struct LinearForward {
   const LinearWeights& linear;
-  const float* x;
-  float* y;
-  float* lora_u;
+  const TmElement* x;
+  TmElement* y;
+  TmElement* lora_u;
   size_t n, rank;
   float scale;
 };
@@ -22,11 +22,11 @@ void linear_forward(const Device& device, const LinearForward& args);
 // Gradients of the trained parts, overwritten; then dx = dy W + (scale dy B) A where dx is wanted.
 struct LinearBackward {
   const LinearWeights& linear;
-  const float* dy;
-  const float* x;       // forward's input; only read where something is trained
-  const float* lora_u;  // from forward
-  float* lora_du;       // scratch [n, r]
-  float* dx;            // null: not wanted
+  const TmElement* dy;
+  const TmElement* x;       // forward's input; only read where something is trained
+  const TmElement* lora_u;  // from forward
+  TmElement* lora_du;       // scratch [n, r]
+  TmElement* dx;            // null: not wanted
   bool dx_add;
   size_t n, rank;
   float scale;

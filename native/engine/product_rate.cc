@@ -30,20 +30,20 @@ struct Product {
 double time_product(const Device& device, const Product& product) {
   Arena arena(device);
   TmLinear call = {};
+  TmElement* packed = nullptr;
   const auto take_all = [&] {
-    call.x = arena.take<float>("measurement", product.n * product.in);
-    call.y = arena.take<float>("measurement", product.n * product.out);
-    call.w.rows = arena.take<float>("measurement", product.out * product.in);
-    call.w.packed = arena.take<float>("measurement",
-                                      device.ops().packed_weight_floats(product.out, product.in));
+    call.x = arena.take_elements("measurement", product.n * product.in);
+    call.y = arena.take_elements("measurement", product.n * product.out);
+    packed = arena.take_elements("measurement",
+                                 device.ops().packed_weight_elements(product.out, product.in));
   };
   take_all();
   arena.allocate();
   take_all();
   arena.seal();
-  TM_RUN(device, pack_weight, call.w.rows, product.out, product.in,
-         const_cast<float*>(call.w.packed));
-  call.w.rows = nullptr;
+  const std::vector<float> rows(product.out * product.in);
+  TM_RUN(device, pack_weight, rows.data(), product.out, product.in, packed);
+  call.w.packed = packed;
   call.w.out = product.out;
   call.w.in = product.in;
   call.x_stride = product.in;

@@ -34,7 +34,8 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
   const LossRows rows = select_trained_rows(pass, batch);
   if (rows.count == 0) return {};
 
-  TM_RUN(model.device, fill_zero, work.dx, pass.n * model.config.hidden_size * sizeof(float));
+  TM_RUN(model.device, fill_zero, work.dx,
+         pass.n * model.config.hidden_size * model.device.element_bytes());
   const LossResult result = loss_chunks(pass, rows, static_cast<float>(1.0 / divisor));
   tell_final(gradient, 0);
   backward_layers(pass, gradient);
@@ -66,8 +67,8 @@ std::vector<float> logits_step(const StepModel& model, const TokenBatch& batch) 
     TM_RUN(model.device, gather_rows, model.work.residual.back(), model.work.loss_rows, count,
            hidden, model.work.loss_x);
     head_forward(pass, count);
-    TM_RUN(model.device, copy_out, logits.data() + first * vocabulary, model.work.logits,
-           count * vocabulary * sizeof(float));
+    TM_RUN(model.device, read_elements, logits.data() + first * vocabulary, model.work.logits,
+           count * vocabulary);
   }
   return logits;
 }
@@ -87,12 +88,12 @@ Pass begin_pass(const StepModel& model, const TokenBatch& batch, size_t cache_st
   TM_RUN(model.device, copy_in, work.document_starts, batch.document_starts,
          (batch.num_documents + 1) * sizeof(int32_t));
   return {model.device,     model.config,        model.weights, work,
-          batch.num_tokens, batch.num_documents, cache_start};
+          batch.num_tokens, batch.num_documents, cache_start,   batch.document_starts};
 }
 
 void forward_layers(const Pass& pass) {
-  TM_RUN(pass.device, embedding_forward, pass.work.tokens, pass.n, pass.weights.embedding,
-         pass.config.hidden_size, pass.work.residual[0]);
+  TM_RUN(pass.device, embedding_forward, pass.work.tokens, pass.n, &pass.weights.embedding,
+         pass.work.residual[0]);
   for (size_t layer = 0; layer < pass.config.num_layers; ++layer) layer_forward(pass, layer);
 }
 

@@ -21,6 +21,12 @@ struct Lookup {
   const float* weight(const std::string& name) const {
     return trained.weights + tensor(name).offset();
   }
+  TmWeight matrix(const std::string& name) const {
+    const TrainedTensor& found = tensor(name);
+    const size_t index = static_cast<size_t>(&found - trained.layout->tensors.data());
+    return {trained.weights + found.offset(), trained.packed[index], found.shape[0],
+            found.shape[1]};
+  }
   float* grad(const std::string& name) const {
     return trained.gradient == nullptr ? nullptr : trained.gradient + tensor(name).offset();
   }
@@ -29,22 +35,43 @@ struct Lookup {
 
 }  // namespace
 
-void TrainedVector::reserve(Arena& arena) {
+void TrainedVector::reserve(const Device& device, Arena& arena) {
   const size_t count = layout->num_floats();
-  weights = arena.take<float>("trained weights", count);
+  reserve_weights(device, arena);
   gradient = arena.take<float>("gradient", count);
   m = arena.take<float>("optimizer moments", count);
   v = arena.take<float>("optimizer moments", count);
 }
 
+void TrainedVector::reserve_weights(const Device& device, Arena& arena) {
+  weights = arena.take<float>("trained weights", layout->num_floats());
+  packed.assign(layout->tensors.size(), nullptr);
+  if (device.ops().reads_rows(device.context())) return;
+  for (size_t i = 0; i < packed.size(); ++i) {
+    const std::vector<size_t>& shape = layout->tensors[i].shape;
+    if (shape.size() != 2) continue;
+    packed[i] = arena.take_elements("working copies",
+                                    device.ops().packed_weight_elements(shape[0], shape[1]));
+  }
+}
+
+void refresh_packed(const Device& device, const TrainedVector& trained) {
+  for (size_t i = 0; i < trained.packed.size(); ++i) {
+    if (trained.packed[i] == nullptr) continue;
+    const TrainedTensor& tensor = trained.layout->tensors[i];
+    TM_RUN(device, pack_trained_weight, trained.weights + tensor.offset(), tensor.shape[0],
+           tensor.shape[1], trained.packed[i]);
+  }
+}
+
 DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained) {
   const Lookup at{trained};
   DecoderWeights view;
-  view.embedding = at.weight("model.embed_tokens.weight");
+  view.embedding = at.matrix("model.embed_tokens.weight");
   view.embedding_grad = at.grad("model.embed_tokens.weight");
   view.final_norm = at.norm("model.norm.weight");
   const char* head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  view.head.weight = {at.weight(head), nullptr, config.vocab_size, config.hidden_size};
+  view.head.weight = at.matrix(head);
   view.head.weight_grad = at.grad(head);
   const auto shapes = linear_shapes(config);
   for (size_t index = 0; index < config.num_layers; ++index) {
@@ -59,7 +86,7 @@ DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained
       const LinearShape& shape = shapes[which];
       LinearWeights& linear = layer.linears[which];
       const std::string name = layer_name(index, shape.path);
-      linear.weight = {at.weight(name + ".weight"), nullptr, shape.out, shape.in};
+      linear.weight = at.matrix(name + ".weight");
       linear.weight_grad = at.grad(name + ".weight");
       if (!config.qkv_bias || which > kValue) continue;
       linear.bias = at.weight(name + ".bias");
@@ -81,8 +108,8 @@ void attach_adapter(const AdapterView& adapter, DecoderWeights& weights) {
       LinearWeights& linear = weights.layers[index].linears[which];
       const std::string a = adapter_tensor_name(index, shapes[which], 'A');
       const std::string b = adapter_tensor_name(index, shapes[which], 'B');
-      linear.lora_a = at.weight(a);
-      linear.lora_b = at.weight(b);
+      linear.lora_a = at.matrix(a);
+      linear.lora_b = at.matrix(b);
       linear.lora_a_grad = at.grad(a);
       linear.lora_b_grad = at.grad(b);
     }

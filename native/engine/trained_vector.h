@@ -2,6 +2,7 @@
 // float32.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "engine/arena.h"
 #include "engine/canonical_layout.h"
@@ -16,9 +17,15 @@ struct TrainedVector {
   float* gradient = nullptr;  // of one micro-batch, overwritten by the next
   float* m = nullptr;
   float* v = nullptr;
+  // By tensor: the copy that the matrix products read; null where they read `weights`.
+  std::vector<TmElement*> packed;
 
-  void reserve(Arena& arena);
+  void reserve(const Device& device, Arena& arena);
+  void reserve_weights(const Device& device, Arena& arena);  // for inference only
 };
+
+// Makes the packed copies anew from the weights: after they were read, initialised or updated.
+void refresh_packed(const Device& device, const TrainedVector& trained);
 
 // Weights of a model whose every tensor is trained; gradients where `trained.gradient` is set.
 DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained);

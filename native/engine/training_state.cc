@@ -1,9 +1,12 @@
 #include "engine/training_state.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace tunemesh {
 namespace {
+
+constexpr size_t kStagingFloats = size_t{1} << 22;  // whole blocks; 16 MiB
 
 void check_range(const char* field, size_t value, size_t limit) {
   if (value >= 1 && value <= limit) return;
@@ -37,11 +40,11 @@ ExchangeOptions TrainingState::exchange_options() const {
 }
 
 // Reserving order; the same code counts for the plan and takes for the job.
-TrainingState::Buffers TrainingState::take_all(const Arenas& arenas) const {
-  Arena& arena = arenas.device;
+TrainingState::Buffers TrainingState::take_all(Arenas& arenas) const {
+  auto& [arena, host, frames] = arenas;
   Buffers buffers;
   buffers.trained.layout = &layout_;
-  buffers.trained.reserve(arena);
+  buffers.trained.reserve(*device_, arena);
   buffers.work.spec = {spec_.tokens_per_micro_batch,
                        spec_.longest_document,
                        spec_.loss_chunk_rows,
@@ -50,51 +53,60 @@ TrainingState::Buffers TrainingState::take_all(const Arenas& arenas) const {
                        0};
   buffers.work.reserve(config_, *device_, arena);
   const ExchangePlan plan = ExchangeBuffers::plan(exchange_options());
-  buffers.exchange.contributions = arena.take_bytes("contributions", plan.contribution_bytes);
-  buffers.exchange.sum = arena.take_bytes("owned sums", plan.sum_bytes);
-  buffers.exchange.published = arena.take_bytes("published sums", plan.published_bytes);
-  buffers.exchange.frames = arenas.frames.take_bytes("frames", plan.frame_bytes);
-  buffers.exchange.scratch = arena.take_bytes("exchange scratch", plan.scratch_bytes);
+  buffers.exchange.contributions = host.take_bytes("contributions", plan.contribution_bytes);
+  buffers.exchange.sum = host.take_bytes("owned sums", plan.sum_bytes);
+  buffers.exchange.published = host.take_bytes("published sums", plan.published_bytes);
+  buffers.exchange.frames = frames->take_bytes("frames", plan.frame_bytes);
+  buffers.exchange.scratch = host.take_bytes("exchange scratch", plan.scratch_bytes);
+  if (!device_->is_host()) {
+    const size_t count = std::min(layout_.num_floats(), kStagingFloats);
+    buffers.staging = {host.take<float>("gradient staging", count), count};
+  }
   return buffers;
 }
 
 MemoryPlan TrainingState::memory_of(const Arenas& arenas) const {
   MemoryPlan plan;
-  plan.total_bytes = arenas.device.total_bytes() + arenas.frames.total_bytes();
+  plan.total_bytes = arenas.device.total_bytes();
   plan.uses = arenas.device.uses();
-  for (const MemoryUse& use : arenas.frames.uses()) plan.uses.push_back(use);
+  for (const Arena* arena : {&arenas.host, static_cast<const Arena*>(arenas.frames.get())}) {
+    (device_->is_host() ? plan.total_bytes : plan.host_bytes) += arena->total_bytes();
+    plan.uses.insert(plan.uses.end(), arena->uses().begin(), arena->uses().end());
+  }
   plan.num_trained_parameters = layout_.num_parameters;
   plan.num_blocks = layout_.num_blocks;
   return plan;
 }
 
 MemoryPlan TrainingState::plan() const {
-  Arena counting(*device_);
-  Arena counting_frames(*device_);
-  take_all({counting, counting_frames});
-  return memory_of({counting, counting_frames});
+  Arenas counting(*device_);
+  take_all(counting);
+  return memory_of(counting);
 }
 
+TrainingState::Arenas::Arenas(const Device& of)
+    : device(of),
+      host(of, Arena::Place::kHost),
+      frames(std::make_shared<Arena>(of, Arena::Place::kHost)) {}
+
 void TrainingState::reserve() {
-  arena_ = std::make_unique<Arena>(*device_);
-  frames_ = std::make_shared<Arena>(*device_);
-  take_all({*arena_, *frames_});
-  arena_->allocate();
-  frames_->allocate();
-  Buffers buffers = take_all({*arena_, *frames_});
-  arena_->seal();
-  frames_->seal();
+  arenas_ = std::make_unique<Arenas>(*device_);
+  take_all(*arenas_);
+  for (Arena* arena : {&arenas_->device, &arenas_->host, arenas_->frames.get()}) arena->allocate();
+  Buffers buffers = take_all(*arenas_);
+  for (Arena* arena : {&arenas_->device, &arenas_->host, arenas_->frames.get()}) arena->seal();
   trained_ = buffers.trained;
   work_ = std::move(buffers.work);
+  staging_ = buffers.staging;
   work_.fill_rotary(config_, *device_);
   // The buffers' deleter holds the frames: whoever keeps the exchange keeps them.
-  auto keep = std::make_pair(device_, frames_);  // the frames end first
+  auto keep = std::make_pair(device_, arenas_->frames);  // the frames end first
   exchange_ =
       std::shared_ptr<ExchangeBuffers>(new ExchangeBuffers(exchange_options(), buffers.exchange),
                                        [keep](ExchangeBuffers* buffers) { delete buffers; });
 }
 
-MemoryPlan TrainingState::reserved() const { return memory_of({*arena_, *frames_}); }
+MemoryPlan TrainingState::reserved() const { return memory_of(*arenas_); }
 
 TrainingState::~TrainingState() {
   if (exchange_) exchange_->stop();

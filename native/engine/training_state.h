@@ -2,6 +2,7 @@
 // sees.
 #pragma once
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,8 @@ struct TrainSpec {
 };
 
 struct MemoryPlan {
-  size_t total_bytes = 0;
+  size_t total_bytes = 0;  // the device's
+  size_t host_bytes = 0;   // beside it, where the device has memory of its own
   std::vector<MemoryUse> uses;
   size_t num_trained_parameters = 0;
   size_t num_blocks = 0;
@@ -55,6 +57,8 @@ class TrainingState {
   const std::vector<std::vector<BlockRange>>& parts() const { return parts_; }  // gradient_parts
   const TrainedVector& trained() const { return trained_; }
   const Workspace& work() const { return work_; }
+  // Host memory for a part of the gradient on its way to the exchange; empty on the CPU.
+  std::span<float> staging() const { return staging_; }
   ExchangeBuffers& exchange() { return *exchange_; }
   std::shared_ptr<ExchangeBuffers> shared_exchange() const { return exchange_; }
 
@@ -63,12 +67,15 @@ class TrainingState {
     TrainedVector trained;
     Workspace work;
     ExchangeMemory exchange;
+    std::span<float> staging;
   };
+  // `host` and `frames` are host memory: what the exchange adds and packs.
   struct Arenas {
-    Arena& device;
-    Arena& frames;
+    Arena device, host;
+    std::shared_ptr<Arena> frames;
+    explicit Arenas(const Device& device);
   };
-  Buffers take_all(const Arenas& arenas) const;
+  Buffers take_all(Arenas& arenas) const;
   ExchangeOptions exchange_options() const;
   MemoryPlan memory_of(const Arenas& arenas) const;
 
@@ -77,10 +84,10 @@ class TrainingState {
   TrainSpec spec_;
   CanonicalLayout layout_;
   std::vector<std::vector<BlockRange>> parts_;
-  std::unique_ptr<Arena> arena_;
-  std::shared_ptr<Arena> frames_;
+  std::unique_ptr<Arenas> arenas_;
   TrainedVector trained_;
   Workspace work_;
+  std::span<float> staging_;
   std::shared_ptr<ExchangeBuffers> exchange_;
 };
 

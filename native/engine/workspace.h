@@ -24,42 +24,44 @@ struct WorkspaceSpec {
 // What backward needs of a layer, kept from forward. Without backward all layers share one set.
 // With a cache, k and v are the layer's cache [cache_tokens, G*F].
 struct LayerActivations {
-  float* rstd1 = nullptr;                          // [N]
-  float *q = nullptr, *k = nullptr, *v = nullptr;  // [N, H*F], [N, G*F] twice; rotated
-  float *q_raw = nullptr, *k_raw = nullptr;        // before q/k norm; null without it
-  float *q_rstd = nullptr, *k_rstd = nullptr;      // [N*H], [N*G]
-  float* attention = nullptr;                      // [N, H*F]
-  float* lse = nullptr;                            // [N, H]
-  float* x_mid = nullptr;                          // [N, C], after attention's residual
-  float* rstd2 = nullptr;                          // [N]
-  float *gate = nullptr, *up = nullptr;         // [N, D]; backward writes their gradients over them
-  std::array<float*, kNumLinears> lora_u = {};  // scale x A^T [N, r]
+  float* rstd1 = nullptr;                              // [N]
+  TmElement *q = nullptr, *k = nullptr, *v = nullptr;  // [N, H*F], [N, G*F] twice; rotated
+  TmElement *q_raw = nullptr, *k_raw = nullptr;        // before q/k norm; null without it
+  float *q_rstd = nullptr, *k_rstd = nullptr;          // [N*H], [N*G]
+  TmElement* attention = nullptr;                      // [N, H*F]
+  float* lse = nullptr;                                // [N, H]
+  TmElement* x_mid = nullptr;                          // [N, C], after attention's residual
+  float* rstd2 = nullptr;                              // [N]
+  // [N, D]; backward writes their gradients over them
+  TmElement *gate = nullptr, *up = nullptr;
+  std::array<TmElement*, kNumLinears> lora_u = {};  // scale x A^T [N, r]
 };
 
 struct Workspace {
   WorkspaceSpec spec;
   int32_t *tokens = nullptr, *positions = nullptr, *document_starts = nullptr;
   float *rotary_cos = nullptr, *rotary_sin = nullptr;  // [longest_document, F/2]
-  std::vector<float*> residual;  // x before layer l, and after the last one: [N, C]
+  std::vector<TmElement*> residual;  // x before layer l, and after the last one: [N, C]
   std::vector<LayerActivations> layers;
-  float* normed = nullptr;  // [N, C]
-  float* swiglu = nullptr;  // [N, D]
+  TmElement* normed = nullptr;  // [N, C]
+  TmElement* swiglu = nullptr;  // [N, D]
   void* attention_scratch = nullptr;
   size_t attention_scratch_bytes = 0;
   float* decode_scores = nullptr;  // [H, decode_score_stride]
   size_t decode_score_stride = 0;  // cache_tokens rounded up to a vector
   // loss
-  int32_t *loss_rows = nullptr, *loss_targets = nullptr;                  // [N]
-  float *loss_x = nullptr, *loss_normed = nullptr, *loss_rstd = nullptr;  // [R, C] twice, [R]
-  float* logits = nullptr;                                                // [R, V]
-  double* row_losses = nullptr;                                           // [R]
+  int32_t *loss_rows = nullptr, *loss_targets = nullptr;  // [N]
+  TmElement *loss_x = nullptr, *loss_normed = nullptr;    // [R, C]
+  float* loss_rstd = nullptr;                             // [R]
+  TmElement* logits = nullptr;                            // [R, V]
+  double* row_losses = nullptr;                           // [R]
   // backward
-  float *dx = nullptr, *dnormed = nullptr;            // [N, C]
-  float *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v
-  float* dattention = nullptr;                        // [N, H*F]
-  float* dswiglu = nullptr;                           // [N, D]
-  float* lora_du = nullptr;                           // [N, r]
-  float* loss_dx = nullptr;                           // [R, C]
+  TmElement *dx = nullptr, *dnormed = nullptr;            // [N, C]
+  TmElement *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v
+  TmElement* dattention = nullptr;                        // [N, H*F]
+  TmElement* dswiglu = nullptr;                           // [N, D]
+  TmElement* lora_du = nullptr;                           // [N, r]
+  TmElement* loss_dx = nullptr;                           // [R, C]
 
   // Call on the counting arena and again on the real one.
   void reserve(const ModelConfig& config, const Device& device, Arena& arena);

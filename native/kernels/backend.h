@@ -14,8 +14,11 @@
 //             outputs overlap only where allowed.
 //   errors    0, or a TmStatus; last_error() then has one line. A device error is sticky.
 //   letters   N tokens, C channels (hidden size), V vocabulary, H query heads, G key/value heads, F
-//             head size, D feed-forward size, R rows of a loss chunk. Activations are float (CPU)
-//             in row-major order.
+//             head size, D feed-forward size, R rows of a loss chunk. Everything is row-major.
+//   elements  activations and working copies of weights have the context's element type: float, or
+//             bfloat16 where a GPU's context was created so (element_bytes()). Strides count
+//             elements. Statistics, losses, gradients of trained tensors, moments and master
+//             weights are float or double as written.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -24,7 +27,15 @@
 extern "C" {
 #endif
 
-#define TM_BACKEND_ABI 2
+#define TM_BACKEND_ABI 3
+
+// Opaque to the engine, which computes no address from it but through element_bytes(). A backend
+// whose elements are always float says so before it includes this header.
+#ifdef TM_ELEMENT_IS_FLOAT
+typedef float TmElement;
+#else
+typedef struct TmElement TmElement;
+#endif
 
 typedef enum {
   TM_OK = 0,
@@ -35,6 +46,8 @@ typedef enum {
   TM_OUT_OF_RANGE = 5,  // a gradient does not fit the fixed-point range of the exchange
 } TmStatus;
 
+typedef enum { TM_FP32 = 0, TM_BF16 = 1 } TmPrecision;
+
 // one device and its stream; on the CPU a fixed pool of threads
 typedef struct TmContext TmContext;
 
@@ -43,13 +56,16 @@ typedef struct {
   int num_threads;               // CPU: 0 = all the process may use
   const char* instruction_path;  // CPU: "auto", "generic", "avx2", "avx512"
   int device_index;
+  int precision;              // TmPrecision; the CPU knows float only
+  const char* library_folder;  // GPU: where its libraries are looked for first; null: nowhere
 } TmContextOptions;
 
-// A weight matrix [out, in]. `packed` is the panel layout of pack_weight, null where the weight
-// changes every step. `rows` is row-major and may be null where `packed` is given.
+// A weight matrix [out, in]. `packed` is the layout of pack_weight, null where the weight changes
+// every step and the backend reads `rows` (trained_rows_serve). `rows` is row-major and may be null
+// where `packed` is given.
 typedef struct {
   const float* rows;
-  const float* packed;
+  const TmElement* packed;
   size_t out, in;
 } TmWeight;
 
@@ -60,10 +76,10 @@ typedef struct {
 //   forward         y = alpha x w^T
 //   backward_input  x_grad = alpha y_grad w: x is then the output [n, in], y the input
 typedef struct {
-  const float* x;
+  const TmElement* x;
   size_t x_stride;  // [n, in]
   TmWeight w;       // [out, in]
-  float* y;
+  TmElement* y;
   size_t y_stride;  // [n, out]
   size_t n;
   int accumulate;
@@ -71,9 +87,9 @@ typedef struct {
 } TmLinear;
 
 typedef struct {
-  const float* dy;
+  const TmElement* dy;
   size_t dy_stride;  // [n, out]
-  const float* x;
+  const TmElement* x;
   size_t x_stride;  // [n, in]
   float* dw;        // [out, in] row-major
   size_t n, out, in;
@@ -82,9 +98,9 @@ typedef struct {
 } TmLinearWeightGrad;  // dw = alpha dy^T x, chain over tokens ascending
 
 typedef struct {
-  const float* x;
+  const TmElement* x;
   const float* gain;  // [n, c], [c]
-  float* y;
+  TmElement* y;
   float* rstd;  // [n, c], [n] (rstd may be null)
   size_t n, c;
   // in floats: rows of heads inside a wider row for q/k norm are n = tokens*heads, stride F
@@ -93,12 +109,12 @@ typedef struct {
 } TmRmsNorm;
 
 typedef struct {
-  const float* dy;
-  const float* x;
+  const TmElement* dy;
+  const TmElement* x;
   const float* gain;
   const float* rstd;
-  float* dx;     // [n, c]; added to where dx_add
-  float* dgain;  // [c], added to in token order; null where the gain is frozen
+  TmElement* dx;  // [n, c]; added to where dx_add
+  float* dgain;   // [c], added to in token order; null where the gain is frozen
   size_t n, c, x_stride, dy_stride, dx_stride;
   int dx_add;
 } TmRmsNormBackward;
@@ -106,7 +122,7 @@ typedef struct {
 // Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does.
 // cos, sin [max_position, F/2].
 typedef struct {
-  float* x;
+  TmElement* x;
   size_t x_stride;           // [n, heads * F] inside rows of x_stride floats
   const int32_t* positions;  // [n], from 0 within each document
   const float* cos;
@@ -119,11 +135,11 @@ typedef struct {
 // where window > 0. Softmax in float with the row maximum subtracted; lse[n, H] = log-sum-exp of
 // the scaled scores.
 typedef struct {
-  const float* q;
-  const float* k;
-  const float* v;  // [n, H*F], [n, G*F], [n, G*F] with strides
+  const TmElement* q;
+  const TmElement* k;
+  const TmElement* v;  // [n, H*F], [n, G*F], [n, G*F] with strides
   size_t q_stride, k_stride, v_stride;
-  float* out;
+  TmElement* out;
   size_t out_stride;               // [n, H*F]
   float* lse;                      // [n, H]
   const int32_t* document_starts;  // [num_documents + 1], ascending, last = n
@@ -131,17 +147,18 @@ typedef struct {
   size_t window;
   float scale;
   void* scratch;
-  size_t scratch_bytes;  // attention_scratch_bytes()
+  size_t scratch_bytes;                 // attention_scratch_bytes()
+  const int32_t* host_document_starts;  // the same numbers as document_starts, in host memory
 } TmAttention;
 
 // Attention of the newest token of a sequence, whose keys and values are rows of a cache:
 // out = softmax(scale q k^T) v over rows [first, end), with a window the last `window` of them.
 typedef struct {
-  const float* q;  // [H*F]
-  const float* k;
-  const float* v;  // [end, G*F] with strides
+  const TmElement* q;  // [H*F]
+  const TmElement* k;
+  const TmElement* v;  // [end, G*F] with strides
   size_t k_stride, v_stride;
-  float* out;  // [H*F]
+  TmElement* out;  // [H*F]
   size_t first, end;
   size_t num_heads, num_kv_heads, head_size;
   float scale;
@@ -151,35 +168,35 @@ typedef struct {
 
 typedef struct {
   TmAttention forward;  // as in the forward call, out and lse filled
-  const float* dout;
+  const TmElement* dout;
   size_t dout_stride;
-  float* dq;
-  float* dk;
-  float* dv;  // strides as q, k, v
+  TmElement* dq;
+  TmElement* dk;
+  TmElement* dv;  // strides as q, k, v
   size_t dq_stride, dk_stride, dv_stride;
 } TmAttentionBackward;
 
 typedef struct {
-  const float* gate;
-  const float* up;  // [n, D] with one stride
-  float* out;       // silu(gate) * up
+  const TmElement* gate;
+  const TmElement* up;  // [n, D] with one stride
+  TmElement* out;       // silu(gate) * up
   size_t n, d, in_stride, out_stride;
 } TmSwiGlu;
 
 typedef struct {
-  const float* dout;
-  const float* gate;
-  const float* up;
-  float* dgate;
-  float* dup;  // may alias gate and up
-  float* out;  // recomputed silu(gate)*up, null if not wanted
+  const TmElement* dout;
+  const TmElement* gate;
+  const TmElement* up;
+  TmElement* dgate;
+  TmElement* dup;  // may alias gate and up
+  TmElement* out;  // recomputed silu(gate)*up, null if not wanted
   size_t n, d, in_stride, out_stride;
 } TmSwiGluBackward;
 
 // Loss of R rows of logits: loss_sum += sum over rows of -log softmax(logits)[target] (float64,
 // rows in order). Where dlogits: logits is overwritten by (softmax - onehot) * grad_scale.
 typedef struct {
-  float* logits;
+  TmElement* logits;
   size_t stride;           // [rows, v]
   const int32_t* targets;  // [rows]; all >= 0
   double* row_losses;      // [rows]
@@ -225,35 +242,56 @@ typedef struct TmBackend {
   uint32_t abi;
   const char* name;
   const char* (*last_error)(void);
+  // Devices that create() takes as device_index; 0 also where there is no driver.
+  int (*num_devices)(void);
   TmStatus (*create)(const TmContextOptions*, TmContext**);
   void (*destroy)(TmContext*);
   // "cpu: 2 threads, avx512"; part of the device class without the threads.
   const char* (*describe)(TmContext*);
   const char* (*instruction_path)(TmContext*);
   int (*num_threads)(TmContext*);
+  // Of the device's own memory; null: it uses the host's.
+  size_t (*memory_bytes)(TmContext*);
+  size_t (*element_bytes)(TmContext*);
+  // Do the matrix products read TmWeight.rows where `packed` is null? If not, trained weights need
+  // a packed copy too, made anew after each update.
+  int (*reads_rows)(TmContext*);
+  // Are packed weights row-major elements, so that a tied embedding and its head are one copy?
+  int (*packs_row_major)(TmContext*);
 
   TmStatus (*allocate)(TmContext*, size_t bytes, void** out);
   void (*release)(TmContext*, void*);
+  // Host memory that copies to and from the device fast. Null: allocate() gives host memory, and
+  // the engine may read and write it directly.
+  TmStatus (*allocate_host)(TmContext*, size_t bytes, void** out);
+  void (*release_host)(TmContext*, void*);
   TmStatus (*copy_in)(TmContext*, void* device, const void* host, size_t bytes);
   TmStatus (*copy_out)(TmContext*, void* host, const void* device, size_t bytes);
+  // Elements to floats in host memory.
+  TmStatus (*read_elements)(TmContext*, float* host, const TmElement* device, size_t count);
   TmStatus (*fill_zero)(TmContext*, void*, size_t bytes);
   TmStatus (*synchronize)(TmContext*);
 
-  size_t (*packed_weight_floats)(size_t out, size_t in);
-  TmStatus (*pack_weight)(TmContext*, const float* rows, size_t out, size_t in, float* packed);
+  size_t (*packed_weight_elements)(size_t out, size_t in);
+  // `rows` in host memory (pack_weight) or in the device's (pack_trained_weight; null: reads_rows).
+  TmStatus (*pack_weight)(TmContext*, const float* rows, size_t out, size_t in, TmElement* packed);
+  TmStatus (*pack_trained_weight)(TmContext*, const float* rows, size_t out, size_t in,
+                                  TmElement* packed);
 
-  TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const float* table,
-                                size_t c, float* out);
+  // Reads the table's `packed` where it is given (packs_row_major), else its `rows`.
+  TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const TmWeight* table,
+                                TmElement* out);
   // table_grad += rows of dout, tokens in ascending position order for each table row.
-  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n, const float* dout,
-                                     size_t c, size_t v, float* table_grad);
+  TmStatus (*embedding_backward_add)(TmContext*, const int32_t* tokens, size_t n,
+                                     const TmElement* dout, size_t c, size_t v, float* table_grad);
   TmStatus (*rms_norm_forward)(TmContext*, const TmRmsNorm*);
   TmStatus (*rms_norm_backward)(TmContext*, const TmRmsNormBackward*);
   TmStatus (*linear_forward)(TmContext*, const TmLinear*);
   TmStatus (*linear_backward_input)(TmContext*, const TmLinear*);
   TmStatus (*linear_weight_grad)(TmContext*, const TmLinearWeightGrad*);
-  TmStatus (*bias_add)(TmContext*, float* y, size_t n, size_t c, size_t stride, const float* bias);
-  TmStatus (*bias_grad_add)(TmContext*, const float* dy, size_t n, size_t c, size_t stride,
+  TmStatus (*bias_add)(TmContext*, TmElement* y, size_t n, size_t c, size_t stride,
+                       const float* bias);
+  TmStatus (*bias_grad_add)(TmContext*, const TmElement* dy, size_t n, size_t c, size_t stride,
                             float* dbias);
   TmStatus (*rope)(TmContext*, const TmRope*);
   size_t (*attention_scratch_bytes)(TmContext*, size_t longest_document, size_t num_heads,
@@ -262,15 +300,14 @@ typedef struct TmBackend {
   TmStatus (*attention_backward)(TmContext*, const TmAttentionBackward*);
   TmStatus (*swiglu_forward)(TmContext*, const TmSwiGlu*);
   TmStatus (*swiglu_backward)(TmContext*, const TmSwiGluBackward*);
-  TmStatus (*add)(TmContext*, float* y, const float* x, size_t n);  // y += x
-  TmStatus (*gather_rows)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c,
-                          float* out);
-  TmStatus (*scatter_rows_add)(TmContext*, const float* x, const int32_t* rows, size_t n, size_t c,
-                               float* out);
+  TmStatus (*add)(TmContext*, TmElement* y, const TmElement* x, size_t n);  // y += x
+  TmStatus (*gather_rows)(TmContext*, const TmElement* x, const int32_t* rows, size_t n, size_t c,
+                          TmElement* out);
+  TmStatus (*scatter_rows_add)(TmContext*, const TmElement* x, const int32_t* rows, size_t n,
+                               size_t c, TmElement* out);
   TmStatus (*cross_entropy)(TmContext*, const TmCrossEntropy*);
   TmStatus (*adamw)(TmContext*, const TmAdamW*);
   TmStatus (*round_and_add)(TmContext*, const TmRoundAndAdd*);
-  // since ABI 2
   TmStatus (*decode_attention)(TmContext*, const TmDecodeAttention*);
 } TmBackend;
 

@@ -223,10 +223,10 @@ void refused_indices(const Device& d, Tally& tally) {
               "cross entropy: a target beyond the vocabulary is refused");
   const int32_t tokens[3] = {0, 5, -1};
   Floats rows(3 * 8, 1.0f), table(5 * 8, 2.0f);
-  tally.check(
-      d.backend->embedding_forward(d.context, tokens, 1, table.data(), 8, rows.data()) == TM_OK &&
-          rows[0] == 2.0f,
-      "after a refusal the context goes on");
+  const TmWeight weight = {table.data(), nullptr, 5, 8};
+  tally.check(d.backend->embedding_forward(d.context, tokens, 1, &weight, rows.data()) == TM_OK &&
+                  rows[0] == 2.0f,
+              "after a refusal the context goes on");
   tally.check(d.backend->embedding_backward_add(d.context, tokens, 2, rows.data(), 8, 5,
                                                 table.data()) == TM_BAD_ARGUMENT &&
                   says(d, "scatter: index 5 at position 1 is not within [0, 5)"),
@@ -240,9 +240,9 @@ void refused_indices(const Device& d, Tally& tally) {
 void refused_attention(const Device& d, Tally& tally) {
   Floats x(300 * 4, 0.5f), out(300 * 4), lse(16);
   int32_t starts[] = {0, 4, 4};
-  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16, out.data(),
-                   16,       lse.data(), starts,   2,       4,  1,  1,
-                   16,       0,          0.25f,    nullptr, 0};
+  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16,    out.data(),
+                   16,       lse.data(), starts,   2,       4,  1,     1,
+                   16,       0,          0.25f,    nullptr, 0,  starts};
   tally.check(d.backend->attention_forward(d.context, &a) == TM_OK, "attention without scratch");
   a.n = 5;
   tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&

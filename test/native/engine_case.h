@@ -124,8 +124,8 @@ struct Choice {
 inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
   EngineOptions options;
   options.config = from.config;
-  options.num_threads = choice.num_threads;
-  options.instruction_path = choice.path;
+  options.device.num_threads = choice.num_threads;
+  options.device.instruction_path = choice.path;
   auto engine = std::make_unique<Engine>(tm_cpu_backend(), options,
                                          std::make_unique<MemorySource>(from.source));
   engine->load();

@@ -199,7 +199,7 @@ void check_case(const std::vector<Context>& contexts, const Case& c, uint64_t se
   std::vector<float> first_packed;
   for (const Context& context : contexts) {
     const TmBackend& cpu = context.cpu;
-    std::vector<float> packed(cpu.packed_weight_floats(c.out, c.in), -7.0f);
+    std::vector<float> packed(cpu.packed_weight_elements(c.out, c.in), -7.0f);
     cpu.pack_weight(context.handle, operands.w.data.data(), c.out, c.in, packed.data());
     if (first_packed.empty()) first_packed = packed;
     check(packed == first_packed, describe(c) + ": packed weight of " + context.name);

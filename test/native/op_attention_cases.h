@@ -49,7 +49,8 @@ inline Outputs attention_kernel(const Device& d, const AttentionShape& s,
                s.window,
                in.scale,
                scratch.data(),
-               bytes};
+               bytes,
+               s.starts.data()};
   require(d.backend->attention_forward(d.context, &b.forward), d);
   scratch.assign(scratch.size(), kPoison);
   b.dout = in.dout.values.data();

@@ -33,7 +33,8 @@ inline OpCase embedding_case(Random random, size_t n, size_t c, size_t v) {
   auto kernel = [=](const Device& d) {
     Floats out(n * c, kPoison), grad = table, gathered(n * c, kPoison), scattered = table;
     const auto& b = *d.backend;
-    require(b.embedding_forward(d.context, tokens.data(), n, table.data(), c, out.data()), d);
+    const TmWeight rows = {table.data(), nullptr, v, c};
+    require(b.embedding_forward(d.context, tokens.data(), n, &rows, out.data()), d);
     require(b.embedding_backward_add(d.context, tokens.data(), n, dout.data(), c, v, grad.data()),
             d);
     require(b.gather_rows(d.context, table.data(), tokens.data(), n, c, gathered.data()), d);

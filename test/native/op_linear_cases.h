@@ -43,7 +43,7 @@ inline Outputs linear_kernel(const Device& d, const LinearShape& s, LinearOperan
     require(d.backend->linear_weight_grad(d.context, &call), d);
     return {o.w.values};
   }
-  Floats packed(d.backend->packed_weight_floats(s.out, s.in), kPoison);
+  Floats packed(d.backend->packed_weight_elements(s.out, s.in), kPoison);
   require(d.backend->pack_weight(d.context, o.w.values.data(), s.out, s.in, packed.data()), d);
   const TmWeight weight = {s.packed ? nullptr : o.w.values.data(),
                            s.packed ? packed.data() : nullptr, s.out, s.in};

@@ -91,7 +91,7 @@ void refusals(const Device& d, Tally& tally) {
   const int32_t starts[] = {0, 4};
   TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16, out.data(),
                    16,       lse.data(), starts,   1,       4,  1,  1,
-                   16,       0,          0.25f,    nullptr, 0};
+                   16,       0,          0.25f,    nullptr, 0,  starts};
   tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
                   strstr(d.backend->last_error(), "scratch"),
               "attention: short scratch is refused on " + d.name);
@@ -116,7 +116,7 @@ std::vector<Device> open_devices() {
   const TmBackend* backend = tm_cpu_backend();
   for (const char* path : {"avx512", "avx2", "generic"}) {
     for (int threads : {1, 2, 3}) {
-      const TmContextOptions options = {sizeof options, threads, path, 0};
+      const TmContextOptions options = {sizeof options, threads, path, 0, TM_FP32, nullptr};
       TmContext* context = nullptr;
       if (backend->create(&options, &context) != TM_OK) {
         printf("skipped: %s\n", backend->last_error());

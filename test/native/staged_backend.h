@@ -121,7 +121,7 @@ inline void stage_attention_entries(TmBackend& staged) {
 inline TmLinear stage_linear(Staging& s, TmLinear a, bool is_forward) {
   const size_t x = extent(a.n, a.x_stride, a.w.in), y = extent(a.n, a.y_stride, a.w.out);
   a.w.rows = s.in(a.w.rows, a.w.out * a.w.in);
-  a.w.packed = s.in(a.w.packed, staged_device->packed_weight_floats(a.w.out, a.w.in));
+  a.w.packed = s.in(a.w.packed, staged_device->packed_weight_elements(a.w.out, a.w.in));
   a.x = is_forward ? s.in(a.x, x) : s.in_out(const_cast<float*>(a.x), x);
   a.y = is_forward ? s.in_out(a.y, y) : const_cast<float*>(s.in(a.y, y));
   return a;
@@ -131,8 +131,7 @@ inline void stage_linear_entries(TmBackend& staged) {
   staged.pack_weight = [](TmContext* context, const float* rows, size_t out, size_t in,
                           float* packed) {
     Staging s(context);
-    rows = s.in(rows, out * in);
-    packed = s.in_out(packed, staged_device->packed_weight_floats(out, in));
+    packed = s.in_out(packed, staged_device->packed_weight_elements(out, in));
     return s.finish(staged_device->pack_weight(context, rows, out, in, packed));
   };
   staged.linear_forward = [](TmContext* context, const TmLinear* args) {
@@ -168,12 +167,13 @@ constexpr size_t kNoLimit = size_t{1} << 31;
 
 inline void stage_row_entries(TmBackend& staged) {
   staged.embedding_forward = [](TmContext* context, const int32_t* tokens, size_t n,
-                                const float* table, size_t c, float* out) {
+                                const TmWeight* table, float* out) {
     Staging s(context);
-    table = s.in(table, height_of(tokens, n, kNoLimit) * c);
+    TmWeight rows = *table;
+    rows.rows = s.in(rows.rows, height_of(tokens, n, kNoLimit) * rows.in);
     tokens = s.in(tokens, n);
-    out = s.in_out(out, n * c);
-    return s.finish(staged_device->embedding_forward(context, tokens, n, table, c, out));
+    out = s.in_out(out, n * rows.in);
+    return s.finish(staged_device->embedding_forward(context, tokens, n, &rows, out));
   };
   staged.gather_rows = [](TmContext* context, const float* x, const int32_t* rows, size_t n,
                           size_t c, float* out) {

@@ -35,6 +35,9 @@ TmStatus create(const TmContextOptions* options, TmContext** out) {
     return fail(TM_BAD_ARGUMENT, "context options of %zu bytes; this backend expects %zu",
                 options->size, sizeof(TmContextOptions));
   }
+  if (options->precision != TM_FP32) {
+    return fail(TM_BAD_ARGUMENT, "the CPU computes in fp32 only");
+  }
   if (options->num_threads < 0 || options->num_threads > kMaxThreads) {
     return fail(TM_BAD_ARGUMENT, "num_threads is %d; use 0 for all, or 1 to %d",
                 options->num_threads, kMaxThreads);
@@ -69,6 +72,11 @@ const char* describe(TmContext* context) { return context->description.c_str(); 
 const char* instruction_path(TmContext* context) { return name_of(context->path); }
 int num_threads(TmContext* context) { return context->pool.num_threads(); }
 
+int num_devices() { return 1; }
+size_t element_bytes(TmContext*) { return sizeof(float); }
+int reads_rows(TmContext*) { return 1; }
+int packs_row_major(TmContext*) { return 0; }
+
 TmStatus allocate(TmContext*, size_t bytes, void** out) {
   *out = aligned(bytes);
   return *out ? TM_OK : fail(TM_OUT_OF_MEMORY, "no memory for %zu bytes", bytes);
@@ -78,6 +86,11 @@ void release(TmContext*, void* pointer) { free(pointer); }
 
 TmStatus copy(TmContext*, void* to, const void* from, size_t bytes) {
   if (bytes > 0) memcpy(to, from, bytes);
+  return TM_OK;
+}
+
+TmStatus read_elements(TmContext*, float* host, const float* device, size_t count) {
+  if (count > 0) memcpy(host, device, count * sizeof(float));
   return TM_OK;
 }
 
@@ -100,13 +113,18 @@ TmBackend assemble() {
   backend.describe = describe;
   backend.instruction_path = instruction_path;
   backend.num_threads = num_threads;
+  backend.num_devices = num_devices;
+  backend.element_bytes = element_bytes;
+  backend.reads_rows = reads_rows;
+  backend.packs_row_major = packs_row_major;
   backend.allocate = allocate;
   backend.release = release;
   backend.copy_in = copy;
   backend.copy_out = copy;
+  backend.read_elements = read_elements;
   backend.fill_zero = fill_zero;
   backend.synchronize = synchronize;
-  backend.packed_weight_floats = packed_weight_floats;
+  backend.packed_weight_elements = packed_weight_floats;
   backend.pack_weight = pack_weight;
   backend.linear_forward = linear_forward;
   backend.linear_backward_input = linear_backward_input;

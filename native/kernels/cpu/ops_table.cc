@@ -98,9 +98,9 @@ TmStatus gather(TmContext* context, const CopyRows& args, size_t n) {
   return over_rows(context, copy_rows, args, n, args.c);
 }
 
-TmStatus embedding_forward(TmContext* context, const int32_t* tokens, size_t n, const float* table,
-                           size_t c, float* out) {
-  return gather(context, {table, tokens, c, out}, n);
+TmStatus embedding_forward(TmContext* context, const int32_t* tokens, size_t n,
+                           const TmWeight* table, float* out) {
+  return gather(context, {table->rows, tokens, table->in, out}, n);
 }
 
 TmStatus gather_rows(TmContext* context, const float* x, const int32_t* rows, size_t n, size_t c,

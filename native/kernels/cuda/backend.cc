@@ -78,10 +78,8 @@ TmStatus create(const TmContextOptions* options, TmContext** out) {
       refuse("context options of ", options->size, " bytes; this backend expects ",
              sizeof(TmContextOptions));
     }
-    const char* folder = nullptr;
-    if (options->size >= sizeof(TmCudaContextOptions)) {
-      folder = reinterpret_cast<const TmCudaContextOptions*>(options)->library_folder;
-    }
+    if (options->precision != TM_FP32) refuse("bf16 is not built yet; use fp32");
+    const char* folder = options->library_folder;
     *out = new TmContext(options->device_index, folder != nullptr ? folder : "");
   });
 }
@@ -101,6 +99,10 @@ void destroy(TmContext* context) {
 const char* describe(TmContext* context) { return context->description().c_str(); }
 const char* instruction_path(TmContext* context) { return context->instruction_path().c_str(); }
 int num_threads(TmContext*) { return 1; }
+size_t memory_bytes(TmContext* context) { return context->memory_bytes(); }
+size_t element_bytes(TmContext*) { return sizeof(float); }
+int reads_rows(TmContext*) { return 1; }
+int packs_row_major(TmContext*) { return 1; }
 
 TmStatus allocate(TmContext* context, size_t bytes, void** out) {
   *out = nullptr;
@@ -109,6 +111,15 @@ TmStatus allocate(TmContext* context, size_t bytes, void** out) {
 
 void release(TmContext* context, void* pointer) {
   guarded(context, [&] { CUDA_CHECK(cudaFree(pointer)); });
+}
+
+TmStatus allocate_host(TmContext* context, size_t bytes, void** out) {
+  *out = nullptr;
+  return guarded(context, [&] { *out = allocate_pinned(bytes); });
+}
+
+void release_host(TmContext* context, void* pointer) {
+  guarded(context, [&] { CUDA_CHECK(cudaFreeHost(pointer)); });
 }
 
 // The host's bytes may change as soon as the call returns, pinned or not.
@@ -128,6 +139,10 @@ TmStatus copy_out(TmContext* context, void* host, const void* device, size_t byt
   });
 }
 
+TmStatus read_elements(TmContext* context, float* host, const float* device, size_t count) {
+  return copy_out(context, host, device, count * sizeof(float));
+}
+
 TmStatus fill_zero(TmContext* context, void* pointer, size_t bytes) {
   return guarded(context, [&] {
     if (bytes > 0) CUDA_CHECK(cudaMemsetAsync(pointer, 0, bytes, context->stream()));
@@ -139,30 +154,27 @@ TmStatus synchronize(TmContext* context) {
 }
 
 // cuBLASLt takes weights as they are: packing is a copy.
-size_t packed_weight_floats(size_t out, size_t in) { return out * in; }
+size_t packed_weight_elements(size_t out, size_t in) { return out * in; }
 
 TmStatus pack_weight(TmContext* context, const float* rows, size_t out, size_t in, float* packed) {
-  return guarded(context, [&] {
-    if (out * in == 0) return;
-    CUDA_CHECK(cudaMemcpyAsync(packed, rows, out * in * sizeof(float), cudaMemcpyDeviceToDevice,
-                               context->stream()));
-  });
+  return copy_in(context, packed, rows, out * in * sizeof(float));
 }
 
 // Tables whose height the call does not say: only the sign can be checked.
 constexpr size_t kUnknownHeight = size_t{1} << 31;
 
-TmStatus embedding_forward(TmContext* context, const int32_t* tokens, size_t n, const float* table,
-                           size_t c, float* out) {
+TmStatus gather(TmContext* context, const float* x, const int32_t* indices, size_t n, size_t c,
+                float* out) {
   return guarded(context, [&] {
-    const RowIndices rows = {tokens, n, kUnknownHeight, FaultOperation::kGather, context->fault()};
-    gather_rows({rows, table, c, out}, context->stream());
+    const RowIndices rows = {indices, n, kUnknownHeight, FaultOperation::kGather, context->fault()};
+    gather_rows({rows, x, c, out}, context->stream());
   });
 }
 
-TmStatus gather(TmContext* context, const float* x, const int32_t* rows, size_t n, size_t c,
-                float* out) {
-  return embedding_forward(context, rows, n, x, c, out);
+TmStatus embedding_forward(TmContext* context, const int32_t* tokens, size_t n,
+                           const TmWeight* table, float* out) {
+  const float* rows = table->packed != nullptr ? table->packed : table->rows;
+  return gather(context, rows, tokens, n, table->in, out);
 }
 
 TmStatus embedding_backward_add(TmContext* context, const int32_t* tokens, size_t n,
@@ -291,7 +303,17 @@ TmStatus round_gradient(TmContext* context, const TmRoundAndAdd* args) {
   });
 }
 
+int num_devices() { return tm_cuda_num_devices(nullptr); }
+
 void fill_memory(TmBackend& backend) {
+  backend.num_devices = num_devices;
+  backend.memory_bytes = memory_bytes;
+  backend.element_bytes = element_bytes;
+  backend.reads_rows = reads_rows;
+  backend.packs_row_major = packs_row_major;
+  backend.allocate_host = allocate_host;
+  backend.release_host = release_host;
+  backend.read_elements = read_elements;
   backend.last_error = last_error;
   backend.create = create;
   backend.destroy = destroy;
@@ -312,7 +334,7 @@ TmBackend assemble() {
   backend.abi = TM_BACKEND_ABI;
   backend.name = "cuda";
   fill_memory(backend);
-  backend.packed_weight_floats = packed_weight_floats;
+  backend.packed_weight_elements = packed_weight_elements;
   backend.pack_weight = pack_weight;
   backend.embedding_forward = embedding_forward;
   backend.embedding_backward_add = embedding_backward_add;

@@ -72,10 +72,12 @@ TmContext::TmContext(int device_index, const std::string& library_folder)
   int driver = 0;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   CUDA_CHECK(cudaDriverGetVersion(&driver));
-  instruction_path_ = "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
-  description_ = std::string("cuda: ") + properties.name + " (" + instruction_path_ +
-                 "), driver CUDA " + std::to_string(driver / 1000) + "." +
-                 std::to_string(driver % 1000 / 10) + ", cuBLASLt " + gemm_->library().version();
+  instruction_path_ = std::string(properties.name) + " (sm_" + std::to_string(properties.major) +
+                      std::to_string(properties.minor) + "), cuBLASLt " +
+                      gemm_->library().version();
+  description_ = "cuda: " + instruction_path_ + ", driver CUDA " + std::to_string(driver / 1000) +
+                 "." + std::to_string(driver % 1000 / 10);
+  memory_bytes_ = properties.totalGlobalMem;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
 }
 

@@ -21,7 +21,9 @@ struct TmContext {
   }
   tunemesh::cuda::Gemm& gemm() { return *gemm_; }
   const std::string& description() const { return description_; }
+  // Card, its architecture and the libraries' versions: all that bits depend on.
   const std::string& instruction_path() const { return instruction_path_; }
+  size_t memory_bytes() const { return memory_bytes_; }
 
   // Makes this the thread's device; throws again where the device has failed before.
   void enter();
@@ -37,6 +39,7 @@ struct TmContext {
 
   int device_;
   std::string description_, instruction_path_, failure_;
+  size_t memory_bytes_ = 0;
   // In this order: what uses the stream and the device's memory goes first.
   tunemesh::cuda::Stream stream_;
   tunemesh::cuda::DeviceBuffer fault_, outcome_, staging_;

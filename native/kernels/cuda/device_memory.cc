@@ -46,4 +46,14 @@ void* allocate_device(size_t bytes) {
                                           device_name() + ")");
 }
 
+void* allocate_pinned(size_t bytes) {
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocHost(&data, bytes == 0 ? 1 : bytes);
+  if (error == cudaSuccess) return data;
+  if (error != cudaErrorMemoryAllocation) throw_cuda_failure(error, "cudaMallocHost", "allocate");
+  cudaGetLastError();
+  throw CudaFailure(TM_OUT_OF_MEMORY, "no page-locked host memory for " + std::to_string(bytes) +
+                                          " bytes; raise the limit of locked memory (ulimit -l)");
+}
+
 }  // namespace tunemesh::cuda

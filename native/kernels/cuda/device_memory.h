@@ -43,6 +43,8 @@ void check_launch(const char* kernel, cudaStream_t stream);
 
 // Device memory; TM_OUT_OF_MEMORY says how much was wanted and free.
 void* allocate_device(size_t bytes);
+// Page-locked host memory.
+void* allocate_pinned(size_t bytes);
 
 class Stream {
  public:

@@ -6,13 +6,6 @@
 extern "C" {
 #endif
 
-// Options of create() where a folder is named; base.size is then the size of this struct.
-typedef struct {
-  TmContextOptions base;
-  const char*
-      library_folder;  // sought first for cuBLASLt and cuDNN; null: library_search.h's order
-} TmCudaContextOptions;
-
 // The table of operations. All data pointers in their arguments are device memory, but two of
 // round_and_add: bad_block is the host's, and accumulator may be. Indices are checked on the
 // device: a bad one is told by the next synchronize, copy_in or copy_out as TM_BAD_ARGUMENT, and
