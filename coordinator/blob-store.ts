@@ -4,7 +4,15 @@
  * on this machine anyway is referenced by path instead of copied.
  */
 import { createHash, type Hash, randomBytes } from 'node:crypto'
-import { createReadStream, existsSync, mkdirSync, readFileSync, statSync } from 'node:fs'
+import {
+  createReadStream,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  utimesSync,
+} from 'node:fs'
 import { type FileHandle, open, readdir, rename, rm, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
@@ -17,6 +25,9 @@ const digestForm = /^sha256:([0-9a-f]{64})$/
 
 /** Unfinished uploads older than this are removed when the store is opened. */
 const partialLifeMs = 7 * 24 * 3_600_000
+
+/** How often the time of the last use is written at most. */
+const usedEveryMs = 3_600_000
 
 export interface StoredBlob {
   digest: string
@@ -59,7 +70,11 @@ export class BlobStore {
   status(digest: string): BlobStatus {
     const name = nameOf(digest)
     const path = join(this.#wholeDir, name)
-    if (existsSync(path)) return { complete: true, sizeBytes: statSync(path).size, path }
+    const whole = statSync(path, { throwIfNoEntry: false })
+    if (whole !== undefined) {
+      keepUsed(path, whole.mtimeMs)
+      return { complete: true, sizeBytes: whole.size, path }
+    }
     const reference = this.#reference(name)
     if (reference !== null) {
       assertUnchanged(digest, reference)
@@ -140,6 +155,28 @@ export class BlobStore {
     await rm(join(this.#referenceDir, name), { force: true })
   }
 
+  /**
+   * Removes the whole blobs that are not among `live` and that nobody has stored or asked for
+   * since `beforeMs` of the wall clock. Files that are only referred to are not touched.
+   */
+  async removeUnused(
+    live: ReadonlySet<string>,
+    beforeMs: number,
+  ): Promise<{ numBlobs: number; sizeBytes: number }> {
+    const removed = { numBlobs: 0, sizeBytes: 0 }
+    for (const name of await readdir(this.#wholeDir)) {
+      if (live.has(`sha256:${name}`)) continue
+      const path = join(this.#wholeDir, name)
+      // Nothing else of this process comes between the look and the removal.
+      const found = statSync(path, { throwIfNoEntry: false })
+      if (found === undefined || found.mtimeMs >= beforeMs) continue
+      rmSync(path, { force: true })
+      removed.numBlobs++
+      removed.sizeBytes += found.size
+    }
+    return removed
+  }
+
   async #receive(
     name: string,
     upload: StoredBlob & { offset: number },
@@ -214,6 +251,12 @@ export function diskError(error: unknown, what: string): unknown {
   return new TunemeshError('DISK_FULL', `${what} does not fit on the disk. Free some space.`, {
     cause: error,
   })
+}
+
+/** Whoever asks for a blob may be about to name it in a job: it counts as new. */
+function keepUsed(path: string, modifiedMs: number): void {
+  const now = Date.now()
+  if (now - modifiedMs > usedEveryMs) utimesSync(path, now / 1000, now / 1000)
 }
 
 function nameOf(digest: string): string {

@@ -3,6 +3,7 @@
  * the commit log names its manifest; the newest ones are kept, the others' bytes removed.
  */
 import { createHash, randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
@@ -57,6 +58,17 @@ export class CheckpointStore {
       await rm(join(this.#dirOf(jobId), folderName(old.step)), { recursive: true, force: true })
       if (!keptStates.has(old.stateDigest)) await this.blobs.remove(old.stateDigest)
     }
+  }
+
+  /** States of every checkpoint kept, of all jobs. */
+  async stateDigests(): Promise<string[]> {
+    const dir = join(this.blobs.path, 'checkpoints')
+    const jobIds = existsSync(dir) ? await readdir(dir) : []
+    const digests: string[] = []
+    for (const jobId of jobIds) {
+      for (const { stateDigest } of await this.#manifests(jobId)) digests.push(stateDigest)
+    }
+    return digests
   }
 
   /** Newest first. */

@@ -11,6 +11,7 @@ import type { Logger } from 'pino'
 import type { TunemeshError } from '../proto/errors.js'
 import { version } from '../proto/version.js'
 import { BrowserAccess, newSecret } from './access.js'
+import { BlobCollector } from './blob-collector.js'
 import { blobHandlers } from './blob-service.js'
 import { BlobStore } from './blob-store.js'
 import { CheckpointStore } from './checkpoint-store.js'
@@ -136,12 +137,17 @@ async function assemble(
   const fleetTimer = setInterval(() => mesh.fleet.tick(), tuning.heartbeatMs)
   closers.push(() => clearInterval(fleetTimer))
 
+  const collector = new BlobCollector(mesh)
   const queue: JobQueue = new JobQueue({
     store: mesh.store,
     events: mesh.events,
     blobs: mesh.blobs,
     ingest: (job, signal) => ingestJob(mesh, job, signal),
-    run: (job, told) => startRun({ mesh, connection, job, told, lose, queue }),
+    run: (job, told) => {
+      const running = startRun({ mesh, connection, job, told, lose, queue })
+      void running.outcome.catch(() => {}).then(() => collector.collect())
+      return running
+    },
     isHeld: options.isHeld,
     nowMs: mesh.wallMs,
     log,
@@ -166,6 +172,7 @@ async function assemble(
   folder.publishEndpoint(endpoint)
   workers.start()
   await queue.recover()
+  void collector.collect()
   return { grpc: grpc.address, token, dashboard: http?.newTicketUrl() ?? '', lost, stop }
 }
 
