@@ -48,6 +48,8 @@ export interface Shipment {
   room(): number
   pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]>
   sent(chunk: number, bytes: number): void
+  /** As many chunks as were given to pack() have been sent, or given up. */
+  handedOver?(numChunks: number): void
   failed(error: unknown): void
   /** The server has read what was sent so far, or the connection has gone. */
   flushed?(): void
@@ -132,12 +134,7 @@ export class DataPlaneLink {
   async #send(shipment: Shipment, chunks: number[]): Promise<void> {
     const slots = this.#freeFrames.splice(0, chunks.length)
     try {
-      const sizes = await shipment.pack(chunks, slots)
-      for (const [index, bytes] of sizes.entries()) {
-        if (shipment.isCancelled || this.#isClosed) break
-        this.#publish(shipment, this.scope.exchange.frame(slots[index] ?? 0, bytes))
-        shipment.sent(chunks[index] ?? 0, bytes)
-      }
+      await this.#packAndPublish(shipment, chunks, slots)
       this.pump()
       await this.transport.flush().catch(() => undefined)
       shipment.flushed?.()
@@ -147,6 +144,19 @@ export class DataPlaneLink {
     } finally {
       this.#freeFrames.push(...slots)
       this.pump()
+    }
+  }
+
+  async #packAndPublish(shipment: Shipment, chunks: number[], slots: number[]): Promise<void> {
+    try {
+      const sizes = await shipment.pack(chunks, slots)
+      for (const [index, bytes] of sizes.entries()) {
+        if (shipment.isCancelled || this.#isClosed) break
+        this.#publish(shipment, this.scope.exchange.frame(slots[index] ?? 0, bytes))
+        shipment.sent(chunks[index] ?? 0, bytes)
+      }
+    } finally {
+      shipment.handedOver?.(chunks.length)
     }
   }
 

@@ -57,6 +57,7 @@ class FanOut implements Shipment {
   }
 
   async pack(chunks: readonly number[], frames: readonly number[]): Promise<number[]> {
+    this.publisher.notePacking(chunks.length)
     const { jobHash, fleetEpoch } = this.scope
     const header = { jobHash, fleetEpoch, ...this.key, lease: 0, leaseAttempt: 0 }
     const sizes = await this.scope.exchange.packPublished({ header, chunks, frames })
@@ -74,6 +75,10 @@ class FanOut implements Shipment {
       receiver.lastMs = this.scope.nowMs()
       this.publisher.addOutstanding(workerId, bytes)
     }
+  }
+
+  handedOver(numChunks: number): void {
+    this.publisher.notePacking(-numChunks)
   }
 
   failed(error: unknown): void {
@@ -123,6 +128,8 @@ export class DataPlanePublisher {
   readonly #silent = new Set<string>()
   readonly #windowBytes: number
   #frameBytes: number
+  /** Chunks of all slices on their way out: counted against every worker until they are sent. */
+  #numPacking = 0
 
   constructor(private readonly scope: EpochScope) {
     this.#windowBytes = fanOutBytes(scope.workerIds.length)
@@ -198,13 +205,19 @@ export class DataPlanePublisher {
     for (const workerId of workerIds) {
       const outstanding = this.#outstanding.get(workerId) ?? 0
       const free = Math.floor((this.#windowBytes - outstanding) / this.#frameBytes)
-      room = Math.min(room, outstanding === 0 ? Math.max(1, free) : free)
+      // A frame beyond the window goes alone.
+      const least = outstanding === 0 && this.#numPacking === 0 ? 1 : 0
+      room = Math.min(room, Math.max(least, free - this.#numPacking))
     }
     return Number.isFinite(room) ? room : 0
   }
 
   addOutstanding(workerId: string, bytes: number): void {
     this.#outstanding.set(workerId, (this.#outstanding.get(workerId) ?? 0) + bytes)
+  }
+
+  notePacking(numChunks: number): void {
+    this.#numPacking += numChunks
   }
 
   noteFrameBytes(bytes: number): void {
