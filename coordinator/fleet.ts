@@ -39,6 +39,12 @@ interface FleetEvents {
   attached: [FleetWorker]
   lost: [FleetWorker, reason: string]
   message: [FleetWorker, FromWorker__Output]
+  /** A step stands that counts its work. */
+  counted: [FleetWorker]
+  /** A job begins and needs workers. */
+  wanted: []
+  /** Workers that the coordinator starts itself do not come back. */
+  exhausted: [TunemeshError]
 }
 
 export interface FleetOptions {
@@ -54,6 +60,8 @@ const idForm = /^w-[a-z0-9]{1,16}$/
 
 export class Fleet extends EventEmitter<FleetEvents> {
   readonly #workers = new Map<WorkerId, FleetWorker>()
+  /** Why no worker of this machine will attach; null: it may. */
+  exhausted: TunemeshError | null = null
   #lastTickMs: number
 
   constructor(private readonly options: FleetOptions) {
@@ -137,6 +145,25 @@ export class Fleet extends EventEmitter<FleetEvents> {
   /** Its stream has ended by itself. */
   streamEnded(worker: FleetWorker, reason: string): void {
     if (this.#workers.get(worker.id) === worker) this.#lose(worker, reason)
+  }
+
+  /** A job begins. */
+  want(): void {
+    this.exhausted = null
+    this.emit('wanted')
+  }
+
+  exhaust(error: TunemeshError): void {
+    this.exhausted = error
+    this.emit('exhausted', error)
+  }
+
+  /** A committed step counts so much of the work of a worker. */
+  count(id: string, { share, tokensPerSecond }: { share: number; tokensPerSecond: number }): void {
+    const worker = this.get(id)
+    if (worker === undefined) return
+    Object.assign(worker, { share, tokensPerSecond })
+    if (share > 0) this.emit('counted', worker)
   }
 
   /** To be called about once a second. */

@@ -37,6 +37,7 @@ export function startRun(parts: RunParts): RunningJob {
   const asked: { stop: { now: boolean } | null } = { stop: null }
   const outcome = (async () => {
     await parts.told
+    parts.mesh.fleet.want()
     const planned = await plan(parts, abort.signal)
     await tellUntoldSteps(parts, runConfig(parts.mesh, parts.job, planned))
     runner = runnerFor(parts, planned)
@@ -167,11 +168,9 @@ function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
     const { step = 0, loss = 0, shares = [] } = event.step
     mesh.store.note(job.jobId, { step, lastLoss: Number(loss) })
     const total = shares.reduce((sum, share) => sum + (share.numMicroBatches ?? 0), 0)
-    for (const share of shares) {
-      const worker = mesh.fleet.get(share.workerId ?? '')
-      if (worker === undefined) continue
-      worker.tokensPerSecond = Number(share.tokensPerSecond ?? 0)
-      worker.share = total === 0 ? 0 : (share.numMicroBatches ?? 0) / total
+    for (const { workerId = '', numMicroBatches = 0, tokensPerSecond = 0 } of shares) {
+      const share = total === 0 ? 0 : numMicroBatches / total
+      mesh.fleet.count(workerId, { share, tokensPerSecond: Number(tokensPerSecond) })
     }
   }
   if (event.stepSkipped) mesh.store.note(job.jobId, { step: event.stepSkipped.step ?? 0 })

@@ -54,9 +54,11 @@ export class JobRunner {
     fleet.on('attached', this.#onAttached)
     fleet.on('lost', this.#onLost)
     fleet.on('message', this.#onMessage)
+    fleet.on('exhausted', this.#onExhausted)
     try {
       this.#take({ kind: 'started', log })
       for (const worker of fleet.workers) this.#onAttached(worker)
+      if (fleet.exhausted) this.#onExhausted(fleet.exhausted)
       return await this.#finished
     } finally {
       this.#ended = true
@@ -64,6 +66,7 @@ export class JobRunner {
       fleet.off('attached', this.#onAttached)
       fleet.off('lost', this.#onLost)
       fleet.off('message', this.#onMessage)
+      fleet.off('exhausted', this.#onExhausted)
       this.#releaseWorkers()
     }
   }
@@ -94,6 +97,10 @@ export class JobRunner {
 
   readonly #onMessage = (worker: FleetWorker, message: FromWorker__Output) => {
     this.#take({ kind: 'message', workerId: worker.id, message })
+  }
+
+  readonly #onExhausted = (error: TunemeshError) => {
+    this.#take({ kind: 'workersExhausted', failure: failureOf(error) })
   }
 
   /** One event at a time: an effect may bring the next event about before it returns. */

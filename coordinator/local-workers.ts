@@ -7,12 +7,14 @@ import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Logger } from 'pino'
+import { TunemeshError } from '../proto/errors.js'
 import { scriptCommand } from './script-command.js'
 
-const firstDelayMs = 200
 const longestDelayMs = 30_000
 /** A worker that ran so long before it died starts again without delay. */
 const healthyMs = 60_000
+/** So many crashes without a step that counted its work, and it is not started again. */
+const maxCrashes = 8
 const endGraceMs = 8_000
 
 export interface LocalWorkersOptions {
@@ -26,7 +28,11 @@ export interface LocalWorkersOptions {
   env: NodeJS.ProcessEnv
   /** Test knobs by worker; the options reach a worker only with --testing. */
   tuning: { failpoints?: string; options?: Record<string, unknown> }[]
+  /** How long a worker that crashed waits; doubles with each crash. */
+  firstRestartMs: number
   log: Logger
+  /** No worker of this machine is left that is started again. */
+  onExhausted: (error: TunemeshError) => void
 }
 
 /** The processors divided: more threads than processors make every worker slower. */
@@ -34,28 +40,82 @@ export function threadsEach(numWorkers: number, numProcessors: number): number {
   return Math.max(1, Math.floor(numProcessors / Math.max(1, numWorkers)))
 }
 
+/** How often one worker has crashed for nothing, and how long it waits for its next start. */
+export class CrashLoop {
+  #inARow = 0
+  #delayMs: number
+
+  constructor(private readonly firstDelayMs: number) {
+    this.#delayMs = firstDelayMs
+  }
+
+  /** Answers how long to wait; null: it has been started often enough. */
+  crashed(ranMs: number): number | null {
+    if (++this.#inARow >= maxCrashes) return null
+    const waitMs = ranMs > healthyMs ? this.firstDelayMs : this.#delayMs
+    this.#delayMs = Math.min(waitMs * 2, longestDelayMs)
+    return waitMs
+  }
+
+  /** A step stands that its work is in. */
+  progressed(): void {
+    this.#inARow = 0
+    this.#delayMs = this.firstDelayMs
+  }
+}
+
+interface LocalWorker {
+  index: number
+  loop: CrashLoop
+  child: ChildProcess | null
+  isGivenUp: boolean
+}
+
 export class LocalWorkers {
-  readonly #children = new Set<ChildProcess>()
+  readonly #workers: LocalWorker[]
   readonly #restarts = new Set<NodeJS.Timeout>()
   /** A failpoint kills the first process of a worker, not every one that takes its place. */
   readonly #launched = new Set<number>()
   #isClosing = false
 
-  constructor(private readonly options: LocalWorkersOptions) {}
+  constructor(private readonly options: LocalWorkersOptions) {
+    this.#workers = Array.from({ length: options.count }, (_, index) => ({
+      index,
+      loop: new CrashLoop(options.firstRestartMs),
+      child: null,
+      isGivenUp: false,
+    }))
+  }
 
   start(): void {
-    for (let index = 0; index < this.options.count; index++) this.#launch(index, firstDelayMs)
+    for (const worker of this.#workers) this.#launch(worker)
+  }
+
+  /** Another job begins: it may run where the last one crashed. */
+  startAgain(): void {
+    for (const worker of this.#workers) {
+      worker.loop.progressed()
+      if (!worker.isGivenUp) continue
+      worker.isGivenUp = false
+      this.#launch(worker)
+    }
+  }
+
+  /** A step has counted the work of this process. */
+  progressed(processId: number): void {
+    for (const { child, loop } of this.#workers) if (child?.pid === processId) loop.progressed()
   }
 
   /** The end of its standard input ends each at once; what does not end in time is killed. */
   async close(): Promise<void> {
     this.#isClosing = true
     for (const timer of this.#restarts) clearTimeout(timer)
-    await Promise.all([...this.#children].map((child) => endChild(child)))
+    await Promise.all(this.#workers.map(({ child }) => child && endChild(child)))
   }
 
-  #launch(index: number, delayMs: number): void {
+  #launch(worker: LocalWorker): void {
     const { options } = this
+    const { index } = worker
     const workDir = join(options.workDir, `worker-${index + 1}`)
     mkdirSync(workDir, { recursive: true, mode: 0o700 })
     const [node, ...args] = scriptCommand(new URL('../worker/main', import.meta.url))
@@ -64,20 +124,36 @@ export class LocalWorkers {
       env: options.env,
     })
     const startedMs = performance.now()
-    this.#children.add(child)
+    worker.child = child
     child.stdin.on('error', () => {}) // the pipe of a dead child
     child.once('error', (error) => options.log.error({ err: error }, 'a worker did not start'))
     child.once('close', (code, signal) => {
-      this.#children.delete(child)
+      worker.child = null
       if (this.#isClosing) return
-      const wait = performance.now() - startedMs > healthyMs ? firstDelayMs : delayMs
-      options.log.warn({ worker: index + 1, code, signal }, `worker ended, again in ${wait} ms`)
+      // Asked to end, it did: that is no crash.
+      const wait =
+        code === 0 ? options.firstRestartMs : worker.loop.crashed(performance.now() - startedMs)
+      const facts = { worker: index + 1, code, signal }
+      if (wait === null) return this.#giveUp(worker, facts)
+      options.log.warn(facts, `worker ended, again in ${wait} ms`)
       const timer = setTimeout(() => {
         this.#restarts.delete(timer)
-        this.#launch(index, Math.min(wait * 2, longestDelayMs))
+        this.#launch(worker)
       }, wait)
       this.#restarts.add(timer)
     })
+  }
+
+  #giveUp(worker: LocalWorker, facts: { code: number | null; signal: string | null }): void {
+    worker.isGivenUp = true
+    const end = facts.signal ? `signal ${facts.signal}` : `exit status ${facts.code}`
+    const what = `worker ${worker.index + 1} of this machine crashed ${maxCrashes} times in a row`
+    this.options.log.error(facts, `${what}; it is not started again before the next job`)
+    if (!this.#workers.every(({ isGivenUp }) => isGivenUp)) return
+    const message =
+      `No worker of this machine is left: ${what}, and no step was finished in between. The last ` +
+      `ended with ${end}; its log says more. Mend that and resume the job.`
+    this.options.onExhausted(new TunemeshError('WORKER_FAILED', message))
   }
 
   #argsOf(index: number, workDir: string): string[] {

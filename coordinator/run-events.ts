@@ -96,6 +96,8 @@ export type RunEvent =
   | { kind: 'workerAttached'; worker: AttachedWorker }
   /** Its stream broke or ended. */
   | { kind: 'workerLost'; workerId: string; reason: string }
+  /** Workers that crash over and over are not started again: without others the job fails. */
+  | { kind: 'workersExhausted'; failure: RunFailure }
   /** Every message of an attached worker but Hello; heartbeats too: they prove that it lives. */
   | { kind: 'message'; workerId: string; message: FromWorker__Output }
   | { kind: 'appendAcknowledged'; sequence: number }

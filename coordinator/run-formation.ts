@@ -19,6 +19,7 @@ export function formFleet(run: Run): void {
   const candidates = candidatesOf(run)
   const waitedMs = run.nowMs - run.gatheringSinceMs
   if (candidates.length === 0) {
+    if (run.exhausted && run.workers.size === 0) return fail(run, run.exhausted)
     if (waitedMs > run.config.limits.noWorkersMs && run.busLostAtMs === null) {
       fail(run, {
         code: 'NO_WORKERS',

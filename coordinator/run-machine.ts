@@ -71,6 +71,9 @@ function take(run: Run, event: RunEvent): void {
       return membership.attach(run, event.worker)
     case 'workerLost':
       return membership.lose(run, event.workerId, event.reason)
+    case 'workersExhausted':
+      run.exhausted = event.failure
+      return
     case 'message':
       return takeMessage(run, event.workerId, event.message)
     case 'appendAcknowledged':

@@ -46,6 +46,8 @@ export interface Run {
   /** Stop once this step is committed, after a checkpoint. */
   stopAfterStep: number | null
   outcome: RunOutcome | null
+  /** Why no worker will attach by itself any more. */
+  exhausted: RunFailure | null
   busLostAtMs: number | null
   lastTickMs: number | null
   /** The wait named last, so that each is named once. */
@@ -180,6 +182,7 @@ export function newRun(config: RunConfig): Run {
     pause: null,
     stopAfterStep: null,
     outcome: null,
+    exhausted: null,
     busLostAtMs: null,
     lastTickMs: null,
     namedStall: '',

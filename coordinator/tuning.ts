@@ -32,6 +32,8 @@ const tuningSchema = z.strictObject({
   helloTimeoutMs: ms.default(10_000),
   /** How long a job may wait for its checkpoint when the coordinator ends. */
   endGraceMs: ms.default(12_000),
+  /** First wait of a local worker that crashed. */
+  firstRestartMs: ms.default(200),
   limits: runLimits.default({}),
   /** Blocks of 256 elements in a slice and in a frame; null: as planned from the trained vector. */
   sliceBlocks: blocks.nullable().default(null),

@@ -18,17 +18,21 @@ const maxUnreadResults = 100_000
 export async function anyWorker(fleet: Fleet, waitMs: number, signal?: AbortSignal) {
   const found = idlest(fleet)
   if (found !== null) return found
+  if (fleet.exhausted) fleet.want()
   return new Promise<FleetWorker>((resolve, reject) => {
     const settle = (act: () => void) => {
       clearTimeout(timer)
       fleet.off('attached', onAttached)
+      fleet.off('exhausted', onExhausted)
       signal?.removeEventListener('abort', onAbort)
       act()
     }
     const onAttached = (worker: FleetWorker) => settle(() => resolve(worker))
+    const onExhausted = (error: Error) => settle(() => reject(error))
     const onAbort = () => settle(() => reject(stopped()))
     const timer = setTimeout(() => settle(() => reject(noWorkers(waitMs))), waitMs)
     fleet.on('attached', onAttached)
+    fleet.on('exhausted', onExhausted)
     signal?.addEventListener('abort', onAbort)
     if (signal?.aborted) onAbort()
   })

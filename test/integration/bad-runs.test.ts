@@ -185,3 +185,22 @@ describe('a worker that stands still', () => {
     coordinator.removeState()
   })
 })
+
+describe('workers that crash whenever they start', () => {
+  it('fail the job with the number of tries and how they ended', async (test) => {
+    const broken = { options: { device: { instructionPath: 'nonsense' } } }
+    const tuning = { firstRestartMs: 10, workers: [broken, broken] }
+    const coordinator = await TestCoordinator.open({ workers: 2, tuning })
+    test.after(() => coordinator.kill())
+    const { client } = coordinator
+    for (const name of ['first', 'second']) {
+      const { jobId } = await client.submit(tinyJob(join(folder, name)))
+      await eventsOf(client, jobId)
+      const { state, error } = await client.get(jobId)
+      assert.deepEqual([state, error?.code], ['FAILED', 'WORKER_FAILED'])
+      assert.match(error?.message ?? '', /crashed 8 times in a row.*exit status 1/)
+    }
+    await coordinator.close()
+    coordinator.removeState()
+  })
+})

@@ -208,6 +208,25 @@ test('drain: the only worker with the last steps is kept while a fleet is gather
   assert.deepEqual([asked?.step, asked?.purpose], [1, 'checkpoint'])
 })
 
+test('crash loop: the job fails with its cause when the last worker is gone for good', () => {
+  const run = fleet(['w1', 'w2'])
+  run.lose('w1')
+  const failure = { code: 'WORKER_FAILED' as const, message: 'crashed 8 times in a row' }
+  run.advance({ kind: 'workersExhausted', failure })
+  assert.equal(run.outcome, null)
+  run.lose('w2')
+  assert.deepEqual(failureOf(run), failure)
+})
+
+test('crash loop: a worker from elsewhere keeps the job going', () => {
+  const run = fleet(['w1'])
+  run.attach('w2')
+  const failure = { code: 'WORKER_FAILED' as const, message: 'crashed 8 times in a row' }
+  run.advance({ kind: 'workersExhausted', failure })
+  run.lose('w1')
+  assert.equal(run.outcome, null)
+})
+
 // ---- a gradient that is not finite ----
 
 const nonFinite = (run: RunFixture, step: number, microBatch = 0) =>
