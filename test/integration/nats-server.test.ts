@@ -87,7 +87,7 @@ describe('nats-server', () => {
     assert.equal(new TextDecoder().decode(last?.data), '1')
   })
 
-  it('keeps its secrets in one file that only its owner can read, and tells the server none', () => {
+  it('keeps its secrets in one file that only its owner reads, and tells the server none', () => {
     const secretsPath = join(nats.folder.natsDir, 'secrets.json')
     const { seeds } = JSON.parse(readFileSync(secretsPath, 'utf8')) as { seeds: NatsSeeds }
     assert.equal(statSync(secretsPath).mode & 0o777, 0o600)

@@ -86,7 +86,7 @@ async function quiet(): Promise<void> {
 
 for (const numWorkers of [2, 4]) {
   for (const numSlices of [2, 8]) {
-    test(`${numWorkers} workers, ${numSlices} slices: an owner fills its window, no more`, async () => {
+    test(`${numWorkers} workers, ${numSlices} slices: a window is filled, no more`, async () => {
       const ids = Array.from({ length: numWorkers }, (_, index) => `w-${index}`)
       const owner = new Owner(ids, mib)
       const atMost = windowBytes / numWorkers / mib
