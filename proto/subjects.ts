@@ -40,7 +40,7 @@ export const sentByAnyone = (subject: string) => `${subject}.*`
 /** Replies to requests: each user has a prefix of its own, which no other may read. */
 export const inboxPrefix = (user: string) => `_INBOX_${user}`
 
-/** All that a worker's user may do, as nats-server checks it. Reading commits is its one request. */
+/** All that a worker's user may do, as nats-server checks. Reading commits is its one request. */
 export const workerPermissions = (worker: string) => ({
   publish: [
     sentBy('tm.g.*.*.c.*.*.*', worker),
