@@ -145,8 +145,9 @@ const optimizer = {
     .enum(['stop', 'skip'])
     .default('stop')
     .describe(
-      'What NaN or infinity in a gradient does: stop the job, its last checkpoint intact, or skip ' +
-        'the whole step, which counts and changes no weight; ten skipped steps in a row stop it.',
+      'What NaN or infinity in a gradient does: stop the job, its last checkpoint intact, or ' +
+        'skip the whole step, which counts and changes no weight; ten skipped steps in a row ' +
+        'stop it.',
     ),
 }
 

@@ -110,8 +110,8 @@ export class Invariants {
   }
 
   /**
-   * Here memory is never faulty, and nobody sleeps as long as a run waits: a recount or a worker that
-   * is given up covers a defect up.
+   * Here memory is never faulty, and nobody sleeps as long as a run waits: a recount or a worker
+   * that is given up covers a defect up.
    */
   checkSaid(message: string): void {
     if (/does not match the contributions' digests/.test(message)) this.violated(`I1 ${message}`)

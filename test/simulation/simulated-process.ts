@@ -1,4 +1,4 @@
-/** A process that may be killed or sleep: what happens to a dead one is lost, to a paused one late. */
+/** A process that may die or sleep: what happens to a dead one is lost, to a paused one late. */
 import type { VirtualClock } from './virtual-clock.js'
 
 export class SimulatedProcess {
