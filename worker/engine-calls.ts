@@ -7,8 +7,8 @@ import type { PlanCall__Output } from '../proto/gen/tunemesh/v1/PlanCall.js'
 import type { PlanResult } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import type { ModelConfig } from '../proto/model-config.js'
 import type { TrainRequest } from '../proto/train-spec.js'
+import type { DeviceOptions } from './device.js'
 import { type Engine, openEngine } from './engine.js'
-import type { DeviceOptions } from './job-engine.js'
 
 interface LoadedModel {
   key: string

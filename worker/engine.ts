@@ -1,35 +1,22 @@
 /**
- * The native engine as the worker sees it. Only this file loads the addon.
+ * The native engine as the worker sees it.
  *
  * One Engine is one device with one native thread that issues its work; every promise here resolves
  * without the event loop having waited. Big numbers never become JavaScript arrays: gradients and
  * frames live in native slabs that are exposed once as external ArrayBuffers.
  */
-import { existsSync } from 'node:fs'
-import { createRequire } from 'node:module'
-import { totalmem } from 'node:os'
-import { fileURLToPath } from 'node:url'
-import { isErrorCode, TunemeshError } from '../proto/errors.js'
+import { TunemeshError } from '../proto/errors.js'
 import type { ModelConfig } from '../proto/model-config.js'
 import type { TrainSpec } from '../proto/train-spec.js'
+import { asTunemeshError, callAddon, calling, settling } from './addon.js'
+import { type DeviceOptions, nativeDevice, type Precision } from './device.js'
 
-type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
-
-export interface EngineOptions {
+export interface EngineOptions extends DeviceOptions {
   /** Hugging Face folder or .gguf file. */
   modelPath: string
   config: ModelConfig
-  /** 0: all that the process may use. */
-  numThreads: number
-  instructionPath: InstructionPath
-  /** Folder for packed weights shared by the workers of a machine; null: keep them private. */
-  packedCacheDir: string | null
-  /** "cpu", or "cuda:0" and so on with the plugin beside the addon; by default "cpu". */
-  device?: string
   /** Of activations and matrix products; by default fp32, the CPU's only one. */
-  precision?: 'fp32' | 'bf16'
-  /** Where a GPU's libraries are looked for first. */
-  libraryFolder?: string
+  precision?: Precision
 }
 
 /** A trained tensor in canonical order: natural sort of Hugging Face or PEFT names, row-major. */
@@ -197,59 +184,14 @@ export interface Engine {
   close(): Promise<void>
 }
 
-export interface DeviceDescription {
-  device: string
-  deviceClass: string
-  numThreads: number
-  memoryBytes: number
-}
-
 /** The engine of one model on this machine's device; load() it next. */
 export function openEngine(options: EngineOptions): Engine {
   return new NativeEngine(
-    calling(() => loadAddon().createEngine({ ...options, ...deviceChoice(options) })),
+    callAddon<NativeEngineObject>('createEngine', {
+      ...options,
+      ...nativeDevice(options, options.precision ?? 'fp32'),
+    }),
   )
-}
-
-/** What a worker says of its device before it has any job. */
-export function describeDevice(
-  options: Omit<EngineOptions, 'modelPath' | 'config' | 'packedCacheDir'>,
-): DeviceDescription {
-  const { numThreads, instructionPath } = options
-  const described = calling(() =>
-    loadAddon().describeDevice({ numThreads, instructionPath, ...deviceChoice(options) }),
-  )
-  return { ...described, memoryBytes: described.memoryBytes || totalmem() }
-}
-
-/**
- * The device that worker `index` of a machine takes: GPUs in turn, or the CPU where there is none.
- * A GPU that can't be used is an error of describeDevice(), not a reason to compute slowly.
- */
-export function chooseDevice(wanted: string, index: number): string {
-  if (wanted !== 'auto') return wanted
-  const pluginPath = findPlugin()
-  const count = pluginPath ? calling(() => loadAddon().countDevices('cuda', pluginPath)) : 0
-  return count > 0 ? `cuda:${index % count}` : 'cpu'
-}
-
-const findPlugin = () => nativePlaces('tunemesh_cuda.so').find((place) => existsSync(place)) ?? ''
-
-type DeviceChoice = Pick<EngineOptions, 'device' | 'precision' | 'libraryFolder'>
-
-function deviceChoice(options: DeviceChoice): Required<DeviceChoice> & { pluginPath: string } {
-  return {
-    device: options.device ?? 'cpu',
-    precision: options.precision ?? 'fp32',
-    libraryFolder: options.libraryFolder ?? '',
-    pluginPath: findPlugin(),
-  }
-}
-
-/** The addon's functions beyond the engine's, for the modules that type them. */
-export function loadAddon(): NativeAddon {
-  addon ??= requireAddon()
-  return addon
 }
 
 type NativeCall = (...values: unknown[]) => Promise<unknown>
@@ -280,14 +222,6 @@ interface NativeEngineObject {
   gradients: NativeCall
   weights: NativeCall
   close: NativeCall
-}
-
-export interface NativeAddon {
-  createEngine(options: EngineOptions): NativeEngineObject
-  /** `memoryBytes` 0: the device uses the machine's. */
-  describeDevice(options: object): DeviceDescription
-  countDevices(backend: string, pluginPath: string): number
-  [name: string]: unknown
 }
 
 class NativeEngine implements Engine {
@@ -369,49 +303,4 @@ class NativeEngine implements Engine {
   #call<T>(name: keyof NativeEngineObject, ...values: unknown[]): Promise<T> {
     return settling(() => (this.native[name] as NativeCall)(...values) as Promise<T>)
   }
-}
-
-/** Errors of the addon carry a code of proto/errors.ts; the caller's stack is attached here. */
-function asTunemeshError(error: unknown): unknown {
-  if (!(error instanceof Error) || !('code' in error) || !isErrorCode(error.code)) return error
-  const subject = 'subject' in error && typeof error.subject === 'string' ? error.subject : ''
-  const details = subject ? [subject] : []
-  return new TunemeshError(error.code, error.message, { details, cause: error })
-}
-
-function calling<T>(call: () => T): T {
-  try {
-    return call()
-  } catch (error) {
-    throw asTunemeshError(error)
-  }
-}
-
-async function settling<T>(call: () => Promise<T>): Promise<T> {
-  try {
-    return await call()
-  } catch (error) {
-    throw asTunemeshError(error)
-  }
-}
-
-let addon: NativeAddon | null = null
-
-/** From build/worker/ the addon lies in build/native/, from the sources in ../build/native/. */
-function requireAddon(): NativeAddon {
-  const places = nativePlaces('tunemesh.node')
-  const found = places.find((place) => existsSync(place))
-  if (!found) {
-    throw new TunemeshError(
-      'ENGINE_MISSING',
-      `the native engine is not built: neither ${places.join(' nor ')} exists. Run: npm run build`,
-    )
-  }
-  return createRequire(import.meta.url)(found) as NativeAddon
-}
-
-function nativePlaces(file: string): string[] {
-  return [`../native/${file}`, `../build/native/${file}`].map((place) =>
-    fileURLToPath(new URL(place, import.meta.url)),
-  )
 }

@@ -12,9 +12,9 @@ import type { Delivered } from '../proto/gen/tunemesh/v1/Delivered.js'
 import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
 import { numPacks, type PackShard, packAt } from '../proto/pack-shard.js'
 import type { TrainRequest } from '../proto/train-spec.js'
+import type { DeviceOptions } from './device.js'
 import {
   type Engine,
-  type EngineOptions,
   type MemoryPlan,
   type MicroBatchResult,
   openEngine,
@@ -25,9 +25,6 @@ import {
 } from './engine.js'
 import { ExchangeBuffers } from './exchange-buffers.js'
 import type { JobFiles, StoredFile } from './job-files.js'
-
-/** How a worker was started; the same for all its jobs. */
-export type DeviceOptions = Omit<EngineOptions, 'modelPath' | 'config' | 'precision'>
 
 /** What the coordinator hears of a job that is ready to train. */
 export interface ReadyJob {

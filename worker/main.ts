@@ -9,7 +9,7 @@ import { parseArgs } from 'node:util'
 import pino from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import { armFailpoints } from '../proto/failpoint.js'
-import { chooseDevice } from './engine.js'
+import { chooseDevice } from './device.js'
 import { Worker } from './worker.js'
 
 const { values } = parseArgs({

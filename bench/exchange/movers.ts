@@ -1,7 +1,7 @@
 /** The two ways in which a worker of `bench exchange` moves a step's gradients. */
 import { planSlices } from '../../proto/slices.js'
+import { callAddon } from '../../worker/addon.js'
 import { DataPlane } from '../../worker/data-plane.js'
-import { loadAddon } from '../../worker/engine.js'
 import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import type { NatsConnection } from '../../worker/nats-connection.js'
 import type { WorkerEvent } from '../../worker/run-events.js'
@@ -39,8 +39,7 @@ export class ExchangeMover implements Mover {
   #whole: () => void = () => undefined
 
   static async open(setup: WorkerSetup, connection: NatsConnection): Promise<ExchangeMover> {
-    const create = loadAddon().createExchange as (options: object) => TrialExchange
-    const trial = create({
+    const trial = callAddon<TrialExchange>('createExchange', {
       ...planSlices(setup.numBlocks),
       significantBits: significantBits[setup.codec],
       numContributionSlots: 1,

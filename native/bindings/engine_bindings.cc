@@ -6,7 +6,7 @@
 #include "bindings/async_task.h"
 #include "bindings/engine_arguments.h"
 #include "bindings/exchange_bindings.h"
-#include "engine/backend_plugin.h"
+#include "bindings/method.h"
 
 namespace tunemesh {
 namespace {
@@ -19,15 +19,6 @@ struct EngineHandle {
   std::shared_ptr<Engine> engine;
 };
 using Handle = std::shared_ptr<EngineHandle>;
-using Info = const Napi::CallbackInfo&;
-
-Napi::Object argument_object(Info info, size_t index) {
-  if (info.Length() <= index || !info[index].IsObject()) {
-    throw Napi::TypeError::New(info.Env(),
-                               "argument " + std::to_string(index) + " must be an object");
-  }
-  return info[index].As<Napi::Object>();
-}
 
 // Runs on the engine's thread against the engine, which close() may have taken away meanwhile.
 template <class T, class Work>
@@ -139,18 +130,6 @@ Napi::Value to_changes(Napi::Env env, const std::vector<WeightChange>& changes) 
     out.Set(i, entry);
   }
   return out;
-}
-
-using Method = std::function<Napi::Value(Info)>;
-void set_method(Napi::Object object, const char* name, Method method) {
-  auto call = [method = std::move(method)](Info info) -> Napi::Value {
-    try {
-      return method(info);
-    } catch (const EngineError& error) {
-      throw js_error(info.Env(), error);
-    }
-  };
-  object.Set(name, Napi::Function::New(object.Env(), call, name));
 }
 
 void add_life_methods(Napi::Object object, const Handle& handle) {
@@ -373,34 +352,11 @@ Napi::Value create_engine(Info info) {
   return object;
 }
 
-Napi::Value describe_device(Info info) {
-  const Napi::Object from = argument_object(info, 0);
-  const ChosenDevice chosen = chosen_device(from);
-  const Device device(chosen.backend, chosen.options);
-  auto out = Napi::Object::New(info.Env());
-  out.Set("device", device.ops().describe(device.context()));
-  out.Set("deviceClass", device_class(device));
-  out.Set("numThreads", device.ops().num_threads(device.context()));
-  size_t memory = 0;
-  if (device.ops().memory_bytes != nullptr) memory = device.ops().memory_bytes(device.context());
-  out.Set("memoryBytes", static_cast<double>(memory));
-  return out;
-}
-
-// How many devices a backend has: countDevices("cuda", pluginPath).
-Napi::Value count_devices(Info info) {
-  const TmBackend* backend =
-      find_backend(text_value(info[0], "backend"), text_value(info[1], "pluginPath"));
-  return Napi::Number::New(info.Env(), backend->num_devices());
-}
-
 }  // namespace
 
 void register_engine(Napi::Env env, Napi::Object exports) {
   (void)env;
   set_method(exports, "createEngine", create_engine);
-  set_method(exports, "describeDevice", describe_device);
-  set_method(exports, "countDevices", count_devices);
 }
 
 }  // namespace tunemesh

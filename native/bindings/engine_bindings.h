@@ -4,7 +4,7 @@
 
 namespace tunemesh {
 
-// Adds createEngine(options) and describeDevice(options).
+// Adds createEngine(options).
 void register_engine(Napi::Env env, Napi::Object exports);
 
 }  // namespace tunemesh

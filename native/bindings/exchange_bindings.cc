@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/exchange_task.h"
+#include "bindings/method.h"
 
 namespace tunemesh {
 
@@ -128,20 +129,6 @@ Napi::Value to_finished(Napi::Env env, const FinishedSlice& finished) {
   out.Set("publishedDigest", Napi::String::New(env, digest_text(finished.published_digest)));
   out.Set("sumSquares", Napi::Number::New(env, finished.sum_squares));
   return out;
-}
-
-using Method = std::function<Napi::Value(const Napi::CallbackInfo&)>;
-void set_method(Napi::Object object, const char* name, Method method) {
-  object.Set(name, Napi::Function::New(
-                       object.Env(),
-                       [method](const Napi::CallbackInfo& info) -> Napi::Value {
-                         try {
-                           return method(info);
-                         } catch (const EngineError& error) {
-                           throw to_error(info.Env(), TaskFailure{error.code(), error.what()});
-                         }
-                       },
-                       name));
 }
 
 void add_contribution_methods(Napi::Object object, const std::shared_ptr<ExchangeTasks>& handle) {

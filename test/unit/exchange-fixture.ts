@@ -3,8 +3,8 @@
  * gradients.
  */
 import { planSlices, type SliceLayout } from '../../proto/slices.js'
+import { callAddon } from '../../worker/addon.js'
 import { DataPlane, type DataPlaneClock } from '../../worker/data-plane.js'
-import { loadAddon } from '../../worker/engine.js'
 import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import type { GradientTransport } from '../../worker/nats-connection.js'
 import type { WorkerEvent } from '../../worker/run-events.js'
@@ -18,12 +18,8 @@ export interface TrialOptions extends SliceLayout {
   significantBits: 24 | 12 | 8
   numContributionSlots: number
 }
-interface Addon {
-  createExchange(options: TrialOptions): TrialExchange
-}
-
 export const createExchange = (options: TrialOptions): TrialExchange =>
-  (loadAddon() as unknown as Addon).createExchange(options)
+  callAddon('createExchange', options)
 
 /** Heavy-tailed values of block-wise scales, with zeros: a pure function of the seed. */
 export function gradientLike(numElements: number, seed: number): Float32Array {

@@ -1,0 +1,39 @@
+#include "bindings/device_bindings.h"
+
+#include "bindings/engine_arguments.h"
+#include "bindings/method.h"
+#include "engine/backend_plugin.h"
+
+namespace tunemesh {
+namespace {
+
+// memoryBytes is 0 where the device uses the machine's.
+Napi::Value describe_device(Info info) {
+  const Napi::Object from = argument_object(info, 0);
+  const ChosenDevice chosen = chosen_device(from);
+  const Device device(chosen.backend, chosen.options);
+  auto out = Napi::Object::New(info.Env());
+  out.Set("device", device.ops().describe(device.context()));
+  out.Set("deviceClass", device_class(device));
+  out.Set("numThreads", device.ops().num_threads(device.context()));
+  size_t memory = 0;
+  if (device.ops().memory_bytes != nullptr) memory = device.ops().memory_bytes(device.context());
+  out.Set("memoryBytes", static_cast<double>(memory));
+  return out;
+}
+
+Napi::Value count_devices(Info info) {
+  const TmBackend* backend =
+      find_backend(text_value(info[0], "backend"), text_value(info[1], "pluginPath"));
+  return Napi::Number::New(info.Env(), backend->num_devices());
+}
+
+}  // namespace
+
+void register_devices(Napi::Env env, Napi::Object exports) {
+  (void)env;
+  set_method(exports, "describeDevice", describe_device);
+  set_method(exports, "countDevices", count_devices);
+}
+
+}  // namespace tunemesh

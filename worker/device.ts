@@ -1,0 +1,59 @@
+/** The devices of a machine: which one a worker takes, and what it says of it. */
+import { existsSync } from 'node:fs'
+import { totalmem } from 'node:os'
+import { callAddon, nativePlaces } from './addon.js'
+
+type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
+export type Precision = 'fp32' | 'bf16'
+
+/** How a worker was started; the same for all its jobs. */
+export interface DeviceOptions {
+  /** "cpu", or "cuda:0" and so on with the plugin beside the addon; by default "cpu". */
+  device?: string
+  /** CPU; 0: all that the process may use. */
+  numThreads: number
+  /** CPU. */
+  instructionPath: InstructionPath
+  /** CPU: folder for packed weights shared by a machine's workers; null: keep them private. */
+  packedCacheDir: string | null
+  /** Where a GPU's libraries are looked for first. */
+  libraryFolder?: string
+}
+
+export interface DeviceDescription {
+  device: string
+  deviceClass: string
+  numThreads: number
+  memoryBytes: number
+}
+
+/** What a worker says of its device before it has any job. */
+export function describeDevice(options: DeviceOptions): DeviceDescription {
+  const described = callAddon<DeviceDescription>('describeDevice', nativeDevice(options, 'fp32'))
+  return { ...described, memoryBytes: described.memoryBytes || totalmem() }
+}
+
+/**
+ * The device that worker `index` of a machine takes: GPUs in turn, or the CPU where there is none.
+ * A GPU that can't be used is an error of describeDevice(), not a reason to compute slowly.
+ */
+export function chooseDevice(wanted: string, index: number): string {
+  if (wanted !== 'auto') return wanted
+  const pluginPath = findPlugin()
+  const count = pluginPath ? callAddon<number>('countDevices', 'cuda', pluginPath) : 0
+  return count > 0 ? `cuda:${index % count}` : 'cpu'
+}
+
+/** The fields of a device as the addon reads them: all present. */
+export function nativeDevice(options: DeviceOptions, precision: Precision): object {
+  return {
+    device: options.device ?? 'cpu',
+    numThreads: options.numThreads,
+    instructionPath: options.instructionPath,
+    libraryFolder: options.libraryFolder ?? '',
+    precision,
+    pluginPath: findPlugin(),
+  }
+}
+
+const findPlugin = () => nativePlaces('tunemesh_cuda.so').find((place) => existsSync(place)) ?? ''
