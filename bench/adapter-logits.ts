@@ -1,0 +1,35 @@
+/**
+ * Logits of a base model with a PEFT adapter, for bench/peers/adapter.py, which compares them with
+ * those of transformers and peft:
+ * adapter-logits.js MODEL ADAPTER "id id id…" OUT, float32 rows into OUT.
+ */
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { modelConfigFromJson } from '../proto/model-config.js'
+import { openEngine } from '../worker/engine.js'
+
+const [modelPath, adapter, ids, out] = process.argv.slice(2)
+if (!modelPath || !adapter || !ids || !out) {
+  throw new Error('Give MODEL, ADAPTER, token ids and the file to write.')
+}
+const configPath = join(modelPath, 'config.json')
+const engine = openEngine({
+  modelPath,
+  config: modelConfigFromJson(JSON.parse(readFileSync(configPath, 'utf8')), configPath),
+  numThreads: 2,
+  instructionPath: 'auto',
+  packedCacheDir: null,
+})
+try {
+  await engine.load()
+  await engine.loadAdapter(adapter)
+  const tokens = Int32Array.from(ids.split(' '), Number)
+  const logits = await engine.logits({
+    tokens,
+    targets: new Int32Array(tokens.length).fill(-100),
+    documentStarts: Int32Array.of(0, tokens.length),
+  })
+  writeFileSync(out, new Uint8Array(logits.buffer, logits.byteOffset, logits.byteLength))
+} finally {
+  await engine.close()
+}
