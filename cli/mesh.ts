@@ -35,6 +35,8 @@ const hurriedGraceMs = 1_000
 /** Another command's coordinator is starting or ending for less than this. */
 const otherSettlesMs = 20_000
 const lookAgainMs = 250
+/** A command that only looks, `jobs` or `logs`, is over sooner than this. */
+const lookerEndsMs = 10_000
 /** Jobs looked through for such as wait; a state folder that has more queued is not expected. */
 const maxListed = 1_000
 
@@ -43,7 +45,7 @@ export async function withMesh<T>(
   needs: MeshNeeds,
   use: (mesh: Mesh) => Promise<T>,
 ): Promise<T> {
-  const found = await findEndpoint(context)
+  const found = await findUsable(context, needs)
   const mesh = found ?? (await startOrFind(context, needs))
   if ('logPath' in mesh) return useEmbedded({ context, needs, embedded: mesh }, use)
   const client = connect({ address: mesh.grpc, token: mesh.token })
@@ -72,8 +74,37 @@ async function startOrFind(
       if (!isInUse || performance.now() >= giveUpMs) throw error
     }
     await delay(lookAgainMs)
-    const found = await findEndpoint(context)
+    const found = await findUsable(context, needs)
     if (found !== null) return found
+  }
+}
+
+/**
+ * A coordinator that runs no jobs, because another command only looks at the state folder, goes
+ * soon: waits for that. One that stays is returned, and says itself why it takes no job.
+ */
+async function findUsable(context: Context, needs: MeshNeeds): Promise<Endpoint | null> {
+  let found = await findEndpoint(context)
+  if (needs.isHeld || !found?.isHeld) return found
+  const seconds = lookerEndsMs / 1000
+  context.output.note(
+    `Another command looks at ${context.stateDir} (process ${found.pid}); ` +
+      `waiting up to ${seconds} s for it to end.`,
+  )
+  const leave = new AbortController()
+  const restore = context.interrupts.handle(() => leave.abort())
+  const giveUpMs = performance.now() + lookerEndsMs
+  try {
+    while (found?.isHeld && performance.now() < giveUpMs) {
+      await delay(lookAgainMs, undefined, { signal: leave.signal })
+      found = await findEndpoint(context)
+    }
+    return found
+  } catch (error) {
+    if (!leave.signal.aborted) throw error
+    throw new TunemeshError('JOB_STOPPED', 'Interrupted while waiting for the state folder.')
+  } finally {
+    restore()
   }
 }
 

@@ -16,6 +16,8 @@ export interface Endpoint {
   dashboard: string
   /** 0 where the coordinator was named by its address. */
   pid: number
+  /** It runs no jobs: a command that only looks or asks has the state folder. */
+  isHeld: boolean
 }
 
 /** Where state lies: the folder asked for, TUNEMESH_HOME, or the XDG state folder. */
@@ -47,17 +49,19 @@ export function namedEndpoint(server: string, token: string | undefined): Endpoi
       `--server ${server} needs a token. Give --token-file PATH or set TUNEMESH_TOKEN.`,
     )
   }
-  return { grpc: server, token, dashboard: '', pid: 0 }
+  return { grpc: server, token, dashboard: '', pid: 0, isHeld: false }
 }
 
 export function parseEndpoint(text: string | null): Endpoint | null {
   if (text === null) return null
   try {
-    const { grpc, token, dashboard, pid } = JSON.parse(text) as Record<string, unknown>
+    const told = JSON.parse(text) as Record<string, unknown>
+    const { grpc, token, pid } = told
     if (typeof grpc !== 'string' || typeof token !== 'string' || typeof pid !== 'number') {
       return null
     }
-    return { grpc, token, dashboard: typeof dashboard === 'string' ? dashboard : '', pid }
+    const dashboard = typeof told.dashboard === 'string' ? told.dashboard : ''
+    return { grpc, token, dashboard, pid, isHeld: told.isHeld === true }
   } catch {
     return null // half written by a coordinator that died: the same as none
   }

@@ -168,8 +168,9 @@ async function assemble(
   closers.push(() => queue.close(tuning.endGraceMs))
 
   const dashboard = http?.url ?? ''
-  const endpoint = { grpc: grpc.address, token, dashboard, pid: process.pid, version }
-  folder.publishEndpoint(endpoint)
+  const { pid } = process
+  const { isHeld } = options
+  folder.publishEndpoint({ grpc: grpc.address, token, dashboard, pid, version, isHeld })
   workers.start()
   await queue.recover()
   void collector.collect()

@@ -41,6 +41,8 @@ export interface JobQueueOptions {
 export class JobQueue {
   readonly #submits = new Map<string, Promise<JobRecord>>()
   readonly #ingests = new Map<JobId, AbortController>()
+  /** Jobs as they will be once stored: their output folders are taken already. */
+  readonly #entering = new Set<JobRecord>()
   #running: { id: JobId; job: RunningJob; ended: Promise<void> } | null = null
   #isClosing = false
 
@@ -114,17 +116,28 @@ export class JobQueue {
     }
     if (!canResume(job)) return job
     this.#assertOpen()
-    assertOutputFree(job.outputDir, this.options.store.list(), job.jobId)
+    const others = this.#jobsToCome().filter((other) => other.jobId !== job.jobId)
+    assertOutputFree(job.outputDir, others, job.jobId)
+    const queueing: JobRecord = { ...job, state: 'QUEUED' }
+    this.#entering.add(queueing)
+    try {
+      return await this.#queueAgain(job)
+    } finally {
+      this.#entering.delete(queueing)
+    }
+  }
+
+  async #queueAgain(job: JobRecord): Promise<JobRecord> {
     const cleared = { error: null, endedAtMs: 0, queuedAtMs: this.options.nowMs() }
     if (job.preparedDigest === '') {
       const change = { ...cleared, state: 'VALIDATING' as const }
       const validating = await this.#enter(job.jobId, change, canResume)
       if (validating !== null) this.#startIngest(validating)
-      return validating ?? this.options.store.get(id)
+      return validating ?? this.options.store.get(job.jobId)
     }
     const queued = await this.#enter(job.jobId, { ...cleared, state: 'QUEUED' }, canResume)
     this.#pump()
-    return queued ?? this.options.store.get(id)
+    return queued ?? this.options.store.get(job.jobId)
   }
 
   /** A change of state that a run itself tells: paused, and going on again. */
@@ -171,7 +184,7 @@ export class JobQueue {
     const golden = request.goldenJson === '' ? null : goldenOf(request.goldenJson)
     const spec = golden === null ? readJobFile(fileOf(request)) : null
     const outputDir = resolve(request.baseDir || '/', spec?.output_dir ?? golden?.outputDir ?? '')
-    assertOutputFree(outputDir, store.list())
+    assertOutputFree(outputDir, this.#jobsToCome())
     const createdAtMs = nowMs()
     const job: JobRecord = {
       jobId: newJobId(),
@@ -198,10 +211,19 @@ export class JobQueue {
       preparedDigest: '',
       queuedAtMs: createdAtMs,
     }
-    const created = await store.create(job)
-    this.#tell(created)
-    this.#startIngest(created)
-    return created
+    this.#entering.add(job)
+    try {
+      const created = await store.create(job)
+      this.#tell(created)
+      this.#startIngest(created)
+      return created
+    } finally {
+      this.#entering.delete(job)
+    }
+  }
+
+  #jobsToCome(): JobRecord[] {
+    return [...this.options.store.list(), ...this.#entering]
   }
 
   #startIngest(job: JobRecord): void {

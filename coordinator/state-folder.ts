@@ -26,6 +26,8 @@ export interface Endpoint {
   dashboard: string
   pid: number
   version: string
+  /** No job is run here; a client that has one to run waits until this one ends. */
+  isHeld: boolean
 }
 
 interface LockOwner {

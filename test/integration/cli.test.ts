@@ -51,6 +51,29 @@ describe('command line against a coordinator', () => {
     assert.match(request?.idempotencyKey ?? '', /^[0-9a-f-]{36}$/)
   })
 
+  test('train: waits for a command that only looks at the state folder', async () => {
+    coordinator.publishEndpoint(folder, true)
+    coordinator.onSubmit = () => coordinator.pushState('SUCCEEDED')
+    const cli = new CliProcess([...base, 'train', jobPath])
+    await cli.until(/Another command looks at .* waiting up to 10 s for it to end/)
+    assert.equal(coordinator.submits.length, 0)
+    coordinator.publishEndpoint(folder)
+    const done = await cli.ended
+    assert.equal(done.code, 0, done.stderr)
+    assert.equal(coordinator.submits.length, 1)
+  })
+
+  test('train: Ctrl-C ends the wait for a command that looks', async () => {
+    coordinator.publishEndpoint(folder, true)
+    const cli = new CliProcess([...base, 'train', jobPath])
+    await cli.until(/waiting up to 10 s/)
+    cli.interrupt()
+    const done = await cli.ended
+    assert.equal(done.code, 3, done.stderr)
+    assert.match(done.stderr, /Interrupted while waiting for the state folder/)
+    assert.equal(coordinator.submits.length, 0)
+  })
+
   test('train: plain lines for people, ending with where the result is', async () => {
     coordinator.job.artifacts = [{ path: 'adapter_model.safetensors', digest: 'd', sizeBytes: 1 }]
     coordinator.onSubmit = () => {

@@ -73,9 +73,10 @@ export class MockCoordinator {
     await this.start(port)
   }
 
-  publishEndpoint(stateDir: string): void {
+  publishEndpoint(stateDir: string, isHeld = false): void {
     mkdirSync(stateDir, { recursive: true })
-    const endpoint = { grpc: this.address, token: this.token, dashboard: '', pid: process.pid }
+    const { address: grpc, token } = this
+    const endpoint = { grpc, token, dashboard: '', pid: process.pid, isHeld }
     writeFileSync(join(stateDir, 'endpoint.json'), JSON.stringify(endpoint), { mode: 0o600 })
   }
 

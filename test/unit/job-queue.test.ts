@@ -32,6 +32,7 @@ class OneJob {
       get: () => this.record,
       list: () => [this.record],
       findByKey: () => null,
+      create: (created: JobRecord) => this.#writes.then(() => created),
       update: (_id: string, change: (now: JobRecord) => Partial<JobRecord> | null) => {
         const written = this.#writes.then(() => {
           this.record = { ...this.record, ...change(this.record) }
@@ -140,6 +141,27 @@ describe('the queue of jobs', () => {
     await assert.rejects(job.queue.resume(job.id), refusal)
     await assert.rejects(job.queue.submit(aRequest), refusal)
     assert.deepEqual(job.told, [])
+  })
+
+  it('of two jobs submitted at once with one output folder the second is refused', async () => {
+    const job = new OneJob('STOPPED')
+    const request = { ...aRequest, goldenJson: '{"outputDir":"/nowhere/twice"}' }
+    const first = job.queue.submit(request)
+    const refused = assert.rejects(job.queue.submit(request), (error: Error) => {
+      assert.match(error.message, /belongs to job job-\w{8}, which is VALIDATING/)
+      return (error as { code?: string }).code === 'OUTPUT_IN_USE'
+    })
+    assert.equal((await first).outputDir, '/nowhere/twice')
+    await refused
+  })
+
+  it('a job that is about to be queued again holds its output folder', async () => {
+    const job = new OneJob('STOPPED', { outputDir: '/nowhere/twice' })
+    const resumed = job.queue.resume(job.id)
+    const request = { ...aRequest, goldenJson: '{"outputDir":"/nowhere/twice"}' }
+    const refusal = { code: 'OUTPUT_IN_USE', message: new RegExp(job.id) }
+    await assert.rejects(job.queue.submit(request), refusal)
+    assert.equal((await resumed).state, 'QUEUED')
   })
 
   it('a job whose output folder was filled meanwhile is not resumed', async (test) => {
