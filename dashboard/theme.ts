@@ -3,6 +3,11 @@ export type Theme = 'system' | 'light' | 'dark'
 
 const key = 'tunemesh-theme'
 const order: Theme[] = ['system', 'light', 'dark']
+const systemIsDark = matchMedia('(prefers-color-scheme: dark)')
+let chosen: Theme = 'system'
+
+// The system may change, at dusk for instance, while the page is open.
+systemIsDark.addEventListener('change', showTheme)
 
 export function rememberedTheme(): Theme {
   try {
@@ -14,13 +19,18 @@ export function rememberedTheme(): Theme {
 }
 
 export function applyTheme(theme: Theme): void {
-  if (theme === 'system') delete document.documentElement.dataset.theme
-  else document.documentElement.dataset.theme = theme
+  chosen = theme
+  showTheme()
   try {
     localStorage.setItem(key, theme)
   } catch {
     // Not remembered, which is all that storage was for.
   }
+}
+
+function showTheme(): void {
+  const system = systemIsDark.matches ? 'dark' : 'light'
+  document.documentElement.dataset.theme = chosen === 'system' ? system : chosen
 }
 
 export const nextTheme = (theme: Theme): Theme =>
