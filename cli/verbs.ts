@@ -60,7 +60,7 @@ function addMesh(program: Command, context: ContextNow): void {
   program
     .command('up')
     .description('run a coordinator that stays, with a dashboard')
-    .option('--workers <n>', 'workers on this machine', natural, 1)
+    .option('--workers <n>', 'workers on this machine', count, 1)
     .option('--threads <n>', 'threads of each worker', positive)
     .option('--grpc-port <port>', 'port for clients and workers', port, defaultPorts.grpc)
     .option('--dashboard-port <port>', 'port of the dashboard', port, defaultPorts.dashboard)
@@ -137,6 +137,7 @@ function numberWithin(least: number, most: number, whole: boolean) {
 }
 
 const positive = numberWithin(1, 65_536, true)
+const count = numberWithin(0, 65_536, true)
 const natural = numberWithin(0, Number.MAX_SAFE_INTEGER, true)
 const port = numberWithin(0, 65_535, true)
 const nonNegative = numberWithin(0, 100, false)
