@@ -19,6 +19,8 @@ export interface EmbeddedOptions {
   numWorkers: number
   /** 0: the coordinator divides the processors among its workers. */
   threadsPerWorker?: number
+  /** "auto" (a GPU where there is one), "cpu", "cuda:0" and so on. */
+  device?: string | undefined
   /** 0: any free port; null: no dashboard. */
   dashboardPort?: number | null
   grpcPort?: number
@@ -80,6 +82,7 @@ function argsOf(options: EmbeddedOptions): string[] {
   if (options.threadsPerWorker) {
     args.push('--threads-per-worker', String(options.threadsPerWorker))
   }
+  if (options.device) args.push('--device', options.device)
   if (options.dashboardPort === null) args.push('--no-dashboard')
   else args.push('--dashboard-port', String(options.dashboardPort ?? 0))
   args.push('--grpc-port', String(options.grpcPort ?? 0))

@@ -52,6 +52,7 @@ export interface CoordinatorOptions {
   numWorkers: number
   /** 0: the processors are divided among the workers. */
   threadsPerWorker: number
+  device: string
   workerEnv: NodeJS.ProcessEnv
   /** Nothing queued is run: the folder is only looked at. */
   isHeld: boolean
@@ -268,6 +269,7 @@ function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
     count: options.numWorkers,
     threadsPerWorker:
       options.threadsPerWorker || threadsEach(options.numWorkers, availableParallelism()),
+    device: options.device,
     coordinator,
     tokenPath: folder.tokenPath,
     workDir: folder.tempDir,

@@ -20,6 +20,8 @@ const endGraceMs = 8_000
 export interface LocalWorkersOptions {
   count: number
   threadsPerWorker: number
+  /** "auto": they take the machine's GPUs in turn, or the CPU where there is none. */
+  device: string
   coordinator: string
   tokenPath: string
   /** A folder for each worker is made in it. */
@@ -161,6 +163,7 @@ export class LocalWorkers {
     const args = ['--coordinator', options.coordinator, '--token-file', options.tokenPath]
     args.push('--work-dir', workDir, '--end-with-parent')
     args.push('--threads', String(options.threadsPerWorker))
+    args.push('--device', options.device, '--device-index', String(index))
     const tuning = options.tuning[index]
     if (tuning === undefined) return args
     args.push('--testing', '--tuning', JSON.stringify(tuning.options ?? {}))

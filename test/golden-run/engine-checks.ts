@@ -38,20 +38,23 @@ const limits = {
 export const expectedOf = (folder: string): Expected =>
   JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')) as Expected
 
-export async function checkEngine(folder: string, list: CheckList): Promise<void> {
-  await checkMethod(folder, 'full', list)
-  await checkMethod(folder, 'lora', list)
+type Method = 'full' | 'lora'
+interface Subject {
+  folder: string
+  device: string
 }
 
-async function checkMethod(
-  folder: string,
-  method: 'full' | 'lora',
-  list: CheckList,
-): Promise<void> {
+export async function checkEngine(subject: Subject, list: CheckList): Promise<void> {
+  await checkMethod(subject, 'full', list)
+  await checkMethod(subject, 'lora', list)
+}
+
+async function checkMethod(subject: Subject, method: Method, list: CheckList): Promise<void> {
+  const { folder } = subject
   const expected = expectedOf(folder)
   const reference = readTensors(join(folder, `${method}.expected.safetensors`))
   const batch = batchAt(folder, 0)
-  const engine = await openAt(folder, method, batch)
+  const engine = await openAt(subject, method, batch)
   try {
     const logits = await engine.logits(batch)
     list.within(
@@ -121,7 +124,11 @@ function batchAt(folder: string, index: number): TokenBatch {
   }
 }
 
-async function openAt(folder: string, method: 'full' | 'lora', batch: TokenBatch): Promise<Engine> {
+async function openAt(
+  { folder, device }: Subject,
+  method: Method,
+  batch: TokenBatch,
+): Promise<Engine> {
   const modelPath = join(folder, 'model')
   const config = modelConfigFromJson(
     JSON.parse(readFileSync(join(modelPath, 'config.json'), 'utf8')),
@@ -133,6 +140,7 @@ async function openAt(folder: string, method: 'full' | 'lora', batch: TokenBatch
     numThreads: 2,
     instructionPath: 'auto',
     packedCacheDir: null,
+    device,
   })
   await engine.load()
   await engine.prepare(specFor(method, batch))

@@ -29,6 +29,8 @@ const { values, positionals } = parseArgs({
   },
 })
 
+const device = values.device === 'cuda' ? 'cuda:0' : values.device
+
 /** One embedded mesh for each number of workers, started when first asked for. */
 class Meshes {
   readonly #open = new Map<
@@ -45,6 +47,7 @@ class Meshes {
       stateDir,
       numWorkers,
       threadsPerWorker: 1,
+      device,
       dashboardPort: null,
       natsServerPath,
     })
@@ -82,9 +85,10 @@ async function runFolder(folder: string, meshes: Meshes, list: CheckList): Promi
     const gguf = realModelFile()
     if (gguf === null)
       return list.skipped('the real model', 'its 98 MB are not in the cache; --fetch gets them')
-    return checkRealModel({ folder, gguf, client: (numWorkers) => meshes.client(numWorkers) }, list)
+    const client = (numWorkers: number) => meshes.client(numWorkers)
+    return checkRealModel({ folder, gguf, device, client }, list)
   }
-  await checkEngine(folder, list)
+  await checkEngine({ folder, device }, list)
   const counts = values.workers ? [Number(values.workers)] : [1, 2]
   for (const finetuning of ['full', 'lora'] as const)
     for (const numWorkers of counts)
@@ -105,10 +109,8 @@ function foldersGiven(): string[] {
     console.error('Which folders? For example: npm run golden -- test/golden/*/')
     process.exit(2)
   }
-  if (values.device !== 'cpu') {
-    console.error(
-      `DEVICE_UNAVAILABLE --device ${values.device}: this build has the CPU engine only.`,
-    )
+  if (!/^(cpu|cuda(:\d+)?)$/.test(values.device)) {
+    console.error(`--device is "${values.device}"; use cpu, cuda, or cuda:1 and so on.`)
     process.exit(2)
   }
   const folders = positionals.map((path) => resolve(path))

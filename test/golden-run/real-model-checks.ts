@@ -52,7 +52,12 @@ export const isRealModelFolder = (folder: string): boolean =>
   existsSync(join(folder, 'expected.json')) && !existsSync(join(folder, 'batches.safetensors'))
 
 export async function checkRealModel(
-  what: { folder: string; gguf: string; client: (numWorkers: number) => Promise<TunemeshClient> },
+  what: {
+    folder: string
+    gguf: string
+    device: string
+    client: (numWorkers: number) => Promise<TunemeshClient>
+  },
   list: CheckList,
 ): Promise<void> {
   const expected = JSON.parse(
@@ -60,19 +65,17 @@ export async function checkRealModel(
   ) as ExpectedReal
   const tokenizer = await loadTokenizer(what.gguf)
   await checkText({ folder: what.folder, expected, tokenizer }, list)
-  await withEngine(
-    what.gguf,
-    { ...inferenceSpec(expected), finetuning: 'full', lora: null },
-    (engine) => checkTensors(engine, expected, list),
+  await withEngine(what, { ...inferenceSpec(expected), finetuning: 'full', lora: null }, (engine) =>
+    checkTensors(engine, expected, list),
   )
-  await withEngine(what.gguf, inferenceSpec(expected), (engine) =>
+  await withEngine(what, inferenceSpec(expected), (engine) =>
     checkNumbers({ folder: what.folder, expected, engine, tokenizer }, list),
   )
   await checkLoraSteps({ ...what, expected }, list)
 }
 
 async function withEngine(
-  gguf: string,
+  { gguf, device }: { gguf: string; device: string },
   spec: TrainSpec,
   use: (engine: Engine) => Promise<void>,
 ): Promise<void> {
@@ -82,6 +85,7 @@ async function withEngine(
     numThreads: 2,
     instructionPath: 'auto',
     packedCacheDir: null,
+    device,
   })
   try {
     await engine.load()
