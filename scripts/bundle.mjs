@@ -53,7 +53,8 @@ exec "$here/node" "$here/app/build/cli/main.js" "$@"
 function needLinuxX64() {
   if (process.platform === 'linux' && process.arch === 'x64') return
   throw new SetupError(
-    `BUNDLE_PLATFORM the bundle is built on linux-x64, this is ${process.platform}-${process.arch}.`,
+    'BUNDLE_PLATFORM the bundle is built on linux-x64, ' +
+      `this is ${process.platform}-${process.arch}.`,
   )
 }
 

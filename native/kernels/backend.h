@@ -56,7 +56,7 @@ typedef struct {
   int num_threads;               // CPU: 0 = all the process may use
   const char* instruction_path;  // CPU: "auto", "generic", "avx2", "avx512"
   int device_index;
-  int precision;              // TmPrecision; the CPU knows float only
+  int precision;               // TmPrecision; the CPU knows float only
   const char* library_folder;  // GPU: where its libraries are looked for first; null: nowhere
 } TmContextOptions;
 
