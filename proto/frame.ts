@@ -141,8 +141,9 @@ interface SumAddress {
 }
 
 /**
- * JSON on a worker's credit subject. `from` is the sender. Every message may be lost, doubled or
- * late; each is sent again by a timer of the side that waits.
+ * JSON on a worker's credit subject. `from` is the sender; a credit whose subject names another is
+ * dropped. Every message may be lost, doubled or late; each is sent again by a timer of the side
+ * that waits.
  *
  *   contributor → owner   offer      "I hold this contribution, numChunks frames, so many bytes"
  *   owner → contributor   grant      "send all of it": counts against the owner's 16 MiB until it

@@ -36,6 +36,7 @@ export const creditSubject = (job: string, fleetEpoch: number, worker: string) =
 /** Every message of the three kinds above ends with its sender, which the server holds it to. */
 export const sentBy = (subject: string, worker: string) => `${subject}.${worker}`
 export const sentByAnyone = (subject: string) => `${subject}.*`
+export const senderOf = (subject: string) => subject.slice(subject.lastIndexOf('.') + 1)
 
 /** Replies to requests: each user has a prefix of its own, which no other may read. */
 export const inboxPrefix = (user: string) => `_INBOX_${user}`

@@ -2,9 +2,9 @@
  * One fleet epoch's way to the bus: subscriptions, credits, and frames sent from a few slab slots.
  */
 import { type CreditMessage, encodeCredit } from '../proto/frame.js'
-import { creditSubject, sentBy, sentByAnyone } from '../proto/subjects.js'
+import { creditSubject, senderOf, sentBy, sentByAnyone } from '../proto/subjects.js'
 import type { ExchangeBuffers } from './exchange-buffers.js'
-import type { GradientTransport, MessageListener } from './nats-connection.js'
+import type { BusMessage, GradientTransport } from './nats-connection.js'
 import type { WorkerEvent } from './run-events.js'
 
 /** What happened on the wire since the data plane was opened. */
@@ -17,6 +17,8 @@ export interface DataPlaneCounts {
   framesRefused: number
   /** Doubled, ungranted or outdated frames: ignored. */
   framesIgnored: number
+  /** Credits that name another sender than their subject does: dropped. */
+  creditsRefused: number
   /** Most bytes of contributions staged at once. */
   peakStagedBytes: number
 }
@@ -55,6 +57,9 @@ export interface Shipment {
   flushed?(): void
 }
 
+/** @param sender as the bus vouches for: its server lets a worker publish under its own id only */
+export type SentMessage = BusMessage & { sender: string }
+
 /** Chunks packed by one native call. */
 const batchChunks = 4
 
@@ -85,9 +90,9 @@ export class DataPlaneLink {
   }
 
   /** Whoever sends there. Answers the function that ends the subscription. */
-  subscribe(subject: string, listener: MessageListener): () => void {
-    const end = this.transport.subscribe(sentByAnyone(subject), (data, reply) => {
-      if (!this.#isClosed) listener(data, reply)
+  subscribe(subject: string, listener: (message: SentMessage) => void): () => void {
+    const end = this.transport.subscribe(sentByAnyone(subject), (message) => {
+      if (!this.#isClosed) listener({ ...message, sender: senderOf(message.subject) })
     })
     this.#subscriptions.push(end)
     return end

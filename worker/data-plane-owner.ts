@@ -65,7 +65,8 @@ export class DataPlaneOwner {
     const subject = contributionSubject({ job: jobId, ownerWorkerId: workerId, ...key })
     const slice: OwnedSlice = {
       key,
-      unsubscribe: link?.subscribe(subject, (data, reply) => this.#onFrame(data, reply)) ?? null,
+      unsubscribe:
+        link?.subscribe(subject, ({ data, reply }) => this.#onFrame(data, reply)) ?? null,
       arrivals: new Map(),
       delivered: new Set(),
       counted: new Set(),

@@ -101,8 +101,16 @@ class FanOut implements Shipment {
     if (receiver.unacknowledged.size === 0) this.receivers.delete(workerId)
   }
 
-  sendAgain(chunks: Iterable<number>): void {
-    for (const chunk of chunks) if (!this.pending.includes(chunk)) this.pending.push(chunk)
+  /** What is taken for lost stands no longer against the receiver's window. */
+  sendAgain(receiver: [workerId: string, Receiver], chunks: Iterable<number>): void {
+    const [workerId, { unacknowledged }] = receiver
+    for (const chunk of chunks) {
+      const bytes = unacknowledged.get(chunk)
+      if (bytes === undefined) continue
+      unacknowledged.set(chunk, 0)
+      this.publisher.addOutstanding(workerId, -bytes)
+      if (!this.pending.includes(chunk)) this.pending.push(chunk)
+    }
   }
 
   /** Chunks that went out and that a receiver has not acknowledged. */
@@ -179,7 +187,7 @@ export class DataPlanePublisher {
         if (late.length === 0) continue
         if (nowMs - receiver.lastMs < firstResendMs * 2 ** receiver.numResends) continue
         if (receiver.numResends++ >= maxResends) this.#giveUp(workerId)
-        else fanOut.sendAgain(late)
+        else fanOut.sendAgain([workerId, receiver], late)
         receiver.lastMs = nowMs
       }
       this.#settle(fanOut)
@@ -189,7 +197,7 @@ export class DataPlanePublisher {
 
   connectionReturned(): void {
     for (const fanOut of this.#fanOuts) {
-      for (const receiver of fanOut.receivers.values()) fanOut.sendAgain(fanOut.sentTo(receiver))
+      for (const entry of fanOut.receivers) fanOut.sendAgain(entry, fanOut.sentTo(entry[1]))
       this.scope.link.ship(fanOut)
     }
   }
@@ -237,7 +245,7 @@ export class DataPlanePublisher {
   #sendAgain(fanOut: FanOut, message: CreditOf<'needSum'>): void {
     const receiver = fanOut.receivers.get(message.from)
     if (receiver === undefined) return
-    fanOut.sendAgain(message.chunks.filter((chunk) => receiver.unacknowledged.has(chunk)))
+    fanOut.sendAgain([message.from, receiver], message.chunks)
     this.scope.link.ship(fanOut)
   }
 

@@ -82,6 +82,7 @@ export class DataPlane {
     bytesReceived: 0,
     framesRefused: 0,
     framesIgnored: 0,
+    creditsRefused: 0,
     peakStagedBytes: 0,
   }
   readonly #clock: DataPlaneClock
@@ -180,12 +181,12 @@ export class DataPlane {
     }
     this.#receiver.openEpoch(scope)
     const { jobId, fleetEpoch, workerId } = scope
-    link.subscribe(allSumsSubject(jobId, fleetEpoch), (data, reply) =>
+    link.subscribe(allSumsSubject(jobId, fleetEpoch), ({ data, reply }) =>
       this.#receiver.onFrame(data, reply, false),
     )
-    link.subscribe(creditSubject(jobId, fleetEpoch, workerId), (data, reply) => {
+    link.subscribe(creditSubject(jobId, fleetEpoch, workerId), ({ data, reply, sender }) => {
       if (isFrame(data)) this.#receiver.onFrame(data, reply, true)
-      else this.#onCredit(decodeCredit(data))
+      else this.#onCredit(decodeCredit(data), sender)
     })
   }
 
@@ -242,9 +243,13 @@ export class DataPlane {
     epoch.scope.link?.credit({ workerId: toWorkerId }, { kind: 'noSum', step, slice })
   }
 
-  #onCredit(message: CreditMessage | null): void {
+  #onCredit(message: CreditMessage | null, sender: string): void {
     const epoch = this.#epoch
     if (epoch === null || message === null) return
+    if (message.from !== sender) {
+      this.counts.creditsRefused++
+      return
+    }
     switch (message.kind) {
       case 'offer':
         return epoch.owner.offered(message)

@@ -14,7 +14,12 @@ import {
 } from '../proto/nats-client.js'
 import { commitStream, commitSubject } from '../proto/subjects.js'
 
-export type MessageListener = (data: Uint8Array, reply: string | undefined) => void
+export interface BusMessage {
+  subject: string
+  data: Uint8Array
+  reply?: string | undefined
+}
+export type MessageListener = (message: BusMessage) => void
 
 /** What the data plane needs of a bus; tests put a losing, doubling, damaging one in its place. */
 export interface GradientTransport {
@@ -60,7 +65,7 @@ export class NatsConnection implements GradientTransport {
     if (this.client.isClosed()) return () => {}
     const subscription = this.client.subscribe(subject, {
       callback: (error, message) => {
-        if (error === null) listener(message.data, message.reply)
+        if (error === null) listener(message)
       },
     })
     return () => subscription.unsubscribe()

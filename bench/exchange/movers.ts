@@ -149,14 +149,14 @@ export class PlainMover implements Mover {
     const { index } = setup
     for (const kind of ['contributions', 'sums'] as const) {
       const subject = kind === 'sums' ? 'bench.sums' : `bench.contributions.${index}`
-      connection.subscribe(subject, (data, reply) => {
+      connection.subscribe(subject, ({ data, reply }) => {
         this.counts.bytesReceived += data.byteLength
         this.#received[kind] += data.byteLength
         connection.publish(reply ?? '', new Uint8Array(0), `${kind}.${index}`)
         this.#changed()
       })
     }
-    connection.subscribe(`bench.credit.${index}`, (_, from = '') => {
+    connection.subscribe(`bench.credit.${index}`, ({ reply: from = '' }) => {
       this.#credit.set(from, (this.#credit.get(from) ?? 0) - 1)
       this.#changed()
     })

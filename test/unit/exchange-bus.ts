@@ -1,5 +1,9 @@
 /** A bus in memory that loses, doubles, reorders and damages messages by a seed. */
-import type { GradientTransport, MessageListener } from '../../worker/nats-connection.js'
+import type {
+  BusMessage,
+  GradientTransport,
+  MessageListener,
+} from '../../worker/nats-connection.js'
 
 export interface BusFaults {
   drop: number
@@ -54,19 +58,20 @@ export class ExchangeBus {
         continue
       }
       const copies = this.#chance(this.faults.double) ? 2 : 1
-      for (let copy = 0; copy < copies; copy++) this.#deliver(subscriber, data, reply)
+      for (let copy = 0; copy < copies; copy++)
+        this.#deliver(subscriber, { subject, data: Uint8Array.from(data), reply })
     }
   }
 
-  #deliver(subscriber: Subscriber, data: Uint8Array, reply: string | undefined): void {
-    const bytes = Uint8Array.from(data)
+  #deliver(subscriber: Subscriber, message: BusMessage): void {
+    const bytes = message.data
     if (bytes.byteLength > 300 && this.#chance(this.faults.damage)) {
       const at = Math.floor(this.#random() * bytes.byteLength)
       bytes[at] = (bytes[at] ?? 0) ^ (1 << Math.floor(this.#random() * 8))
       this.numDamaged++
     }
     const arrive = () => {
-      if (this.#subscribers.has(subscriber)) subscriber.listener(bytes, reply)
+      if (this.#subscribers.has(subscriber)) subscriber.listener(message)
     }
     if (this.#chance(this.faults.reorder)) setTimeout(arrive, this.#random() * 5)
     else setImmediate(arrive)

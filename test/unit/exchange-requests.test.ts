@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { isFrame, readFrameHeader } from '../../proto/frame.js'
-import { contributionSubject, sentBy } from '../../proto/subjects.js'
+import { encodeCredit, isFrame, readFrameHeader } from '../../proto/frame.js'
+import { contributionSubject, creditSubject, sentBy } from '../../proto/subjects.js'
 import { DataPlane, type DataPlaneEffect } from '../../worker/data-plane.js'
 import { ExchangeBuffers } from '../../worker/exchange-buffers.js'
 import type { WorkerEvent } from '../../worker/run-events.js'
@@ -149,6 +149,24 @@ test('exchange: a worker that is not its owner serves a sum, also in a later epo
   const none = await late.next('sumUnavailable')
   assert.deepEqual(none, { kind: 'sumUnavailable', step: 1, slice: 1, fromWorkerId: 'w-1' })
   await close(owner, holder, late)
+})
+
+test("exchange: a credit in another worker's name is dropped and counted", async () => {
+  const bus = new ExchangeBus()
+  const [owner, receiver, forger] = stations(bus)
+  receiver.do({ kind: 'acceptSums', steps: [] })
+  const digest = await publishOwn(owner, 3, slice0)
+  await forger.next('sumArrived')
+  receiver.do({ kind: 'acceptSums', steps: [1] })
+  const forged = encodeCredit({ kind: 'wantSum', from: 'w-1', step: 1, slice: 0, digest })
+  const credits = creditSubject('job-1', 1, 'w-0')
+  bus.connection('w-2').publish(sentBy(credits, 'w-2'), forged)
+  // The same from the worker that it names is heard.
+  receiver.do({ kind: 'requestSum', step: 1, slice: 0, fromWorkerId: 'w-0', digest })
+  assert.equal((await owner.next('sumRequested')).byWorkerId, 'w-1')
+  assert.equal(owner.plane.counts.creditsRefused, 1)
+  assert.deepEqual(owner.events, [])
+  await close(owner, receiver, forger)
 })
 
 test('exchange: a later slice attempt replaces a sum, an earlier one does not', async () => {

@@ -6,12 +6,14 @@ import { DataPlanePublisher } from '../../worker/data-plane-publisher.js'
 const windowBytes = 16 << 20
 const mib = 1 << 20
 const numChunks = 12
+const allChunks = Array.from({ length: numChunks }, (_, chunk) => chunk)
 
 /** An owner whose sums go to nobody: what it publishes before anyone acknowledges is counted. */
 class Owner {
   readonly publisher: DataPlanePublisher
   /** Frames of each slice, in the order in which they went out. */
   readonly sent: { slice: number; chunk: number }[] = []
+  nowMs = 0
   #packed: { slice: number; chunks: readonly number[] }[] = []
 
   constructor(
@@ -43,7 +45,7 @@ class Owner {
       workerIds,
       exchange,
       counts: { framesSent: 0, bytesSent: 0 },
-      nowMs: () => 0,
+      nowMs: () => this.nowMs,
       emit: () => {},
       fail: (_operation: string, _step: number, error: unknown) => assert.fail(String(error)),
     } as unknown as EpochScope
@@ -69,6 +71,26 @@ class Owner {
       this.publisher.publish({ step: 1, slice, sliceAttempt: 0 })
     }
     return quiet()
+  }
+
+  /** As the timer does it, so much later. */
+  tickAfter(ms: number): Promise<void> {
+    this.nowMs += ms
+    this.publisher.tick()
+    return quiet()
+  }
+
+  /** Acknowledges what was sent, and what is sent upon that, until nothing more comes. */
+  async deliver(...workerIds: string[]): Promise<void> {
+    for (let next = 0; next < this.sent.length; next++) {
+      const frame = this.sent[next]
+      assert.ok(frame)
+      for (const id of workerIds) await this.acknowledge(id, frame)
+    }
+  }
+
+  chunksSent(): number[] {
+    return this.sent.map(({ chunk }) => chunk).sort((a, b) => a - b)
   }
 
   acknowledge(from: string, { slice, chunk }: { slice: number; chunk: number }): Promise<void> {
@@ -117,4 +139,42 @@ test('a frame larger than the window goes alone', async () => {
   assert.ok(first)
   await owner.acknowledge('w-1', first)
   assert.equal(owner.sent.length, 2)
+})
+
+test('a window that is lost altogether goes out again: lost bytes hold no room', async () => {
+  const owner = new Owner(['w-0', 'w-1'], mib)
+  await owner.publish(1)
+  assert.equal(owner.sent.splice(0).length, 8)
+  await owner.tickAfter(999)
+  assert.deepEqual(owner.sent, [])
+  await owner.tickAfter(1)
+  assert.equal(owner.sent.length, 8)
+  await owner.deliver('w-1')
+  assert.deepEqual(owner.chunksSent(), allChunks)
+})
+
+test('one of two receivers loses its window: it gets all, the other waits no longer', async () => {
+  const owner = new Owner(['w-0', 'w-1', 'w-2'], mib)
+  await owner.publish(1)
+  assert.equal(owner.sent.length, 5)
+  await owner.deliver('w-1')
+  assert.equal(owner.sent.splice(0).length, 5)
+  await owner.tickAfter(1_000)
+  await owner.deliver('w-1', 'w-2')
+  assert.deepEqual(owner.chunksSent(), allChunks)
+})
+
+test('a receiver that stays silent is sent to four times, then nobody waits for it', async () => {
+  const owner = new Owner(['w-0', 'w-1', 'w-2'], mib)
+  await owner.publish(1)
+  for (const ms of [1_000, 2_000, 4_000, 8_000]) {
+    await owner.deliver('w-1')
+    assert.equal(owner.sent.splice(0).length, 5)
+    await owner.tickAfter(ms)
+  }
+  assert.deepEqual(owner.sent, [])
+  owner.publisher.publish({ step: 1, slice: 1, sliceAttempt: 0 })
+  await quiet()
+  await owner.deliver('w-1')
+  assert.deepEqual(owner.chunksSent(), allChunks)
 })
