@@ -20,6 +20,7 @@ export interface ChatOptions {
   topP: number
   seed: number
   threads?: number | undefined
+  device?: string | undefined
 }
 
 type Settings = Omit<GenerateRequest, 'messages'>
@@ -29,7 +30,8 @@ export async function chat(
   jobId: string | undefined,
   options: ChatOptions,
 ): Promise<void> {
-  const needs = { numWorkers: 1, threadsPerWorker: options.threads ?? 0, isHeld: true }
+  const { threads = 0, device } = options
+  const needs = { numWorkers: 1, threadsPerWorker: threads, device, isHeld: true }
   await withMesh(context, needs, async (mesh) => {
     const settings = await settingsFor(mesh.client, jobId, options)
     const messages = options.system ? [{ role: 'system', content: options.system }] : []

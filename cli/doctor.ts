@@ -3,6 +3,7 @@
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
 import { checkCompiler, checkEngine, checkInstructions } from './doctor-engine.js'
+import { checkGpus } from './doctor-gpus.js'
 import { checkCoordinator, checkNode, checkPorts, checkStateDirAndDisk } from './doctor-machine.js'
 import { checkNats } from './doctor-nats.js'
 import { escapeLine } from './escape.js'
@@ -24,6 +25,7 @@ export async function doctor(context: Context): Promise<void> {
     checkNode(process.versions.node),
     checkEngine(),
     checkInstructions(),
+    checkGpus(),
     checkNats(context.natsServerPath, context.env),
     checkCompiler(context.env),
     checkStateDirAndDisk(context.stateDir),

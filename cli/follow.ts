@@ -1,9 +1,10 @@
 /**
  * Follows a job to its end, shows what happens, and turns Ctrl-C into a stop that can be resumed.
  */
-import type { Job } from '../client/client.js'
+import type { Job, JobEvent } from '../client/client.js'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
+import { loggingStepsOf } from './logging-steps.js'
 import type { Mesh } from './mesh.js'
 import { progressView } from './progress.js'
 import { renderSuccess, type WatchedSteps } from './render-jobs.js'
@@ -12,11 +13,12 @@ import { renderSuccess, type WatchedSteps } from './render-jobs.js'
 export async function followJob(
   context: Context,
   mesh: Mesh,
-  { jobId, afterSequence = 0 }: { jobId: string; afterSequence?: number },
+  { job, afterSequence = 0 }: { job: Job; afterSequence?: number },
 ): Promise<void> {
   const { output } = context
+  const { jobId } = job
   const stopNow = new AbortController()
-  const view = progressView(output)
+  const view = progressView(output, loggingStepsOf(job))
   const restore = context.interrupts.handle((count) => {
     if (count === 1) void askToStop(context, mesh, jobId)
     else stopNow.abort(stoppedNow(jobId))
@@ -33,7 +35,7 @@ export async function followJob(
       if (event.step) firstLoss ??= event.step.loss
       if (event.stepSkipped) skipped.add(event.stepSkipped.step)
       output.record('event', withoutEmpty(event))
-      view.show(event)
+      view.show(withoutLastError(event))
     }
   } catch (error) {
     if (stopNow.signal.aborted) await abandon(mesh, jobId)
@@ -97,6 +99,13 @@ const stoppedNow = (jobId: string) =>
     'JOB_STOPPED',
     `Stopped at once; the last checkpoint is kept. Go on with: tunemesh resume ${jobId}`,
   )
+
+/** Why a job failed is told once, by the error that this command ends with. */
+function withoutLastError(event: JobEvent): JobEvent {
+  const { stateChanged } = event
+  if (stateChanged?.state !== 'FAILED') return event
+  return { ...event, stateChanged: { ...stateChanged, error: null } }
+}
 
 /** An event without the members of the other kinds, which are null. */
 function withoutEmpty(event: object): object {

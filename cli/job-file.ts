@@ -1,10 +1,11 @@
 /**
  * Reads a job file for sending: its text as it is, and the folder that its relative paths start
- * from.
+ * from. Its keys are checked here already, so that a mistake costs no start of a mesh.
  */
 import { readFileSync } from 'node:fs'
 import { basename, dirname, resolve } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
+import { readJobFile as checkJobFile } from '../proto/job-file.js'
 
 export interface JobFileOptions {
   set?: string[] | undefined
@@ -13,13 +14,13 @@ export interface JobFileOptions {
 
 const maxJobFileBytes = 1 << 20
 
+/** @throws TunemeshError JOB_INVALID with every problem of the file's keys */
 export function readJobFile(path: string, options: JobFileOptions) {
-  return {
-    jobFile: textOf(path),
-    jobFileName: basename(path),
-    baseDir: dirname(resolve(path)),
-    overrides: overridesOf(options),
-  }
+  const jobFile = textOf(path)
+  const jobFileName = basename(path)
+  const overrides = overridesOf(options)
+  checkJobFile({ text: jobFile, fileName: jobFileName, overrides })
+  return { jobFile, jobFileName, baseDir: dirname(resolve(path)), overrides }
 }
 
 export function overridesOf(options: JobFileOptions): string[] {

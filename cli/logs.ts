@@ -2,8 +2,9 @@
 import { newestJob } from './chosen-job.js'
 import type { Context } from './context.js'
 import { formatClock } from './format.js'
+import { loggingStepsOf } from './logging-steps.js'
 import { hasEnded, type Mesh, withMesh } from './mesh.js'
-import { renderEvent } from './render-event.js'
+import { isStepShown, renderEvent } from './render-event.js'
 
 export interface LogsOptions {
   follow: boolean
@@ -27,11 +28,13 @@ export async function logs(
     const idle = new IdleTimer()
     try {
       // The events of a job that has ended have a last one; its watch ends by itself.
-      const isTimed = !options.follow && !hasEnded(await mesh.client.get(jobId))
+      const job = await mesh.client.get(jobId)
+      const isTimed = !options.follow && !hasEnded(job)
       if (isTimed) idle.restart(firstEventMs)
       await print(context, mesh, {
         jobId,
         after: options.after,
+        every: loggingStepsOf(job) ?? 1,
         signal: AbortSignal.any([detach.signal, idle.signal, mesh.signal]),
         onEvent: () => isTimed && idle.restart(idleMs),
       })
@@ -49,13 +52,14 @@ export async function logs(
 async function print(
   { output }: Context,
   { client }: Mesh,
-  what: { jobId: string; after: number; signal: AbortSignal; onEvent: () => void },
+  what: { jobId: string; after: number; every: number; signal: AbortSignal; onEvent: () => void },
 ): Promise<void> {
   const { jobId, after, signal } = what
   const onReconnect = () => output.note('The coordinator does not answer; trying again…')
   for await (const event of client.watch(jobId, { afterSequence: after, signal, onReconnect })) {
     what.onEvent()
     output.record('event', event)
+    if (event.step && !isStepShown(event.step, what.every)) continue
     const time = output.style.dim(formatClock(event.timeMs))
     for (const line of renderEvent(event, output.style)) output.line(`${time} ${line}`)
   }

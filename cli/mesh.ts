@@ -15,6 +15,8 @@ export interface MeshNeeds {
   numWorkers: number
   /** 0: the processors divided among the workers. */
   threadsPerWorker?: number
+  /** "auto", "cpu" or "cuda:N", for the workers of an embedded mesh. */
+  device?: string | undefined
   hasDashboard?: boolean
   /** The verb only looks or asks: jobs that wait on the state folder go on waiting. */
   isHeld?: boolean
@@ -81,11 +83,12 @@ async function startOrFind(
 
 /**
  * A coordinator that runs no jobs, because another command only looks at the state folder, goes
- * soon: waits for that. One that stays is returned, and says itself why it takes no job.
+ * soon: waits for that, as long as it can not do what is needed. One that stays is returned, and
+ * says itself why it can not.
  */
 async function findUsable(context: Context, needs: MeshNeeds): Promise<Endpoint | null> {
   let found = await findEndpoint(context)
-  if (needs.isHeld || !found?.isHeld) return found
+  if (found === null || canServe(found, needs)) return found
   const seconds = lookerEndsMs / 1000
   context.output.note(
     `Another command looks at ${context.stateDir} (process ${found.pid}); ` +
@@ -95,7 +98,7 @@ async function findUsable(context: Context, needs: MeshNeeds): Promise<Endpoint 
   const restore = context.interrupts.handle(() => leave.abort())
   const giveUpMs = performance.now() + lookerEndsMs
   try {
-    while (found?.isHeld && performance.now() < giveUpMs) {
+    while (found !== null && !canServe(found, needs) && performance.now() < giveUpMs) {
       await delay(lookAgainMs, undefined, { signal: leave.signal })
       found = await findEndpoint(context)
     }
@@ -107,6 +110,10 @@ async function findUsable(context: Context, needs: MeshNeeds): Promise<Endpoint 
     restore()
   }
 }
+
+/** `jobs` and `logs` start no workers, and without one nothing is planned or answered. */
+const canServe = (found: Endpoint, needs: MeshNeeds): boolean =>
+  !found.isHeld || (needs.isHeld === true && found.numWorkers >= Math.min(1, needs.numWorkers))
 
 export async function findEndpoint(context: Context): Promise<Endpoint | null> {
   if (context.server !== undefined) return namedEndpoint(context.server, context.token)
@@ -180,6 +187,7 @@ async function startInterruptibly(
       stateDir: context.stateDir,
       numWorkers: needs.numWorkers,
       threadsPerWorker: needs.threadsPerWorker || threadsFor(needs.numWorkers),
+      device: needs.device,
       dashboardPort: needs.hasDashboard ? 0 : null,
       isHeld: needs.isHeld ?? false,
       natsServerPath: context.natsServerPath,

@@ -4,17 +4,16 @@ import { type JobFileOptions, readJobFile } from './job-file.js'
 import { withMesh } from './mesh.js'
 import { renderPlan, renderPreflight } from './render-plan.js'
 
-export async function plan(
-  context: Context,
-  jobPath: string,
-  options: JobFileOptions,
-): Promise<void> {
+export interface PlanOptions extends JobFileOptions {
+  device?: string | undefined
+}
+
+export async function plan(context: Context, jobPath: string, options: PlanOptions): Promise<void> {
   const request = readJobFile(jobPath, options)
   const { output } = context
   // One worker: the memory plan is the engine's own answer.
-  const planned = await withMesh(context, { numWorkers: 1, isHeld: true }, (mesh) =>
-    mesh.client.plan(request),
-  )
+  const needs = { numWorkers: 1, device: options.device, isHeld: true }
+  const planned = await withMesh(context, needs, (mesh) => mesh.client.plan(request))
   output.record('plan', {
     plan: { ...planned, estimatedSeconds: planned.estimatedSeconds || null },
   })

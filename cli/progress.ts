@@ -11,15 +11,19 @@ export interface ProgressView {
   close(): void
 }
 
-export const progressView = (output: Output): ProgressView =>
-  output.isTerminal ? new BarView(output) : new LineView(output)
+/** @param loggingSteps the job's, where it says */
+export const progressView = (output: Output, loggingSteps: number | null): ProgressView =>
+  output.isTerminal ? new BarView(output) : new LineView(output, loggingSteps)
 
 class LineView implements ProgressView {
-  constructor(private readonly output: Output) {}
+  constructor(
+    private readonly output: Output,
+    private readonly loggingSteps: number | null,
+  ) {}
 
   show(event: JobEvent): void {
     if (event.step) {
-      if (isStepShown(event.step)) this.output.line(renderStep(event.step))
+      if (isStepShown(event.step, this.loggingSteps)) this.output.line(renderStep(event.step))
       return
     }
     for (const line of renderEvent(event, this.output.style)) this.output.line(line)

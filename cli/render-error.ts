@@ -10,7 +10,7 @@ const hints: Partial<Record<ErrorCode, string>> = {
   DEADLINE_EXCEEDED: 'The outcome is unknown. `tunemesh jobs` shows what the coordinator has.',
   NOT_AUTHENTICATED: "The token is in endpoint.json of the coordinator's state folder.",
   NATS_SERVER_MISSING: '`tunemesh doctor` lists where it was looked for.',
-  ENGINE_MISSING: 'Run `npm run build`; `tunemesh doctor` says what is missing for it.',
+  ENGINE_MISSING: '`tunemesh doctor` says what is missing; `npm run build` builds the engine.',
   INTERNAL: 'This is our fault, not yours. Run again with --verbose and report what it prints.',
 }
 

@@ -4,10 +4,10 @@ import type { ErrorInfo__Output as ErrorInfo } from '../proto/gen/tunemesh/v1/Er
 import type { FleetChanged__Output as FleetChanged } from '../proto/gen/tunemesh/v1/FleetChanged.js'
 import type { StepCommitted__Output as Step } from '../proto/gen/tunemesh/v1/StepCommitted.js'
 import type { StepSkipped__Output as Skipped } from '../proto/gen/tunemesh/v1/StepSkipped.js'
-import { escapeLine, escapeText, shorten } from './escape.js'
+import { escapeLine } from './escape.js'
 import { formatBytes, formatDuration, formatLoss, formatRate } from './format.js'
 import { renderPlan, renderPreflight } from './render-plan.js'
-import { labelled, type Style } from './style.js'
+import type { Style } from './style.js'
 
 /** Lines of one event; empty for what says nothing new. */
 export function renderEvent(event: JobEvent, style: Style): string[] {
@@ -34,11 +34,6 @@ export function renderEvent(event: JobEvent, style: Style): string[] {
 }
 
 function renderRare(event: JobEvent, style: Style): string[] {
-  if (event.sample) {
-    const { step, prompt, text } = event.sample
-    const asked = shorten(escapeLine(prompt), 80)
-    return [labelled(style, `step ${step}`, [style.dim(asked), ...escapeText(text).split('\n')])]
-  }
   if (event.stalled) {
     const { workerId, step, waitingFor, seconds } = event.stalled
     const who = workerId ? `worker ${escapeLine(workerId)}` : 'nobody yet'
@@ -94,8 +89,11 @@ export function renderErrorInfo(error: ErrorInfo, style: Style): string {
   return `${style.bad(error.code)} ${escapeLine(error.message)}${details}`
 }
 
-/** One step line of many when nobody watches: all of a short job, a hundred of a long one. */
-export function isStepShown(step: Step): boolean {
-  const every = Math.max(1, Math.ceil(step.numSteps / 100))
+/**
+ * One step line of many; the job's first and last in any case.
+ * @param loggingSteps every how many; null: all of a short job, about a hundred of a long one
+ */
+export function isStepShown(step: Step, loggingSteps: number | null): boolean {
+  const every = loggingSteps ?? Math.max(1, Math.ceil(step.numSteps / 100))
   return step.step === 1 || step.step === step.numSteps || step.step % every === 0
 }

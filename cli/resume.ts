@@ -10,12 +10,13 @@ import { announceMesh, type TrainOptions } from './train.js'
 export async function resume(
   context: Context,
   asked: string | undefined,
-  options: Pick<TrainOptions, 'workers' | 'threads' | 'dashboard'>,
+  options: Pick<TrainOptions, 'workers' | 'threads' | 'device' | 'dashboard'>,
 ): Promise<void> {
   const { output } = context
   const needs = {
     numWorkers: options.workers ?? 1,
     threadsPerWorker: options.threads ?? 0,
+    device: options.device,
     hasDashboard: options.dashboard,
   }
   await withMesh(context, needs, async (mesh) => {
@@ -28,7 +29,7 @@ export async function resume(
     output.record('job', { job })
     const from = `${job.jobId} goes on from step ${job.step} of ${job.numSteps}`
     output.line(labelled(output.style, 'Job', from))
-    await followJob(context, mesh, { jobId, afterSequence })
+    await followJob(context, mesh, { job, afterSequence })
   })
 }
 

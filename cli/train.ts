@@ -13,6 +13,7 @@ import { labelled } from './style.js'
 export interface TrainOptions extends JobFileOptions {
   workers?: number | undefined
   threads?: number | undefined
+  device?: string | undefined
   dashboard: boolean
 }
 
@@ -25,6 +26,7 @@ export async function train(
   const needs = {
     numWorkers: options.workers ?? 1,
     threadsPerWorker: options.threads ?? 0,
+    device: options.device,
     hasDashboard: options.dashboard,
   }
   await withMesh(context, needs, async (mesh) => {
@@ -33,21 +35,23 @@ export async function train(
     context.output.record('job', { job })
     const name = job.name ? ` (${escapeLine(job.name)})` : ''
     context.output.line(labelled(context.output.style, 'Job', `${job.jobId}${name}`))
-    await followJob(context, mesh, { jobId: job.jobId })
+    await followJob(context, mesh, { job })
   })
 }
 
 export function announceMesh(
   { output, stateDir }: Context,
   mesh: Mesh,
-  asked: { workers?: number | undefined; threads?: number | undefined },
+  asked: Pick<TrainOptions, 'workers' | 'threads' | 'device'>,
 ): void {
   const { grpc, dashboard } = mesh.endpoint
   output.record('mesh', { embedded: mesh.isEmbedded, grpc, dashboard, stateDir })
   if (!mesh.isEmbedded) {
     output.note(`Using the coordinator that runs at ${grpc}.`)
-    if (asked.workers !== undefined || asked.threads !== undefined) {
-      output.note('It has workers of its own: --workers and --threads change nothing here.')
+    if ([asked.workers, asked.threads, asked.device].some((option) => option !== undefined)) {
+      output.note(
+        'It has workers of its own: --workers, --threads and --device change nothing here.',
+      )
     }
   }
   if (dashboard) output.line(labelled(output.style, 'Dashboard', output.style.accent(dashboard)))

@@ -10,6 +10,7 @@ import { labelled } from './style.js'
 export interface UpOptions {
   workers: number
   threads?: number | undefined
+  device?: string | undefined
   grpcPort: number
   dashboardPort: number
   dashboard: boolean
@@ -31,6 +32,7 @@ export async function up(context: Context, options: UpOptions): Promise<void> {
     stateDir,
     numWorkers: options.workers,
     threadsPerWorker: options.threads ?? 0,
+    device: options.device,
     grpcPort: options.grpcPort,
     dashboardPort: options.dashboard ? options.dashboardPort : null,
     natsServerPath: context.natsServerPath,

@@ -4,10 +4,9 @@ import { type ChatOptions, chat } from './chat.js'
 import type { Context } from './context.js'
 import { defaultPorts } from './default-ports.js'
 import { doctor } from './doctor.js'
-import type { JobFileOptions } from './job-file.js'
 import { type JobsOptions, jobs } from './jobs.js'
 import { type LogsOptions, logs } from './logs.js'
-import { plan } from './plan.js'
+import { type PlanOptions, plan } from './plan.js'
 import { resume } from './resume.js'
 import { stop } from './stop.js'
 import { type TrainOptions, train } from './train.js'
@@ -42,8 +41,9 @@ function addTraining(program: Command, context: ContextNow): void {
     .description('check the data and plan memory and length; trains nothing')
     .option(set[0], set[1], collect)
     .option('--output-dir <path>', 'where the result would go')
+    .option(...deviceOption)
     .addHelpText('after', examples(['plan job.yaml', 'plan job.yaml --json']))
-    .action((path: string, options: JobFileOptions) => plan(context(), path, options))
+    .action((path: string, options: PlanOptions) => plan(context(), path, options))
 
   fleetOptions(program.command('resume').argument('[job]', 'default: the newest that can go on'))
     .description('go on from the last checkpoint of a stopped or failed job')
@@ -54,6 +54,7 @@ const fleetOptions = (command: Command) =>
   command
     .option('--workers <n>', 'workers of an embedded mesh (default: 1)', positive)
     .option('--threads <n>', 'threads of each worker (default: processors / workers)', positive)
+    .option(...deviceOption)
     .option('--no-dashboard', 'no dashboard')
 
 function addMesh(program: Command, context: ContextNow): void {
@@ -62,6 +63,7 @@ function addMesh(program: Command, context: ContextNow): void {
     .description('run a coordinator that stays, with a dashboard')
     .option('--workers <n>', 'workers on this machine', count, 1)
     .option('--threads <n>', 'threads of each worker', positive)
+    .option(...deviceOption)
     .option('--grpc-port <port>', 'port for clients and workers', port, defaultPorts.grpc)
     .option('--dashboard-port <port>', 'port of the dashboard', port, defaultPorts.dashboard)
     .option('--no-dashboard', 'no dashboard')
@@ -72,6 +74,7 @@ function addMesh(program: Command, context: ContextNow): void {
     .description('join a coordinator with one worker of this machine')
     .option('--join <host:port>', 'the coordinator (default: the one of the state folder)')
     .option('--threads <n>', 'threads to compute with (default: all)', positive)
+    .option(...deviceOption)
     .addHelpText('after', examples(['worker', 'worker --join 127.0.0.1:8471 --token-file token']))
     .action((options: WorkerOptions) => worker(context(), options))
 }
@@ -115,6 +118,7 @@ function addChat(program: Command, context: ContextNow): void {
     .option('--top-p <p>', 'sample from this share of the likeliest', share, 1)
     .option('--seed <n>', 'seed of the sampling', natural, 0)
     .option('--threads <n>', 'threads of an embedded worker', positive)
+    .option(...deviceOption)
     .addHelpText('after', examples(['chat', 'chat --prompt "What is metformin?"']))
     .action((job: string | undefined, options: ChatOptions) => chat(context(), job, options))
 }
@@ -135,6 +139,18 @@ function numberWithin(least: number, most: number, whole: boolean) {
     return value
   }
 }
+
+/** As the coordinator and the workers take it. */
+function device(text: string): string {
+  if (/^(auto|cpu|cuda:\d{1,3})$/.test(text)) return text
+  throw new InvalidArgumentError('It must be auto, cpu or cuda:N, for example cuda:0.')
+}
+
+const deviceOption = [
+  '--device <device>',
+  'auto (the GPUs in turn, else the CPU), cpu, or cuda:N (default: auto)',
+  device,
+] as const
 
 const positive = numberWithin(1, 65_536, true)
 const count = numberWithin(0, 65_536, true)

@@ -3,16 +3,20 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { assertLoopback } from '../client/client.js'
 import { nodeArgs } from '../client/embedded.js'
 import { type Endpoint, isProcessAlive, namedEndpoint } from '../client/endpoint.js'
-import { TunemeshError } from '../proto/errors.js'
+import { lastErrorIn, OutputTail } from '../proto/error-line.js'
+import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
+import { escapeLine } from './escape.js'
 import { findEndpoint } from './mesh.js'
 
 export interface WorkerOptions {
   join?: string | undefined
   threads?: number | undefined
+  device?: string | undefined
 }
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
@@ -30,19 +34,42 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     String(options.threads ?? availableParallelism()),
     '--work-dir',
     workDir,
+    '--device',
+    options.device ?? 'auto',
     '--end-with-parent',
   ]
   const child = spawn(process.execPath, nodeArgs('worker', args), {
-    stdio: ['pipe', 'inherit', 'inherit', tokenFd],
+    stdio: ['pipe', 'pipe', 'pipe', tokenFd],
     detached: true,
   })
   closeSync(tokenFd)
   child.stdin?.on('error', () => {})
+  showLog(context, child)
   context.output.note(`Joining ${endpoint.grpc}. Ctrl-C leaves after the step under way.`)
   try {
     await untilEnded(context, child)
   } finally {
     rmSync(workDir, { recursive: true, force: true })
+  }
+}
+
+/** The worker's log, which is JSON, in words; what ended it is told by this command's own error. */
+function showLog({ output }: Context, { stderr }: ChildProcess): void {
+  if (stderr === null) return
+  createInterface({ input: stderr }).on('line', (line) => {
+    const message = messageIn(line)
+    const [code] = message.split(' ', 1)
+    if (!isErrorCode(code)) output.note(escapeLine(message))
+  })
+}
+
+/** Of one line of the log; a line that is not of it, such as a library's, is its own message. */
+function messageIn(line: string): string {
+  try {
+    const { msg } = JSON.parse(line) as { msg?: unknown }
+    return typeof msg === 'string' ? msg : line
+  } catch {
+    return line
   }
 }
 
@@ -82,6 +109,7 @@ function openSecret(stateDir: string, token: string): number {
 /** The first interrupt lets the worker drain; the second one kills it. */
 async function untilEnded(context: Context, child: ChildProcess): Promise<void> {
   let isWanted = true
+  const said = child.stdout && new OutputTail(child.stdout)
   const restore = context.interrupts.handle((count) => {
     isWanted = false
     if (count === 1) {
@@ -91,9 +119,11 @@ async function untilEnded(context: Context, child: ChildProcess): Promise<void> 
   })
   const how = await new Promise<string | null>((resolve, reject) => {
     child.once('error', reject)
-    child.once('exit', (code, signal) => resolve(code === 0 ? null : (signal ?? `code ${code}`)))
+    child.once('close', (code, signal) => resolve(code === 0 ? null : (signal ?? `code ${code}`)))
   }).finally(restore)
   if (how !== null && isWanted) {
+    const told = lastErrorIn(said?.text ?? '')
+    if (told !== null) throw told
     throw new TunemeshError('WORKER_FAILED', `The worker ended with ${how}; its words are above.`)
   }
 }

@@ -18,6 +18,8 @@ export interface Endpoint {
   pid: number
   /** It runs no jobs: a command that only looks or asks has the state folder. */
   isHeld: boolean
+  /** Workers that it starts itself. */
+  numWorkers: number
 }
 
 /** Where state lies: the folder asked for, TUNEMESH_HOME, or the XDG state folder. */
@@ -49,7 +51,7 @@ export function namedEndpoint(server: string, token: string | undefined): Endpoi
       `--server ${server} needs a token. Give --token-file PATH or set TUNEMESH_TOKEN.`,
     )
   }
-  return { grpc: server, token, dashboard: '', pid: 0, isHeld: false }
+  return { grpc: server, token, dashboard: '', pid: 0, isHeld: false, numWorkers: 0 }
 }
 
 export function parseEndpoint(text: string | null): Endpoint | null {
@@ -61,7 +63,8 @@ export function parseEndpoint(text: string | null): Endpoint | null {
       return null
     }
     const dashboard = typeof told.dashboard === 'string' ? told.dashboard : ''
-    return { grpc, token, dashboard, pid, isHeld: told.isHeld === true }
+    const numWorkers = Number(told.numWorkers ?? 0)
+    return { grpc, token, dashboard, pid, isHeld: told.isHeld === true, numWorkers }
   } catch {
     return null // half written by a coordinator that died: the same as none
   }

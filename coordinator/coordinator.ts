@@ -170,8 +170,8 @@ async function assemble(
 
   const dashboard = http?.url ?? ''
   const { pid } = process
-  const { isHeld } = options
-  folder.publishEndpoint({ grpc: grpc.address, token, dashboard, pid, version, isHeld })
+  const { isHeld, numWorkers } = options
+  folder.publishEndpoint({ grpc: grpc.address, token, dashboard, pid, version, isHeld, numWorkers })
   workers.start()
   await queue.recover()
   void collector.collect()

@@ -7,7 +7,8 @@ import { once } from 'node:events'
 import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Logger } from 'pino'
-import { TunemeshError } from '../proto/errors.js'
+import { lastErrorIn, OutputTail } from '../proto/error-line.js'
+import { errorKinds, TunemeshError } from '../proto/errors.js'
 import { scriptCommand } from './script-command.js'
 
 const longestDelayMs = 30_000
@@ -70,6 +71,8 @@ interface LocalWorker {
   index: number
   loop: CrashLoop
   child: ChildProcess | null
+  /** A step has counted its work: whatever ends it may pass. */
+  hasWorked: boolean
   isGivenUp: boolean
 }
 
@@ -85,6 +88,7 @@ export class LocalWorkers {
       index,
       loop: new CrashLoop(options.firstRestartMs),
       child: null,
+      hasWorked: false,
       isGivenUp: false,
     }))
   }
@@ -105,7 +109,11 @@ export class LocalWorkers {
 
   /** A step has counted the work of this process. */
   progressed(processId: number): void {
-    for (const { child, loop } of this.#workers) if (child?.pid === processId) loop.progressed()
+    for (const worker of this.#workers) {
+      if (worker.child?.pid !== processId) continue
+      worker.loop.progressed()
+      worker.hasWorked = true
+    }
   }
 
   /** The end of its standard input ends each at once; what does not end in time is killed. */
@@ -122,21 +130,26 @@ export class LocalWorkers {
     mkdirSync(workDir, { recursive: true, mode: 0o700 })
     const [node, ...args] = scriptCommand(new URL('../worker/main', import.meta.url))
     const child = spawn(node, [...args, ...this.#argsOf(index, workDir)], {
-      stdio: ['pipe', 'ignore', 'inherit'],
+      stdio: ['pipe', 'pipe', 'inherit'],
       env: options.env,
     })
     const startedMs = performance.now()
+    const said = new OutputTail(child.stdout)
     worker.child = child
     child.stdin.on('error', () => {}) // the pipe of a dead child
     child.once('error', (error) => options.log.error({ err: error }, 'a worker did not start'))
     child.once('close', (code, signal) => {
       worker.child = null
       if (this.#isClosing) return
+      const error = code === 0 ? null : lastErrorIn(said.text)
+      const facts = { worker: index + 1, code, signal }
+      if (error !== null && !worker.hasWorked && !mayPass(error)) {
+        return this.#giveUp(worker, facts, cannotStart(error))
+      }
       // Asked to end, it did: that is no crash.
       const wait =
         code === 0 ? options.firstRestartMs : worker.loop.crashed(performance.now() - startedMs)
-      const facts = { worker: index + 1, code, signal }
-      if (wait === null) return this.#giveUp(worker, facts)
+      if (wait === null) return this.#giveUp(worker, facts, crashed(facts, error))
       options.log.warn(facts, `worker ended, again in ${wait} ms`)
       const timer = setTimeout(() => {
         this.#restarts.delete(timer)
@@ -146,16 +159,13 @@ export class LocalWorkers {
     })
   }
 
-  #giveUp(worker: LocalWorker, facts: { code: number | null; signal: string | null }): void {
+  #giveUp(worker: LocalWorker, facts: Ending, error: TunemeshError): void {
     worker.isGivenUp = true
-    const end = facts.signal ? `signal ${facts.signal}` : `exit status ${facts.code}`
-    const what = `worker ${worker.index + 1} of this machine crashed ${maxCrashes} times in a row`
-    this.options.log.error(facts, `${what}; it is not started again before the next job`)
-    if (!this.#workers.every(({ isGivenUp }) => isGivenUp)) return
-    const message =
-      `No worker of this machine is left: ${what}, and no step was finished in between. The last ` +
-      `ended with ${end}; its log says more. Mend that and resume the job.`
-    this.options.onExhausted(new TunemeshError('WORKER_FAILED', message))
+    this.options.log.error(
+      { ...facts, code: error.code, status: facts.code },
+      `${error.message} Worker ${facts.worker} is not started again before the next job.`,
+    )
+    if (this.#workers.every(({ isGivenUp }) => isGivenUp)) this.options.onExhausted(error)
   }
 
   #argsOf(index: number, workDir: string): string[] {
@@ -172,6 +182,30 @@ export class LocalWorkers {
     this.#launched.add(index)
     return args
   }
+}
+
+interface Ending {
+  /** From 1. */
+  worker: number
+  code: number | null
+  signal: string | null
+}
+
+/** Where the user has to mend something, another start ends as this one did. */
+const mayPass = (error: TunemeshError) => errorKinds[error.code].exit !== 2
+
+const cannotStart = ({ code, message, details }: TunemeshError) =>
+  new TunemeshError(code, `No worker of this machine can start: ${message}`, { details })
+
+function crashed(facts: Ending, error: TunemeshError | null): TunemeshError {
+  const end = facts.signal ? `signal ${facts.signal}` : `exit status ${facts.code}`
+  const last = error ? `${end}: ${error.code} ${error.message}` : `${end}; its log says more.`
+  return new TunemeshError(
+    'WORKER_FAILED',
+    `No worker of this machine is left: worker ${facts.worker} of this machine crashed ` +
+      `${maxCrashes} times in a row, and no step was finished in between. The last ended with ` +
+      `${last} Mend that and resume the job.`,
+  )
 }
 
 async function endChild(child: ChildProcess): Promise<void> {

@@ -85,7 +85,7 @@ export interface PrepareRequest {
   baseDir: string
   /** How messages call the job file: "job.yaml". */
   jobFileName: string
-  /** Where keys stand, for messages: "job.yaml:7" (coordinator/job-file.ts, `keyPlaces`). */
+  /** Where keys stand, for messages: "job.yaml:7" (proto/job-file.ts, `keyPlaces`). */
   keyPlaces?: ReadonlyMap<string, string>
   putBlob: PutBlob
   /** Tokenising threads; default: one less than the processors, at most 4, at least 1. */

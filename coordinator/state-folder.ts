@@ -28,6 +28,8 @@ export interface Endpoint {
   version: string
   /** No job is run here; a client that has one to run waits until this one ends. */
   isHeld: boolean
+  /** Workers that this coordinator starts itself; others may attach. */
+  numWorkers: number
 }
 
 interface LockOwner {

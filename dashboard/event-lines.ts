@@ -71,7 +71,6 @@ function rareLine(event: FeedEvent): [Level, string] | null {
     const { artifacts, outputDir } = event.artifacts
     return ['good', `Delivered ${artifacts?.length ?? 0} files to ${outputDir ?? ''}`]
   }
-  if (event.sample) return ['info', `Step ${event.sample.step ?? 0}: sampled an answer`]
   return null
 }
 

@@ -65,7 +65,6 @@ export class JobView {
   preflight: Preflight | null = null
   plan: PlanOutline | null = null
   artifacts: Artifacts | null = null
-  samples: { step: number; prompt: string; text: string }[] = []
 
   constructor(readonly jobId: string) {}
 
@@ -102,13 +101,6 @@ export class JobView {
     } else if (event.checkpoint) {
       this.marks.push({ step: event.checkpoint.step ?? 0, kind: 'checkpoint' })
     } else if (event.stalled) this.marks.push({ step: this.step, kind: 'stall' })
-    else if (event.sample) {
-      const { step, prompt, text } = event.sample
-      this.samples = [
-        ...this.samples.slice(-19),
-        { step: step ?? 0, prompt: prompt ?? '', text: text ?? '' },
-      ]
-    }
   }
 
   /** After a rollback or a resume steps come again: what lies ahead of them is void. */

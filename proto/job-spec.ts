@@ -2,7 +2,7 @@
  * The job file: one schema is its types, defaults, limits and documentation at once.
  *
  * Keys are flat and carry the names of Hugging Face TrainingArguments, PEFT LoraConfig and TRL
- * SFTConfig. coordinator/job-file.ts reads the YAML; `jobFileDocs()` renders docs/job-file.md.
+ * SFTConfig. proto/job-file.ts reads the YAML; `jobFileDocs()` renders docs/job-file.md.
  */
 import { z } from 'zod'
 
@@ -175,9 +175,12 @@ const length = {
 
 const cadence = {
   logging_steps: steps(1)
-    .default(1)
+    .nullable()
+    .default(null)
     .describe(
-      'Accepted as a key people know; every step is shown and kept, so it changes nothing.',
+      'Steps between the lines that `train`, `resume` and `logs` print, besides the first and ' +
+        'last. null: `logs` prints every step, `train` about a hundred of a long job. A ' +
+        "terminal's progress bar, `--json` and the page have every step.",
     ),
   save_steps: steps().default(50).describe('Steps between checkpoints. 0: only at the end.'),
   save_total_limit: integer(2, 1000).default(2).describe('Checkpoints that are kept, the newest.'),

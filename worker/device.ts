@@ -1,6 +1,7 @@
 /** The devices of a machine: which one a worker takes, and what it says of it. */
 import { existsSync } from 'node:fs'
 import { totalmem } from 'node:os'
+import { TunemeshError } from '../proto/errors.js'
 import { callAddon, nativePlaces } from './addon.js'
 
 type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
@@ -29,8 +30,23 @@ export interface DeviceDescription {
 
 /** What a worker says of its device before it has any job. */
 export function describeDevice(options: DeviceOptions): DeviceDescription {
-  const described = callAddon<DeviceDescription>('describeDevice', nativeDevice(options, 'fp32'))
+  const described = openOnce(options)
   return { ...described, memoryBytes: described.memoryBytes || totalmem() }
+}
+
+/** A device that cannot be opened at all is one that the user has to mend, or to leave out. */
+function openOnce(options: DeviceOptions): DeviceDescription {
+  try {
+    return callAddon<DeviceDescription>('describeDevice', nativeDevice(options, 'fp32'))
+  } catch (cause) {
+    if (!(cause instanceof TunemeshError) || cause.code !== 'ENGINE_FAILED') throw cause
+    const { message, details } = cause
+    const device = options.device ?? 'cpu'
+    throw new TunemeshError('ENGINE_MISSING', `Device ${device} can not be used: ${message}`, {
+      details,
+      cause,
+    })
+  }
 }
 
 /**
@@ -42,6 +58,34 @@ export function chooseDevice(wanted: string, index: number): string {
   const pluginPath = findPlugin()
   const count = pluginPath ? callAddon<number>('countDevices', 'cuda', pluginPath) : 0
   return count > 0 ? `cuda:${index % count}` : 'cpu'
+}
+
+export interface GpuReport {
+  /** The GPU plugin; empty: it is not built. */
+  plugin: string
+  gpus: { device: string; description: string; memoryBytes: number }[]
+  /** Why none can be used, or why not all; empty: nothing is wrong. */
+  problem: string
+}
+
+/** Every GPU that the plugin sees, for `tunemesh doctor`; never throws. */
+export function listGpus(libraryFolder: string): GpuReport {
+  const report: GpuReport = { plugin: findPlugin(), gpus: [], problem: '' }
+  if (report.plugin === '') return report
+  try {
+    const count = callAddon<number>('countDevices', 'cuda', report.plugin)
+    // The first one is opened in any case: its error says why there is none.
+    for (let index = 0; index < Math.max(1, count); index++) {
+      const device = `cuda:${index}`
+      const options = { device, numThreads: 1, packedCacheDir: null, libraryFolder }
+      const described = describeDevice({ ...options, instructionPath: 'auto' })
+      const { memoryBytes } = described
+      report.gpus.push({ device, description: described.device, memoryBytes })
+    }
+  } catch (error) {
+    report.problem = error instanceof Error ? error.message : String(error)
+  }
+  return report
 }
 
 /** The fields of a device as the addon reads them: all present. */

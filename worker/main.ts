@@ -7,9 +7,10 @@ import { homedir, hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 import pino from 'pino'
+import { errorLine } from '../proto/error-line.js'
 import { TunemeshError } from '../proto/errors.js'
 import { armFailpoints } from '../proto/failpoint.js'
-import { chooseDevice } from './device.js'
+import { chooseDevice, listGpus } from './device.js'
 import { Worker } from './worker.js'
 
 const { values } = parseArgs({
@@ -28,6 +29,8 @@ const { values } = parseArgs({
     'give-up-after': { type: 'string', default: '600' },
     /** Ends when its standard input closes: the parent is gone, however it died. */
     'end-with-parent': { type: 'boolean', default: false },
+    /** Only tells the machine's GPUs, as one JSON line. */
+    'list-gpus': { type: 'boolean', default: false },
     /** Allows `--failpoints` and `--tuning`; for tests only. */
     testing: { type: 'boolean', default: false },
     failpoints: { type: 'string', default: '' },
@@ -71,6 +74,10 @@ function workerOptions() {
 }
 
 try {
+  if (values['list-gpus']) {
+    process.stdout.write(`${JSON.stringify(listGpus(values['library-folder']))}\n`)
+    process.exit(0)
+  }
   const worker = new Worker(workerOptions())
   process.once('SIGTERM', () => worker.drain('SIGTERM'))
   process.once('SIGINT', () => worker.drain('SIGINT'))
@@ -83,5 +90,6 @@ try {
   process.exit(0)
 } catch (error) {
   log.error(error instanceof TunemeshError ? `${error.code} ${error.message}` : error)
+  process.stdout.write(errorLine(error))
   process.exit(1)
 }

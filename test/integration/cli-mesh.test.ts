@@ -131,6 +131,14 @@ describe('command line with a mesh of its own', { skip: engineMissing() }, () =>
     assert.deepEqual(temporaryFiles(), [])
   })
 
+  test('train: a device that can not be used ends the job at once, told once', async () => {
+    const done = await start('train', folder.jobPath, '--device', 'cuda:999').ended
+    assert.equal(done.code, 2, done.stderr + done.stdout)
+    assert.match(done.stderr, /^ENGINE_MISSING No worker of this machine can start: /)
+    assert.equal((done.stdout + done.stderr).match(/ENGINE_MISSING/g)?.length, 1)
+    assert.match(done.stdout, /^failed$/m)
+  })
+
   test('train: a job that queues on the mesh of another train is done before it ends', async () => {
     newFolder({ max_steps: 400 })
     const first = train()

@@ -96,7 +96,6 @@ describe('dashboard in Chromium', { skip }, () => {
     const { page, complaints } = await openPage(browser, url)
     const hostile = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
     server.push(jobId, { log: { level: 'error', message: hostile, workerId: hostile } })
-    server.push(jobId, { sample: { step: 10, prompt: hostile, text: hostile } })
     await page.getByText(`${hostile}: ${hostile}`).waitFor()
     assert.equal(await page.title(), 'tunemesh')
     assert.deepEqual(complaints, [])

@@ -1,4 +1,7 @@
 import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { test } from 'node:test'
 import { instructionPathOf } from '../../cli/doctor-engine.js'
 import { escapeLine, escapeText, shorten } from '../../cli/escape.js'
@@ -10,6 +13,7 @@ import {
   sparkline,
 } from '../../cli/format.js'
 import { overridesOf, readJobFile } from '../../cli/job-file.js'
+import { loggingStepsOf } from '../../cli/logging-steps.js'
 import { asTunemeshError, renderError } from '../../cli/render-error.js'
 import { isStepShown, renderEvent, renderStep } from '../../cli/render-event.js'
 import { renderJobs, renderSuccess } from '../../cli/render-jobs.js'
@@ -101,10 +105,31 @@ test('step line: step, loss, norm, rate, speed and time left', () => {
 })
 
 test('step lines: every one of a short job, about a hundred of a long one, always the last', () => {
-  assert.equal(isStepShown(step), true)
+  assert.equal(isStepShown(step, null), true)
   const shown = Array.from({ length: 5_000 }, (_, i) => ({ ...step, step: i + 1, numSteps: 5_000 }))
-  assert.equal(shown.filter(isStepShown).length, 101)
-  assert.equal(isStepShown({ ...step, step: 4_999, numSteps: 5_000 }), false)
+  assert.equal(shown.filter((it) => isStepShown(it, null)).length, 101)
+  assert.equal(isStepShown({ ...step, step: 4_999, numSteps: 5_000 }, null), false)
+})
+
+test('step lines: with logging_steps every Nth, the first and the last', () => {
+  const steps = Array.from({ length: 23 }, (_, i) => ({ ...step, step: i + 1, numSteps: 23 }))
+  const shown = (job: { specJson: string }) =>
+    steps.filter((it) => isStepShown(it, loggingStepsOf(job))).map((it) => it.step)
+  assert.deepEqual(shown({ specJson: '{"logging_steps":10}' }), [1, 10, 20, 23])
+  assert.equal(shown({ specJson: '{"logging_steps":null}' }).length, 23)
+  assert.equal(shown({ specJson: '' }).length, 23)
+})
+
+test('job file: a mistake is found before anything is started', (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'tunemesh-job-file-'))
+  t.after(() => rmSync(dir, { recursive: true }))
+  const path = join(dir, 'job.yaml')
+  writeFileSync(path, 'model: m\ndata: d.jsonl\nlearning_rat: 1e-4\n')
+  assert.throws(() => readJobFile(path, { set: ['r=0'] }), {
+    code: 'JOB_INVALID',
+    message: 'job.yaml:3 learning_rat: there is no such key. Did you mean learning_rate?',
+    details: ['JOB_INVALID --set r: 0 is not allowed. Use integer from 1 to 1024.'],
+  })
 })
 
 test('events: hostile text in a log line stays text', () => {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
-import { keyPlaces, nearestName, readJobFile } from '../../coordinator/job-file.js'
 import { TunemeshError } from '../../proto/errors.js'
+import { keyPlaces, nearestName, readJobFile } from '../../proto/job-file.js'
 import {
   foreignKeys,
   type JobSpec,
@@ -62,7 +62,7 @@ describe('job file', () => {
       adam_epsilon: 1e-8,
       max_grad_norm: 1,
       on_non_finite: 'stop',
-      logging_steps: 1,
+      logging_steps: null,
       save_steps: 50,
       save_total_limit: 2,
       eval_steps: 50,

@@ -1,6 +1,6 @@
 /** Reads a job file: YAML and `--set` in, a JobSpec or every problem with its line out. */
 import { isMap, isPair, isScalar, LineCounter, parseDocument, parse as parseYaml } from 'yaml'
-import { TunemeshError } from '../proto/errors.js'
+import { TunemeshError } from './errors.js'
 import {
   allowedValues,
   crossFieldProblems,
@@ -9,7 +9,7 @@ import {
   type JobSpec,
   jobKeys,
   jobSpecSchema,
-} from '../proto/job-spec.js'
+} from './job-spec.js'
 
 export interface JobFile {
   /** YAML text. */
