@@ -216,10 +216,6 @@ std::vector<float> Engine::logits(const TokenBatch& batch) {
 
 void Engine::apply_update(size_t step, AdamWNumbers numbers) {
   TrainingState& state = training("applyUpdate");
-  numbers.beta1 = state.spec().beta1;
-  numbers.beta2 = state.spec().beta2;
-  numbers.epsilon = state.spec().epsilon;
-  numbers.weight_decay = state.spec().weight_decay;
   const float* gradient = state.exchange().published(step);
   if (!device_->is_host()) {
     // The device's gradient is not needed between micro-batches.
@@ -227,6 +223,15 @@ void Engine::apply_update(size_t step, AdamWNumbers numbers) {
            state.layout().num_floats() * sizeof(float));
     gradient = state.trained().gradient;
   }
+  update_from(gradient, numbers);
+}
+
+void Engine::update_from(const float* gradient, AdamWNumbers numbers) {
+  const TrainingState& state = training("applyUpdate");
+  numbers.beta1 = state.spec().beta1;
+  numbers.beta2 = state.spec().beta2;
+  numbers.epsilon = state.spec().epsilon;
+  numbers.weight_decay = state.spec().weight_decay;
   apply_adamw(*device_, {state.trained(), gradient, numbers});
   refresh_packed(*device_, state.trained());
 }

@@ -64,6 +64,12 @@ class Engine {
                                const ContributionTarget& target);
   MicroBatchResult evaluate(const TokenBatch& batch);
   void apply_update(size_t step, AdamWNumbers numbers);  // betas, epsilon and decay are the spec's
+  // Local mode (TrainSpec::is_local): a step is one micro-batch, whose gradient never leaves the
+  // device. In this order; the sum of squares is that of the last micro-batch's gradient, fp64 in
+  // fixed order, and NON_FINITE_GRADIENT where it is not finite.
+  MicroBatchResult local_micro_batch(const TokenBatch& batch, double loss_divisor);
+  double local_sum_squares() const;
+  void apply_local_update(const AdamWNumbers& numbers);
   std::string weights_digest() const;
   void write_state(const std::string& path, size_t step) const;
   size_t read_state(const std::string& path);
@@ -76,6 +82,8 @@ class Engine {
 
  private:
   TrainingState& training(const char* what) const;
+  TrainingState& local_training(const char* what) const;
+  void update_from(const float* gradient, AdamWNumbers numbers);
   void ensure_base();
   const DecoderWeights& current_weights();
   // Runs the step on the job's workspace where the batch fits it, else on one of its own.

@@ -26,6 +26,7 @@ TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelCo
   check_range("tokensPerMicroBatch", spec_.tokens_per_micro_batch, size_t{1} << 24);
   check_range("longestDocument", spec_.longest_document, config.max_position_embeddings);
   check_range("lossChunkRows", spec_.loss_chunk_rows, 1 << 20);
+  if (spec_.is_local) return;
   check_range("numContributionSlots", static_cast<size_t>(spec_.num_contribution_slots), 4096);
 }
 
@@ -41,7 +42,7 @@ ExchangeOptions TrainingState::exchange_options() const {
 
 // Reserving order; the same code counts for the plan and takes for the job.
 TrainingState::Buffers TrainingState::take_all(Arenas& arenas) const {
-  auto& [arena, host, frames] = arenas;
+  Arena& arena = arenas.device;
   Buffers buffers;
   buffers.trained.layout = &layout_;
   buffers.trained.reserve(*device_, arena);
@@ -52,17 +53,27 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas) const {
                        true,
                        0};
   buffers.work.reserve(config_, *device_, arena);
+  if (spec_.is_local) {
+    const size_t count = (layout_.num_blocks + TM_NORM_GROUP_BLOCKS - 1) / TM_NORM_GROUP_BLOCKS;
+    buffers.norm_sums = {arena.take<double>("gradient norm", count), count};
+  } else {
+    take_exchange(arenas, buffers);
+  }
+  return buffers;
+}
+
+void TrainingState::take_exchange(Arenas& arenas, Buffers& buffers) const {
+  Arena& host = arenas.host;
   const ExchangePlan plan = ExchangeBuffers::plan(exchange_options());
   buffers.exchange.contributions = host.take_bytes("contributions", plan.contribution_bytes);
   buffers.exchange.sum = host.take_bytes("owned sums", plan.sum_bytes);
   buffers.exchange.published = host.take_bytes("published sums", plan.published_bytes);
-  buffers.exchange.frames = frames->take_bytes("frames", plan.frame_bytes);
+  buffers.exchange.frames = arenas.frames->take_bytes("frames", plan.frame_bytes);
   buffers.exchange.scratch = host.take_bytes("exchange scratch", plan.scratch_bytes);
   if (!device_->is_host()) {
     const size_t count = std::min(layout_.num_floats(), kStagingFloats);
     buffers.staging = {host.take<float>("gradient staging", count), count};
   }
-  return buffers;
 }
 
 MemoryPlan TrainingState::memory_of(const Arenas& arenas) const {
@@ -98,12 +109,19 @@ void TrainingState::reserve() {
   trained_ = buffers.trained;
   work_ = std::move(buffers.work);
   staging_ = buffers.staging;
+  norm_sums_ = buffers.norm_sums;
   work_.fill_rotary(config_, *device_);
+  if (spec_.is_local) return;
   // The buffers' deleter holds the frames: whoever keeps the exchange keeps them.
   auto keep = std::make_pair(device_, arenas_->frames);  // the frames end first
   exchange_ =
       std::shared_ptr<ExchangeBuffers>(new ExchangeBuffers(exchange_options(), buffers.exchange),
                                        [keep](ExchangeBuffers* buffers) { delete buffers; });
+}
+
+std::shared_ptr<ExchangeBuffers> TrainingState::shared_exchange() const {
+  if (exchange_) return exchange_;
+  throw EngineError("STATE_CONFLICT", "a job in local mode exchanges nothing.");
 }
 
 MemoryPlan TrainingState::reserved() const { return memory_of(*arenas_); }

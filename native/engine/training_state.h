@@ -25,6 +25,9 @@ struct TrainSpec {
   int significant_bits = 24;  // codec q24, q12, q8
   double beta1 = 0, beta2 = 0;
   float epsilon = 0, weight_decay = 0;
+  // `local` mode: one worker, nothing is exchanged; the fields below are then not read. Reached by
+  // the engine's local_* calls only.
+  bool is_local = false;
   int num_contribution_slots = 0;
   size_t slice_blocks = 0, chunk_blocks = 0;
 };
@@ -59,8 +62,10 @@ class TrainingState {
   const Workspace& work() const { return work_; }
   // Host memory for a part of the gradient on its way to the exchange; empty on the CPU.
   std::span<float> staging() const { return staging_; }
-  ExchangeBuffers& exchange() { return *exchange_; }
-  std::shared_ptr<ExchangeBuffers> shared_exchange() const { return exchange_; }
+  ExchangeBuffers& exchange() { return *shared_exchange(); }
+  std::shared_ptr<ExchangeBuffers> shared_exchange() const;  // not in local mode
+  // Local mode: where the device leaves the sums of squares of the gradient's groups.
+  std::span<double> norm_sums() const { return norm_sums_; }
 
  private:
   struct Buffers {
@@ -68,6 +73,7 @@ class TrainingState {
     Workspace work;
     ExchangeMemory exchange;
     std::span<float> staging;
+    std::span<double> norm_sums;
   };
   // `host` and `frames` are host memory: what the exchange adds and packs.
   struct Arenas {
@@ -76,6 +82,7 @@ class TrainingState {
     explicit Arenas(const Device& device);
   };
   Buffers take_all(Arenas& arenas) const;
+  void take_exchange(Arenas& arenas, Buffers& buffers) const;
   ExchangeOptions exchange_options() const;
   MemoryPlan memory_of(const Arenas& arenas) const;
 
@@ -88,6 +95,7 @@ class TrainingState {
   TrainedVector trained_;
   Workspace work_;
   std::span<float> staging_;
+  std::span<double> norm_sums_;
   std::shared_ptr<ExchangeBuffers> exchange_;
 };
 

@@ -237,6 +237,16 @@ typedef struct {
   size_t* bad_block;
 } TmRoundAndAdd;
 
+// Sum of squares in float64, for a gradient's norm where no exchange computes it. A block is 256
+// elements: element j goes to lane j % 8, each lane one chain ascending from 0, lanes are added
+// ((0+1)+(2+3))+((4+5)+(6+7)). A group's blocks are added ascending from 0; the caller adds groups.
+#define TM_NORM_GROUP_BLOCKS 128
+typedef struct {
+  const float* values;  // [num_blocks * 256]
+  size_t num_blocks;
+  double* group_sums;  // [ceil(num_blocks / TM_NORM_GROUP_BLOCKS)]
+} TmSumSquares;
+
 typedef struct TmBackend {
   size_t size;
   uint32_t abi;
@@ -309,6 +319,7 @@ typedef struct TmBackend {
   TmStatus (*adamw)(TmContext*, const TmAdamW*);
   TmStatus (*round_and_add)(TmContext*, const TmRoundAndAdd*);
   TmStatus (*decode_attention)(TmContext*, const TmDecodeAttention*);
+  TmStatus (*sum_squares)(TmContext*, const TmSumSquares*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

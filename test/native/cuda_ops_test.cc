@@ -316,6 +316,29 @@ void check_memory(const Device& d, Tally& tally) {
               "no tokens give a gradient of zero");
 }
 
+// Every group of blocks as on the CPU, to the bit; the last group is not a whole one.
+void compare_sum_squares(const Device& cuda, const Device& cpu, Tally& tally) {
+  constexpr size_t kBlocks = 3 * TM_NORM_GROUP_BLOCKS + 5, kGroups = 4;
+  std::vector<float> values(kBlocks * 256);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = std::sin(static_cast<float>(i)) * std::exp2(static_cast<float>(i % 41) - 20.0f);
+  }
+  double wanted[kGroups], found[kGroups];
+  const TmSumSquares host = {values.data(), kBlocks, wanted};
+  tally.check(cpu.backend->sum_squares(cpu.context, &host) == TM_OK, "sum_squares on the CPU");
+  const TmBackend& ops = *cuda.backend;
+  void *in = nullptr, *out = nullptr;
+  ops.allocate(cuda.context, values.size() * sizeof(float), &in);
+  ops.allocate(cuda.context, sizeof found, &out);
+  ops.copy_in(cuda.context, in, values.data(), values.size() * sizeof(float));
+  const TmSumSquares device = {static_cast<float*>(in), kBlocks, static_cast<double*>(out)};
+  tally.check(ops.sum_squares(cuda.context, &device) == TM_OK, "sum_squares");
+  ops.copy_out(cuda.context, found, out, sizeof found);
+  ops.release(cuda.context, in);
+  ops.release(cuda.context, out);
+  tally.check(memcmp(wanted, found, sizeof found) == 0, "sums of squares equal the CPU's bits");
+}
+
 void run_all(const Device& cuda, Tally& tally) {
   const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
   for (const OpCase& op : all_cases()) run_case(op, devices, tally);
@@ -329,6 +352,7 @@ void run_all(const Device& cuda, Tally& tally) {
   Device cpu = {tm_cpu_backend(), nullptr, "cpu"};
   require(cpu.backend->create(&options, &cpu.context), cpu);
   compare_adamw(devices, cpu, tally);
+  compare_sum_squares({staged_device, cuda.context, "cuda"}, cpu, tally);
   cpu.backend->destroy(cpu.context);
   compare_roundings({cuda.backend, cuda.context, "sums on the device", false}, tally);
   compare_roundings({staged_device, cuda.context, "sums on the host", true}, tally);

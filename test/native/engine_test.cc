@@ -162,6 +162,81 @@ void test_plan_and_errors() {
   CHECK_THROWS(engine_of(made), "MODEL_INVALID", "model.norm.weight");
 }
 
+// One update of each tensor by the backend's AdamW alone, from zero moments.
+void check_updated(const std::vector<TensorValues>& before,
+                   const std::vector<TensorValues>& gradients, const Engine& engine,
+                   const AdamWNumbers& numbers) {
+  const Device& device = engine.device();
+  const std::vector<TensorValues> after = engine.weights();
+  for (size_t i = 0; i < before.size(); ++i) {
+    std::vector<float> p = before[i].values, m(p.size()), v(p.size());
+    TmAdamW call = {};
+    call.p = p.data();
+    call.m = m.data();
+    call.v = v.data();
+    call.gradient = gradients[i].values.data();
+    call.n = p.size();
+    call.learning_rate = numbers.learning_rate;
+    call.clip_factor = numbers.clip_factor;
+    call.bias_correction1 = numbers.bias_correction1;
+    call.bias_correction2_sqrt = numbers.bias_correction2_sqrt;
+    call.beta1 = 0.9;
+    call.beta2 = 0.999;
+    call.epsilon = 1e-8f;
+    TM_RUN(device, adamw, &call);
+    CHECK(std::memcmp(p.data(), after[i].values.data(), p.size() * sizeof(float)) == 0,
+          "local update of " + before[i].name + " differs from AdamW of its gradient");
+  }
+}
+
+void test_local_mode(uint64_t seed, const std::vector<std::string>& modules) {
+  const Case made = random_case(seed);
+  const double divisor = static_cast<double>(made.num_targets());
+  TrainSpec spec = spec_of(made, modules);
+  const auto meshed = engine_of(made);
+  const MemoryPlan meshed_plan = meshed->prepare(spec);
+  spec.is_local = true;
+  spec.num_contribution_slots = 0;
+  const auto engine = engine_of(made);
+  const MemoryPlan planned = engine->plan(spec);
+  const MemoryPlan reserved = engine->prepare(spec);
+  CHECK(planned.total_bytes == reserved.total_bytes, "plan() of local mode was not reserved");
+  CHECK(planned.total_bytes < meshed_plan.total_bytes, "local mode plans the exchange's memory");
+
+  const auto gradients = meshed->gradients(made.batch(), divisor);
+  const auto before = engine->weights();
+  const MicroBatchResult result = engine->local_micro_batch(made.batch(), divisor);
+  CHECK(result.loss_sum == engine->evaluate(made.batch()).loss_sum, "loss of local mode");
+  double squares = 0;
+  for (const TensorValues& tensor : gradients) {
+    for (const float value : tensor.values) squares += double{value} * double{value};
+  }
+  // Two orders of the same float64 sum.
+  CHECK_BELOW(std::fabs(engine->local_sum_squares() - squares) / squares, 1e-12, "norm");
+  AdamWNumbers numbers = {};
+  numbers.learning_rate = 0.1f;
+  numbers.clip_factor = 0.5f;
+  numbers.bias_correction1 = 0.1f;
+  numbers.bias_correction2_sqrt = std::sqrt(0.001f);
+  engine->apply_local_update(numbers);
+  check_updated(before, gradients, *engine, numbers);
+
+  CHECK_THROWS(engine->exchange(), "STATE_CONFLICT", "local mode");
+  CHECK_THROWS(engine->micro_batch(made.batch(), 1, 0), "STATE_CONFLICT", "local mode");
+  CHECK_THROWS(meshed->local_micro_batch(made.batch(), 1), "STATE_CONFLICT", "local mode");
+}
+
+void test_local_non_finite() {
+  Case made = random_case(3);
+  made.source.tensors["model.layers.1.mlp.up_proj.weight"].second[3] = NAN;
+  TrainSpec spec = spec_of(made, {"q_proj"});
+  spec.is_local = true;
+  const auto engine = engine_of(made);
+  engine->prepare(spec);
+  engine->local_micro_batch(made.batch(), 1);
+  CHECK_THROWS(engine->local_sum_squares(), "NON_FINITE_GRADIENT", "not finite");
+}
+
 }  // namespace
 }  // namespace tunemesh::test
 
@@ -178,5 +253,8 @@ int main() {
   }
   test_same_bits();
   test_plan_and_errors();
+  test_local_mode(1, {});
+  test_local_mode(2, {"q_proj", "v_proj", "down_proj"});
+  test_local_non_finite();
   return finish("engine_test");
 }

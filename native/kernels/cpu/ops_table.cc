@@ -399,6 +399,7 @@ void fill_ops(TmBackend& backend) {
   backend.cross_entropy = cross_entropy;
   backend.adamw = adamw;
   backend.decode_attention = decode_attention;
+  backend.sum_squares = sum_squares;
 }
 
 }  // namespace tunemesh

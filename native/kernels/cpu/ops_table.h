@@ -90,6 +90,7 @@ constexpr size_t kAttentionKeyBlock = 64;
 size_t attention_thread_floats(size_t longest, size_t head_size);
 
 void register_ops(InstructionPath path, CpuKernels& kernels);
+TmStatus sum_squares(TmContext* context, const TmSumSquares* args);  // gradient_norm.cc
 void fill_ops(TmBackend& backend);
 
 }  // namespace tunemesh

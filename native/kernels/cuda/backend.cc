@@ -14,6 +14,7 @@
 #include "kernels/cuda/cross_entropy.cuh"
 #include "kernels/cuda/decode_attention.cuh"
 #include "kernels/cuda/embedding.cuh"
+#include "kernels/cuda/gradient_norm.cuh"
 #include "kernels/cuda/plugin.h"
 #include "kernels/cuda/rmsnorm.cuh"
 #include "kernels/cuda/rope.cuh"
@@ -294,6 +295,10 @@ TmStatus update(TmContext* context, const TmAdamW* args) {
   return guarded(context, [&] { adamw(*args, context->stream()); });
 }
 
+TmStatus squares(TmContext* context, const TmSumSquares* args) {
+  return guarded(context, [&] { sum_squares(*args, context->stream()); });
+}
+
 TmStatus round_gradient(TmContext* context, const TmRoundAndAdd* args) {
   return guarded(context, [&] {
     if (args->significant_bits < 2 || args->significant_bits > 24) {
@@ -358,6 +363,7 @@ TmBackend assemble() {
   backend.adamw = update;
   backend.round_and_add = round_gradient;
   backend.decode_attention = attend_decode;
+  backend.sum_squares = squares;
   return backend;
 }
 

@@ -1,0 +1,51 @@
+// The engine's `local` mode: one worker whose step is one micro-batch, nothing exchanged.
+#include <chrono>
+#include <cmath>
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace tunemesh {
+
+TrainingState& Engine::local_training(const char* what) const {
+  TrainingState& state = training(what);
+  if (state.spec().is_local) return state;
+  throw EngineError("STATE_CONFLICT", std::string(what) + ": the job is not in local mode.");
+}
+
+MicroBatchResult Engine::local_micro_batch(const TokenBatch& batch, double loss_divisor) {
+  const TrainingState& state = local_training("localMicroBatch");
+  if (!(loss_divisor > 0)) {
+    throw EngineError("DATA_INVALID",
+                      "lossDivisor is " + std::to_string(loss_divisor) + "; it must be above 0.");
+  }
+  check_batch(batch, {options_.config, state.work().spec});
+  const auto start = std::chrono::steady_clock::now();
+  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats()};
+  const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
+                                     {gradient, loss_divisor});
+  const std::chrono::duration<double, std::milli> elapsed =
+      std::chrono::steady_clock::now() - start;
+  return {loss.loss_sum, loss.num_target_tokens, elapsed.count()};
+}
+
+double Engine::local_sum_squares() const {
+  const TrainingState& state = local_training("localSumSquares");
+  const std::span<double> sums = state.norm_sums();
+  const TmSumSquares call = {state.trained().gradient, state.layout().num_blocks, sums.data()};
+  TM_RUN(*device_, sum_squares, &call);
+  std::vector<double> groups(sums.size());
+  TM_RUN(*device_, copy_out, groups.data(), sums.data(), groups.size() * sizeof(double));
+  double total = 0;
+  for (const double group : groups) total += group;
+  if (std::isfinite(total)) return total;
+  throw EngineError("NON_FINITE_GRADIENT",
+                    "the gradient's norm is not finite. Lower the learning rate or look at the "
+                    "rows of this micro-batch.");
+}
+
+void Engine::apply_local_update(const AdamWNumbers& numbers) {
+  update_from(local_training("applyLocalUpdate").trained().gradient, numbers);
+}
+
+}  // namespace tunemesh
