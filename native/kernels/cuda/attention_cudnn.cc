@@ -1,0 +1,384 @@
+#include "kernels/cuda/attention_cudnn.h"
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/attention_chunks.h"
+#include "kernels/cuda/attention_layout.cuh"
+#include "kernels/cuda/cudnn_graph.h"
+#include "kernels/cuda/cudnn_library.h"
+#include "kernels/cuda/device_memory.h"
+
+namespace tunemesh::cuda {
+namespace {
+
+constexpr size_t kWorkspaceLimit = size_t{3} << 29;  // 1.5 GiB
+constexpr size_t kMostPlans = 64;
+constexpr size_t kAlign = 256;
+constexpr size_t kElementBytes = 2;
+
+size_t align_up(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
+// Either direction: `backward` is null in the forward.
+struct Call {
+  const TmAttention& forward;
+  const TmAttentionBackward* backward;
+};
+
+AttentionHeads heads_of(const TmAttention& a) { return {a.num_heads, a.num_kv_heads, a.head_size}; }
+
+// One of the nine tensors of a call; empty where the direction has it not.
+struct CallTensor {
+  void* rows = nullptr;
+  size_t stride = 0, element_bytes = kElementBytes;
+  bool is_per_kv_head = false;
+  size_t head_width = 0;
+};
+
+void* writable(const void* pointer) { return const_cast<void*>(pointer); }
+
+std::array<CallTensor, kAttentionTensors> tensors_of(const Call& call) {
+  const TmAttention& a = call.forward;
+  const size_t width = a.head_size;
+  std::array<CallTensor, kAttentionTensors> all = {};
+  all[0] = {writable(a.q), a.q_stride, kElementBytes, false, width};
+  all[1] = {writable(a.k), a.k_stride, kElementBytes, true, width};
+  all[2] = {writable(a.v), a.v_stride, kElementBytes, true, width};
+  all[3] = {writable(a.out), a.out_stride, kElementBytes, false, width};
+  all[4] = {a.lse, a.num_heads, sizeof(float), false, 1};
+  if (call.backward == nullptr) return all;
+  const TmAttentionBackward& b = *call.backward;
+  all[5] = {writable(b.dout), b.dout_stride, kElementBytes, false, width};
+  all[6] = {writable(b.dq), b.dq_stride, kElementBytes, false, width};
+  all[7] = {writable(b.dk), b.dk_stride, kElementBytes, true, width};
+  all[8] = {writable(b.dv), b.dv_stride, kElementBytes, true, width};
+  return all;
+}
+
+constexpr size_t kLse = static_cast<size_t>(AttentionTensor::kLse);
+
+AttentionShape shape_of(const Call& call, const AttentionChunk& chunk) {
+  const TmAttention& a = call.forward;
+  AttentionShape shape;
+  shape.backward = call.backward != nullptr;
+  shape.ragged = chunk.ragged;
+  shape.batch = static_cast<int64_t>(chunk.batch);
+  shape.length = static_cast<int64_t>(chunk.length);
+  shape.total_tokens =
+      shape.ragged && shape.backward ? static_cast<int64_t>(chunk.total_tokens) : 0;
+  shape.num_kv_heads = static_cast<int64_t>(chunk.num_kv_heads);
+  shape.num_heads = shape.num_kv_heads * static_cast<int64_t>(a.num_heads / a.num_kv_heads);
+  shape.head_size = static_cast<int64_t>(a.head_size);
+  shape.window = a.window < chunk.length ? static_cast<int64_t>(a.window) : 0;
+  shape.scale = a.scale;
+  shape.lse_stride = static_cast<int64_t>(a.num_heads);
+  const auto tensors = tensors_of(call);
+  int64_t* const strides[] = {&shape.q_stride,   &shape.k_stride,  &shape.v_stride,
+                              &shape.out_stride, nullptr,          &shape.dout_stride,
+                              &shape.dq_stride,  &shape.dk_stride, &shape.dv_stride};
+  for (size_t i = 0; i < kAttentionTensors; ++i) {
+    if (strides[i] != nullptr) *strides[i] = static_cast<int64_t>(tensors[i].stride);
+  }
+  return shape;
+}
+
+struct Plan {
+  AttentionShape shape;
+  std::unique_ptr<CudnnGraph> graph;  // null where cuDNN does not serve the shape
+  std::string refusal;
+  uint64_t last_call = 0;
+  bool is_checked = false;  // backward: gave something else than zeros once
+};
+
+struct Step {
+  AttentionChunk chunk;
+  Plan* plan;
+};
+
+// The front of a call's scratch: a chunk's tables, then cuDNN's workspace.
+class Scratch {
+ public:
+  Scratch(const TmAttention& a) {
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(a.scratch);
+    next_ = align_up(begin);
+    end_ = begin + a.scratch_bytes;
+  }
+  size_t left() const { return end_ > next_ ? end_ - next_ : 0; }
+  template <typename T>
+  T* take(size_t count) {
+    T* const taken = reinterpret_cast<T*>(next_);
+    next_ += align_up(count * sizeof(T));
+    return taken;
+  }
+
+ private:
+  uintptr_t next_, end_;
+};
+
+// What a chunk takes of the scratch beside cuDNN's workspace.
+size_t table_bytes(const AttentionChunk& chunk, const Call& call) {
+  if (chunk.ragged) {
+    return kRaggedTensors * align_up((chunk.batch + 1) * sizeof(int32_t)) +
+           align_up(chunk.batch * sizeof(int32_t)) + kAlign;
+  }
+  const size_t ratio = call.forward.num_heads / call.forward.num_kv_heads;
+  const size_t rows = chunk.batch * chunk.num_kv_heads * ratio * chunk.length;
+  return (call.backward != nullptr ? align_up(rows * sizeof(float)) : 0) + kAlign;
+}
+
+class CudnnAttentionOnCard : public CudnnAttention {
+ public:
+  CudnnAttentionOnCard(const std::string& library_folder, cudaStream_t stream)
+      : library_(library_folder, stream), stream_(stream) {
+    int device = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
+  }
+
+  std::string version() const override { return library_.version(); }
+  const std::string& refusal() const override { return refusal_; }
+  size_t largest_workspace() const override { return largest_workspace_; }
+  size_t scratch_bytes(const AttentionJob& job) const override;
+
+  bool supports(const TmAttention& args) override { return prepare({args, nullptr}); }
+  bool supports(const TmAttentionBackward& args) override { return prepare({args.forward, &args}); }
+  bool forward(const TmAttention& args) override { return run({args, nullptr}); }
+  bool backward(const TmAttentionBackward& args) override { return run({args.forward, &args}); }
+
+ private:
+  bool refuse(const std::string& why) {
+    refusal_ = why;
+    return false;
+  }
+  bool has_fit_form(const Call& call);
+  bool prepare(const Call& call);
+  bool find_plans(const Call& call, const std::vector<AttentionChunk>& chunks);
+  Plan* plan_for(const AttentionShape& shape);
+  void evict_oldest();
+  size_t largest_step(const Call& call) const;
+  bool run(const Call& call);
+  bool run_step(const Call& call, const Step& step);
+  void fill_tables(const Call& call, const Step& step, Scratch& scratch,
+                   AttentionPointers& pointers);
+  bool check_gradients(const Call& call, const Step& step);
+
+  CudnnLibrary library_;
+  cudaStream_t stream_;
+  int major_ = 0;
+  std::vector<std::unique_ptr<Plan>> plans_;
+  std::vector<Step> steps_;  // of the call that is prepared
+  uint64_t call_ = 0;
+  std::string refusal_;
+  size_t largest_workspace_ = 0;
+};
+
+size_t CudnnAttentionOnCard::scratch_bytes(const AttentionJob& job) const {
+  const AttentionHeads heads = {job.num_heads, job.num_kv_heads, job.head_size};
+  const size_t least = least_chunk_bytes(std::min(job.tokens, job.longest_document), heads);
+  const size_t best = best_chunk_bytes(job.tokens, job.longest_document, heads);
+  const size_t room = kWorkspaceLimit - kChunkSlack - kAlign;
+  if (least > room) return 0;
+  return std::max(least, std::min(best, room)) + kChunkSlack + kAlign;
+}
+
+// What needs no plan to be known.
+bool CudnnAttentionOnCard::has_fit_form(const Call& call) {
+  const TmAttention& a = call.forward;
+  const size_t widest = major_ == 9 ? 256 : 128;
+  if (a.head_size % 8 != 0 || a.head_size > widest) return refuse("head size");
+  if (a.num_documents == 0 || a.n == 0 || a.scratch == nullptr) return refuse("empty call");
+  if (a.num_kv_heads == 0 || a.num_heads % a.num_kv_heads != 0) return refuse("heads");
+  for (const CallTensor& tensor : tensors_of(call)) {
+    if (tensor.rows == nullptr || tensor.element_bytes != kElementBytes) continue;
+    if (tensor.stride % 8 != 0 || reinterpret_cast<uintptr_t>(tensor.rows) % 16 != 0) {
+      return refuse("rows that are not a multiple of 16 bytes");
+    }
+    if (a.n * tensor.stride > INT32_MAX) return refuse("rows beyond 2^31 elements");
+  }
+  return true;
+}
+
+bool CudnnAttentionOnCard::prepare(const Call& call) {
+  steps_.clear();
+  ++call_;
+  if (!has_fit_form(call)) return false;
+  const TmAttention& a = call.forward;
+  const DocumentSpans documents = {a.host_document_starts, a.num_documents};
+  const size_t room = Scratch(a).left();
+  if (call.backward == nullptr) {
+    if (!find_plans(call, forward_chunks(documents, heads_of(a)))) return false;
+    return largest_step(call) <= room || refuse("scratch too small for the forward");
+  }
+  // cuDNN may want more than chunk_bytes() knows of: then in smaller chunks.
+  size_t bytes = room > kChunkSlack ? room - kChunkSlack : 0;
+  for (;; bytes = bytes / 4 * 3) {
+    const auto chunks = backward_chunks(documents, heads_of(a), bytes);
+    if (chunks.empty()) return refuse("a document is too long for the scratch");
+    if (!find_plans(call, chunks)) return false;
+    if (largest_step(call) <= room) return true;
+  }
+}
+
+bool CudnnAttentionOnCard::find_plans(const Call& call, const std::vector<AttentionChunk>& chunks) {
+  steps_.clear();
+  for (const AttentionChunk& chunk : chunks) {
+    const int32_t* starts = call.forward.host_document_starts + chunk.first_document;
+    if (starts[chunk.num_documents] == starts[0]) continue;
+    if (chunk.ragged && major_ != 9 && major_ != 10)
+      return refuse("unequal documents on this card");
+    Plan* const plan = plan_for(shape_of(call, chunk));
+    if (plan->graph == nullptr) return refuse(plan->refusal);
+    steps_.push_back({chunk, plan});
+  }
+  return true;
+}
+
+Plan* CudnnAttentionOnCard::plan_for(const AttentionShape& shape) {
+  const auto found = std::find_if(plans_.begin(), plans_.end(),
+                                  [&](const auto& plan) { return plan->shape == shape; });
+  if (found != plans_.end()) {
+    (*found)->last_call = call_;
+    return found->get();
+  }
+  if (plans_.size() >= kMostPlans) evict_oldest();
+  auto plan = std::make_unique<Plan>();
+  plan->shape = shape;
+  plan->last_call = call_;
+  plan->graph = CudnnGraph::build(library_.handle(), shape, &plan->refusal);
+  if (plan->graph != nullptr) {
+    largest_workspace_ = std::max(largest_workspace_, plan->graph->workspace_bytes());
+  }
+  plans_.push_back(std::move(plan));
+  return plans_.back().get();
+}
+
+// Never one of the call at hand: a call of very many shapes may keep more than kMostPlans.
+void CudnnAttentionOnCard::evict_oldest() {
+  const auto oldest =
+      std::min_element(plans_.begin(), plans_.end(),
+                       [](const auto& a, const auto& b) { return a->last_call < b->last_call; });
+  if ((*oldest)->last_call == call_) return;
+  CUDA_CHECK(cudaStreamSynchronize(stream_));  // its kernels may still run
+  plans_.erase(oldest);
+}
+
+size_t CudnnAttentionOnCard::largest_step(const Call& call) const {
+  size_t largest = 0;
+  for (const Step& step : steps_) {
+    const size_t bytes = table_bytes(step.chunk, call) + step.plan->graph->workspace_bytes();
+    largest = std::max(largest, bytes);
+  }
+  return largest;
+}
+
+bool CudnnAttentionOnCard::run(const Call& call) {
+  if (!prepare(call)) return false;
+  for (const Step& step : steps_) {
+    if (!run_step(call, step)) return false;
+  }
+  return true;
+}
+
+bool CudnnAttentionOnCard::run_step(const Call& call, const Step& step) {
+  const TmAttention& a = call.forward;
+  const AttentionChunk& chunk = step.chunk;
+  const size_t first_row = static_cast<size_t>(a.host_document_starts[chunk.first_document]);
+  const size_t first_head = chunk.first_kv_head * (a.num_heads / a.num_kv_heads);
+  AttentionPointers pointers;
+  const auto tensors = tensors_of(call);
+  for (size_t i = 0; i < kAttentionTensors; ++i) {
+    const CallTensor& tensor = tensors[i];
+    if (tensor.rows == nullptr) continue;
+    const size_t head = tensor.is_per_kv_head ? chunk.first_kv_head : first_head;
+    const size_t elements = first_row * tensor.stride + head * tensor.head_width;
+    pointers.tensors[i] = static_cast<char*>(tensor.rows) + elements * tensor.element_bytes;
+  }
+  Scratch scratch(a);
+  fill_tables(call, step, scratch, pointers);
+  void* const workspace = scratch.take<char>(0);
+  const std::string error = step.plan->graph->run(library_.handle(), pointers, workspace);
+  if (!error.empty()) throw CudaFailure(TM_DEVICE_ERROR, "attention of cuDNN: " + error);
+  CUDA_CHECK(cudaPeekAtLastError());
+  if (call.backward == nullptr || step.plan->is_checked) return true;
+  return check_gradients(call, step);
+}
+
+void CudnnAttentionOnCard::fill_tables(const Call& call, const Step& step, Scratch& scratch,
+                                       AttentionPointers& pointers) {
+  const TmAttention& a = call.forward;
+  const AttentionChunk& chunk = step.chunk;
+  if (!chunk.ragged) {
+    if (call.backward == nullptr) return;
+    const size_t heads = static_cast<size_t>(step.plan->shape.num_heads);
+    float* const lse = scratch.take<float>(chunk.batch * heads * chunk.length);
+    make_head_major({static_cast<const float*>(pointers.tensors[kLse]), a.num_heads, lse,
+                     chunk.batch, heads, chunk.length},
+                    stream_);
+    pointers.tensors[kLse] = lse;
+    return;
+  }
+  RaggedTables tables = {};
+  tables.starts = a.document_starts + chunk.first_document;
+  tables.num_documents = static_cast<int>(chunk.num_documents);
+  tables.batch = static_cast<int>(chunk.batch);
+  const auto tensors = tensors_of(call);
+  for (size_t i = 0; i < kAttentionTensors; ++i) {
+    if (tensors[i].rows == nullptr) continue;
+    tables.strides[i] = static_cast<int32_t>(tensors[i].stride);
+    tables.offsets[i] = scratch.take<int32_t>(chunk.batch + 1);
+    pointers.offsets[i] = tables.offsets[i];
+  }
+  tables.lengths = scratch.take<int32_t>(chunk.batch);
+  pointers.lengths = tables.lengths;
+  fill_ragged_tables(tables, stream_);
+}
+
+// Some versions of cuDNN answer nothing but zeros for some ragged shapes. A plan's first gradients
+// that cannot all be zero tell; a plan that fails is not used again.
+bool CudnnAttentionOnCard::check_gradients(const Call& call, const Step& step) {
+  const TmAttention& a = call.forward;
+  const TmAttentionBackward& b = *call.backward;
+  const AttentionChunk& chunk = step.chunk;
+  const int32_t* starts = a.host_document_starts + chunk.first_document;
+  const size_t first = static_cast<size_t>(starts[0]);
+  const size_t rows = static_cast<size_t>(starts[chunk.num_documents]) - first;
+  const size_t ratio = a.num_heads / a.num_kv_heads;
+  const size_t width = chunk.num_kv_heads * a.head_size;
+  const size_t column = chunk.first_kv_head * a.head_size;
+  const auto at = [](const void* base, size_t elements) {
+    return static_cast<const void*>(static_cast<const char*>(base) + elements * kElementBytes);
+  };
+  Scratch scratch(a);
+  uint32_t* const flags = scratch.take<uint32_t>(2);
+  CUDA_CHECK(cudaMemsetAsync(flags, 0, 2 * sizeof(uint32_t), stream_));
+  const void* const dout = at(b.dout, first * b.dout_stride + column * ratio);
+  const void* const dv = at(b.dv, first * b.dv_stride + column);
+  find_nonzero({dout, rows, width * ratio, b.dout_stride, &flags[0]}, stream_);
+  find_nonzero({dv, rows, width, b.dv_stride, &flags[1]}, stream_);
+  uint32_t found[2] = {};
+  CUDA_CHECK(cudaMemcpyAsync(found, flags, sizeof(found), cudaMemcpyDeviceToHost, stream_));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  if (found[0] == 0) return true;  // tells nothing: the next run is looked at
+  if (found[1] != 0) {
+    step.plan->is_checked = true;
+    return true;
+  }
+  step.plan->graph.reset();
+  step.plan->refusal = "cuDNN " + version() + " answers only zeros for " +
+                       std::to_string(chunk.batch) + " documents of up to " +
+                       std::to_string(chunk.length) + " tokens";
+  return refuse(step.plan->refusal);
+}
+
+}  // namespace
+
+std::unique_ptr<CudnnAttention> CudnnAttention::open(const std::string& library_folder,
+                                                     cudaStream_t stream, std::string* why) try {
+  return std::make_unique<CudnnAttentionOnCard>(library_folder, stream);
+} catch (const CudaFailure& failure) {
+  *why = failure.what();
+  return nullptr;
+}
+
+}  // namespace tunemesh::cuda
