@@ -13,100 +13,36 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 
+#include "bench/native/bench_model.h"
 #include "bench/native/fma_peak.h"
-#include "engine/engine.h"
-#include "engine/philox.h"
 
 namespace tunemesh::bench {
 namespace {
 
-class RandomSource : public WeightSource {
- public:
-  explicit RandomSource(const ModelConfig& config) {
-    for (const TensorShape& tensor : model_tensors(config)) shapes_[tensor.name] = tensor.shape;
-  }
-  bool has(const std::string& name) const override { return shapes_.count(name) != 0; }
-  std::vector<std::string> names() const override { return {}; }
-  std::vector<size_t> shape(const std::string& name) const override { return shapes_.at(name); }
-  void read(const std::string& name, size_t first, size_t count, float* out) const override {
-    const bool is_norm = shapes_.at(name).size() == 1;
-    for (size_t i = 0; i < count; ++i) {
-      const float unit = philox_uniform(1, PhiloxStream::kTest, first + i);
-      out[i] = is_norm ? 1.0f : (unit - 0.5f) * 0.07f;
-    }
-  }
-  std::string fingerprint() const override { return "random"; }
-  std::string description() const override { return "random weights"; }
-  std::string error_code() const override { return "MODEL_INVALID"; }
-
- private:
-  std::map<std::string, std::vector<size_t>> shapes_;
-};
-
 struct Work {
   const char* name;
-  bool is_full;
-  size_t rows, row_tokens;
-  size_t vocabulary, hidden, feed_forward, layers, heads, kv_heads;
+  const char* model;
+  StepWork step;
 };
-constexpr Work kWorks[] = {{"5M full 8x256", true, 8, 256, 4096, 256, 704, 5, 4, 2},
-                           {"135M LoRA r=16 2x256", false, 2, 256, 49152, 576, 1536, 30, 9, 3}};
+constexpr Work kWorks[] = {{"5M full 8x256", "tiny-5m", {true, 8, 256, 256}},
+                           {"135M LoRA r=16 2x256", "smollm2-135m", {false, 2, 256, 256}}};
 
 struct Options {
   int threads = 0, rounds = 5;
   std::string path = "auto", only;
 };
 
-ModelConfig config_of(const Work& work) {
-  ModelConfig config;
-  config.family = "llama";
-  config.vocab_size = work.vocabulary;
-  config.hidden_size = work.hidden;
-  config.intermediate_size = work.feed_forward;
-  config.num_layers = work.layers;
-  config.num_heads = work.heads;
-  config.num_kv_heads = work.kv_heads;
-  config.head_size = 64;
-  config.max_position_embeddings = 2048;
-  config.rms_norm_epsilon = 1e-6;
-  config.rotary_theta = 10000;
-  config.tie_word_embeddings = true;
-  return config;
-}
-
-TrainSpec spec_of(const Work& work) {
-  TrainSpec spec;
-  spec.is_full = work.is_full;
-  if (!work.is_full) {
-    spec.lora = {16,
-                 32,
-                 {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-                 false};
-  }
-  spec.tokens_per_micro_batch = work.rows * work.row_tokens;
-  spec.longest_document = work.row_tokens;
-  spec.loss_chunk_rows = 256;
-  spec.beta1 = 0.9;
-  spec.beta2 = 0.999;
-  spec.epsilon = 1e-8f;
-  spec.num_contribution_slots = 1;
-  spec.slice_blocks = 4096;
-  spec.chunk_blocks = 256;
-  return spec;
-}
-
 double flops_of(const Work& work, const ModelConfig& config, size_t num_trained) {
   double matrices = 0;
   for (const TensorShape& tensor : model_tensors(config)) {
     if (tensor.shape.size() == 2) matrices += static_cast<double>(tensor.num_elements());
   }
-  const double tokens = static_cast<double>(work.rows * work.row_tokens);
-  const double attention = 6.0 * static_cast<double>(work.row_tokens * config.query_width()) *
+  const double tokens = static_cast<double>(work.step.num_tokens());
+  const double attention = 6.0 * static_cast<double>(work.step.row_tokens * config.query_width()) *
                            static_cast<double>(config.num_layers);
   const double products =
-      work.is_full ? 6 * matrices : 4 * matrices + 6 * static_cast<double>(num_trained);
+      work.step.is_full ? 6 * matrices : 4 * matrices + 6 * static_cast<double>(num_trained);
   return tokens * (products + attention);
 }
 
@@ -120,39 +56,30 @@ void one_step(Engine& engine, const TokenBatch& batch, size_t step) {
     exchange.add_own_contribution(0, slice);
     sum_squares += exchange.finish_slice(step, slice).sum_squares;
   }
-  AdamWNumbers numbers = {};
-  numbers.learning_rate = 1e-4f;
-  numbers.clip_factor = static_cast<float>(std::min(1.0, 1.0 / (std::sqrt(sum_squares) + 1e-6)));
-  numbers.bias_correction1 = static_cast<float>(1 - std::pow(0.9, static_cast<double>(step)));
-  numbers.bias_correction2_sqrt =
-      static_cast<float>(std::sqrt(1 - std::pow(0.999, static_cast<double>(step))));
-  engine.apply_update(step, numbers);
+  engine.apply_update(step, clipped_update(step, sum_squares));
 }
 
 void run(const Work& work, const Options& options) {
   EngineOptions engine_options;
-  engine_options.config = config_of(work);
+  engine_options.config = config_of(*find_model_shape(work.model), work.step.row_tokens);
   engine_options.device.num_threads = options.threads;
   engine_options.device.instruction_path = options.path;
   const ModelConfig config = engine_options.config;
   Engine engine(tm_cpu_backend(), engine_options, std::make_unique<RandomSource>(config));
   engine.load();
-  const MemoryPlan memory = engine.prepare(spec_of(work));
+  TrainSpec spec = spec_of(work.step);
+  spec.num_contribution_slots = 1;
+  spec.slice_blocks = 4096;
+  spec.chunk_blocks = 256;
+  const MemoryPlan memory = engine.prepare(spec);
   const TmBackend& ops = engine.device().ops();
   const int threads = ops.num_threads(engine.device().context());
   const char* path = ops.instruction_path(engine.device().context());
   ThreadPool pool(threads);
 
-  const size_t n = work.rows * work.row_tokens;
-  std::vector<int32_t> tokens(n), targets(n), starts;
-  for (size_t i = 0; i < n; ++i) {
-    tokens[i] = static_cast<int32_t>(philox_bits(2, PhiloxStream::kTest, i) % work.vocabulary);
-    targets[i] = static_cast<int32_t>(philox_bits(3, PhiloxStream::kTest, i) % work.vocabulary);
-  }
-  for (size_t row = 0; row <= work.rows; ++row) {
-    starts.push_back(static_cast<int32_t>(row * work.row_tokens));
-  }
-  const TokenBatch batch = {tokens.data(), targets.data(), n, starts.data(), work.rows};
+  const size_t n = work.step.num_tokens();
+  const RandomTokens tokens(work.step, config.vocab_size);
+  const TokenBatch batch = tokens.batch();
   const double flops = flops_of(work, config, memory.num_trained_parameters);
 
   one_step(engine, batch, 1);

@@ -1,0 +1,195 @@
+// Times the engine's own training step on one device, without a mesh: one micro-batch, gradient
+// norm, clip at 1.0 and AdamW, on random weights of a real shape (local mode). Prints one JSON
+// object; bench/gpu.ts makes rows and tables of it.
+//
+//   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32]
+//                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--hold 1]
+//                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
+//
+// --hold: keeps the device's memory until standard input ends, so that the driver can be asked.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include "bench/native/bench_model.h"
+#include "bench/native/gpu_ceilings.h"
+#include "bench/native/timed_backend.h"
+#include "engine/backend_plugin.h"
+
+namespace tunemesh::bench {
+namespace {
+
+struct Options {
+  std::map<std::string, std::string> values;
+
+  std::string text(const std::string& name, const std::string& otherwise) const {
+    const auto found = values.find(name);
+    return found == values.end() ? otherwise : found->second;
+  }
+  size_t count(const std::string& name, size_t otherwise) const {
+    const auto found = values.find(name);
+    if (found == values.end()) return otherwise;
+    const long value = std::atol(found->second.c_str());
+    if (value >= 1) return static_cast<size_t>(value);
+    throw EngineError("JOB_INVALID", "--" + name + " is " + found->second + "; use 1 or more.");
+  }
+  bool is_set(const std::string& name) const { return values.count(name) != 0; }
+};
+
+std::string built_plugin() {
+  const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
+  return here.parent_path() / "native" / "tunemesh_cuda.so";
+}
+
+const ModelShape& shape_of(const Options& options) {
+  const std::string name = options.text("model", "");
+  if (const ModelShape* found = find_model_shape(name)) return *found;
+  std::string known;
+  for (const ModelShape& shape : kModelShapes) known += std::string(" ") + shape.name;
+  throw EngineError("JOB_INVALID", "--model is \"" + name + "\"; there are:" + known + ".");
+}
+
+StepWork work_of(const Options& options) {
+  const std::string method = options.text("method", "lora");
+  if (method != "lora" && method != "full") {
+    throw EngineError("JOB_INVALID", "--method is " + method + "; use lora or full.");
+  }
+  return {method == "full", options.count("batch", 1), options.count("seq", 512),
+          options.count("loss-rows", 2048)};
+}
+
+EngineOptions engine_options(const Options& options, const ModelConfig& config) {
+  EngineOptions result;
+  result.config = config;
+  const std::string precision = options.text("precision", "bf16");
+  if (precision != "bf16" && precision != "fp32") {
+    throw EngineError("JOB_INVALID", "--precision is " + precision + "; use bf16 or fp32.");
+  }
+  result.device.precision = precision == "bf16" ? TM_BF16 : TM_FP32;
+  result.device.library_folder = options.text("libraries", "");
+  result.device.num_threads =
+      options.is_set("threads") ? static_cast<int>(options.count("threads", 1)) : 0;
+  return result;
+}
+
+double one_step(Engine& engine, const TokenBatch& batch, size_t step) {
+  const auto start = Clock::now();
+  engine.local_micro_batch(batch, static_cast<double>(batch.num_tokens));
+  engine.apply_local_update(clipped_update(step, engine.local_sum_squares()));
+  wait_for(engine.device());
+  return seconds_since(start);
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// One step whose every operation waits.
+void profile_step(Engine& engine, const TokenBatch& batch, size_t step) {
+  std::vector<double> waits;
+  for (int i = 0; i < 50; ++i) {
+    const auto start = Clock::now();
+    wait_for(engine.device());
+    waits.push_back(seconds_since(start));
+  }
+  op_times.wait_seconds = median(waits);
+  op_times.is_on = true;
+  one_step(engine, batch, step);
+  op_times.is_on = false;
+}
+
+void print_profile() {
+  std::printf(",\"profile\":[");
+  const char* comma = "";
+  for (const auto& [op, time] : op_times.by_op) {
+    std::printf("%s{\"op\":\"%s\",\"calls\":%zu,\"ms\":%.4f,\"flops\":%.6g,\"bytes\":%.6g}", comma,
+                op.c_str(), time.calls, time.seconds * 1e3, time.flops, time.bytes);
+    comma = ",";
+  }
+  std::printf("]");
+}
+
+void print_ceilings(const std::vector<ProductCeiling>& products) {
+  std::printf(",\"products\":[");
+  const char* comma = "";
+  for (const ProductCeiling& product : products) {
+    std::printf("%s{\"shape\":\"%zux%zux%zu\",\"flops_per_second\":%.6g}", comma, product.n,
+                product.in, product.out, product.flops_per_second);
+    comma = ",";
+  }
+  std::printf("]");
+}
+
+void print_memory(const MemoryPlan& memory) {
+  std::printf(",\"plan_bytes\":%zu,\"trained_parameters\":%zu,\"uses\":{", memory.total_bytes,
+              memory.num_trained_parameters);
+  const char* comma = "";
+  for (const MemoryUse& use : memory.uses) {
+    std::printf("%s\"%s\":%zu", comma, use.purpose.c_str(), use.size_bytes);
+    comma = ",";
+  }
+  std::printf("}");
+}
+
+void run(const Options& options) {
+  const StepWork work = work_of(options);
+  const ModelConfig config = config_of(shape_of(options), work.row_tokens);
+  const std::string device_name = options.text("device", "cuda");
+  const TmBackend* backend = find_backend(device_name, options.text("plugin", built_plugin()));
+  const bool has_profile = options.is_set("profile");
+  Engine engine(has_profile ? timed_backend(backend) : backend, engine_options(options, config),
+                std::make_unique<RandomSource>(config));
+  const std::string described = backend->describe(engine.device().context());
+  std::vector<ProductCeiling> products;
+  if (options.is_set("ceilings")) {
+    products = product_ceilings(engine.device(), config, work.num_tokens());
+  }
+  const auto load_start = Clock::now();
+  engine.load();
+  TrainSpec spec = spec_of(work);
+  spec.is_local = true;
+  const size_t planned_bytes = engine.plan(spec).total_bytes;
+  const MemoryPlan memory = engine.prepare(spec);
+  const double load_seconds = seconds_since(load_start);
+  const RandomTokens tokens(work, config.vocab_size);
+  const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
+  std::vector<double> seconds;
+  for (size_t step = 1; step <= warmup + steps; ++step) {
+    const double elapsed = one_step(engine, tokens.batch(), step);
+    if (step > warmup) seconds.push_back(elapsed);
+  }
+  if (has_profile) profile_step(engine, tokens.batch(), warmup + steps + 1);
+  const double middle = median(seconds);
+  std::printf("{\"ms\":%.4f,\"min_ms\":%.4f,\"tokens_per_second\":%.1f,\"load_s\":%.2f",
+              middle * 1e3, *std::min_element(seconds.begin(), seconds.end()) * 1e3,
+              static_cast<double>(work.num_tokens()) / middle, load_seconds);
+  std::printf(",\"device\":\"%s\",\"predicted_bytes\":%zu", described.c_str(), planned_bytes);
+  print_memory(memory);
+  print_ceilings(products);
+  if (has_profile) print_profile();
+  std::printf("}\n");
+  std::fflush(stdout);
+  if (options.is_set("hold")) {
+    while (std::getchar() != EOF) {
+    }
+  }
+}
+
+}  // namespace
+}  // namespace tunemesh::bench
+
+int main(int argc, char** argv) {
+  tunemesh::bench::Options options;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::strncmp(argv[i], "--", 2) == 0) options.values[argv[i] + 2] = argv[i + 1];
+  }
+  try {
+    tunemesh::bench::run(options);
+  } catch (const tunemesh::EngineError& error) {
+    std::fprintf(stderr, "%s %s\n", error.code().c_str(), error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,175 @@
+// A backend's table whose operations are timed one by one: each call waits for the device, so the
+// sum of the parts is more than a step that runs free. Any backend, no kernel is touched.
+#pragma once
+#include <chrono>
+#include <map>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "kernels/backend.h"
+
+namespace tunemesh::bench {
+
+// The least that an operation must do: floating-point operations, and bytes of device memory that
+// pass once. Copies from and to the host count none.
+struct OpFloor {
+  std::string shape;
+  double flops = 0, bytes = 0;
+};
+struct OpTime {
+  size_t calls = 0;
+  double seconds = 0, flops = 0, bytes = 0;
+};
+
+// One at a time in a process: the table's functions have no place for a state.
+struct OpTimes {
+  const TmBackend* inner = nullptr;
+  bool is_on = false;
+  double wait_seconds = 0;  // of a wait for an idle device, taken off each call
+  std::map<std::string, OpTime> by_op;
+};
+inline OpTimes op_times;
+
+namespace floors {
+
+inline double real(size_t count) { return static_cast<double>(count); }
+inline std::string text(size_t out, size_t in) {
+  return std::to_string(in) + "->" + std::to_string(out);
+}
+
+// `e`: bytes of an element.
+inline OpFloor of(double e, const TmLinear* a) {
+  const double n = real(a->n), out = real(a->w.out), in = real(a->w.in);
+  const double moved = n * in + out * in + n * out * (a->accumulate ? 2 : 1);
+  return {text(a->w.out, a->w.in), 2 * n * out * in, e * moved};
+}
+inline OpFloor of(double e, const TmLinearWeightGrad* a) {
+  const double n = real(a->n), out = real(a->out), in = real(a->in);
+  const double written = 4 * out * in * (a->accumulate ? 2 : 1);
+  return {text(a->out, a->in), 2 * n * out * in, e * n * (out + in) + written};
+}
+inline OpFloor of(double e, const TmRmsNorm* a) { return {"", 0, 2 * e * real(a->n) * real(a->c)}; }
+inline OpFloor of(double e, const TmRmsNormBackward* a) {
+  return {"", 0, (a->dx_add ? 4 : 3) * e * real(a->n) * real(a->c)};
+}
+inline OpFloor of(double e, const TmRope* a) {
+  return {"", 0, 2 * e * real(a->n) * real(a->heads * a->head_size)};
+}
+// Half of all pairs: causal. Windows are not counted.
+inline double attention_flops(const TmAttention& a) {
+  double pairs = 0;
+  for (size_t d = 0; d < a.num_documents; ++d) {
+    const double length = a.host_document_starts[d + 1] - a.host_document_starts[d];
+    pairs += length * length / 2;
+  }
+  return 4 * pairs * real(a.num_heads * a.head_size);
+}
+inline OpFloor of(double e, const TmAttention* a) {
+  const double moved = 2 * real(a->n) * real((a->num_heads + a->num_kv_heads) * a->head_size);
+  return {"", attention_flops(*a), e * moved};
+}
+inline OpFloor of(double e, const TmAttentionBackward* b) {
+  const TmAttention& a = b->forward;
+  const double moved = 4 * real(a.n) * real((a.num_heads + a.num_kv_heads) * a.head_size);
+  return {"", 2.5 * attention_flops(a), e * moved};
+}
+inline OpFloor of(double e, const TmSwiGlu* a) { return {"", 0, 3 * e * real(a->n * a->d)}; }
+inline OpFloor of(double e, const TmSwiGluBackward* a) {
+  return {"", 0, (a->out != nullptr ? 6 : 5) * e * real(a->n * a->d)};
+}
+inline OpFloor of(double e, const TmCrossEntropy* a) {
+  return {"", 0, (a->dlogits ? 2 : 1) * e * real(a->rows * a->v)};
+}
+inline OpFloor of(double, const TmAdamW* a) { return {"", 0, 28 * real(a->n)}; }
+inline OpFloor of(double, const TmSumSquares* a) { return {"", 0, 1024 * real(a->num_blocks)}; }
+inline OpFloor of(double e, const int32_t*, size_t n, const TmWeight* table, TmElement*) {
+  return {"", 0, 2 * e * real(n * table->in)};
+}
+inline OpFloor of(double e, const int32_t*, size_t n, const TmElement*, size_t c, size_t, float*) {
+  return {"", 0, (e + 8) * real(n * c)};
+}
+inline OpFloor of(double e, TmElement*, size_t n, size_t c, size_t, const float*) {
+  return {"", 0, 2 * e * real(n * c)};
+}
+inline OpFloor of(double e, const TmElement*, size_t n, size_t c, size_t, float*) {
+  return {"", 0, e * real(n * c)};
+}
+inline OpFloor of(double e, TmElement*, const TmElement*, size_t n) {
+  return {"", 0, 3 * e * real(n)};
+}
+inline OpFloor of(double e, const TmElement*, const int32_t*, size_t n, size_t c, TmElement*) {
+  return {"", 0, 2 * e * real(n * c)};
+}
+inline OpFloor of(double e, const float*, size_t out, size_t in, TmElement*) {
+  return {"", 0, (4 + e) * real(out * in)};
+}
+inline OpFloor of(double, void*, size_t bytes) { return {"", 0, real(bytes)}; }
+inline OpFloor of(double, void*, const void*, size_t) { return {}; }
+
+}  // namespace floors
+
+using Clock = std::chrono::steady_clock;
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <auto Member>
+struct TimedOp;
+template <class... Args, TmStatus (*TmBackend::*Member)(TmContext*, Args...)>
+struct TimedOp<Member> {
+  static inline const char* name = nullptr;
+  static TmStatus call(TmContext* context, Args... args) {
+    const TmBackend& inner = *op_times.inner;
+    if (!op_times.is_on) return (inner.*Member)(context, args...);
+    const auto start = Clock::now();
+    TmStatus status = (inner.*Member)(context, args...);
+    if (status == TM_OK) status = inner.synchronize(context);
+    const double seconds = std::max(0.0, seconds_since(start) - op_times.wait_seconds);
+    const OpFloor floor = floors::of(static_cast<double>(inner.element_bytes(context)), args...);
+    OpTime& total = op_times.by_op[name + (floor.shape.empty() ? "" : " " + floor.shape)];
+    total.calls += 1;
+    total.seconds += seconds;
+    total.flops += floor.flops;
+    total.bytes += floor.bytes;
+    return status;
+  }
+};
+
+// The table to give to an engine; lives as long as the process.
+inline const TmBackend* timed_backend(const TmBackend* inner) {
+  static TmBackend table;
+  table = *inner;
+  op_times.inner = inner;
+#define TM_TIME(op)                     \
+  TimedOp<& TmBackend::op>::name = #op; \
+  if (inner->op != nullptr) table.op = TimedOp<&TmBackend::op>::call
+  TM_TIME(copy_in);
+  TM_TIME(copy_out);
+  TM_TIME(fill_zero);
+  TM_TIME(pack_trained_weight);
+  TM_TIME(embedding_forward);
+  TM_TIME(embedding_backward_add);
+  TM_TIME(rms_norm_forward);
+  TM_TIME(rms_norm_backward);
+  TM_TIME(linear_forward);
+  TM_TIME(linear_backward_input);
+  TM_TIME(linear_weight_grad);
+  TM_TIME(bias_add);
+  TM_TIME(bias_grad_add);
+  TM_TIME(rope);
+  TM_TIME(attention_forward);
+  TM_TIME(attention_backward);
+  TM_TIME(swiglu_forward);
+  TM_TIME(swiglu_backward);
+  TM_TIME(add);
+  TM_TIME(gather_rows);
+  TM_TIME(scatter_rows_add);
+  TM_TIME(cross_entropy);
+  TM_TIME(adamw);
+  TM_TIME(sum_squares);
+#undef TM_TIME
+  return &table;
+}
+
+}  // namespace tunemesh::bench

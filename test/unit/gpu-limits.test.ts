@@ -1,0 +1,73 @@
+import assert from 'node:assert/strict'
+import { describe, it } from 'node:test'
+import { type Ceilings, limitOf, type Work } from '../../bench/gpu/limits.js'
+import { parseRow } from '../../bench/gpu/rows.js'
+
+/** One H200, as bench/peers/ceilings.py measured it. */
+const h200: Ceilings = {
+  device: 'NVIDIA H200',
+  bf16: 664315717002027.8,
+  copy: 4298199422469.247,
+  attention: {
+    '64,512': [258608342202471.78, 156979791908621.75],
+    '64,1024': [326414901332920.06, 237154739379197.1],
+    '128,512': [335073116117306.8, 200834550431795.28],
+    '128,2048': [481498579307848.56, 363733687612458.94],
+  },
+}
+
+/** Expected figures: the reference arithmetic of the project's study, in Python, same ceilings. */
+function assertLimit(work: Work, tokensPerSecond: number, parts: number[]) {
+  const limit = limitOf(h200, work)
+  assert.ok(
+    Math.abs(limit.tokensPerSecond / tokensPerSecond - 1) < 1e-9,
+    `${limit.tokensPerSecond} against ${tokensPerSecond}`,
+  )
+  const found = Object.values(limit.parts).map((ms) => Math.round(ms * 10) / 10)
+  assert.deepEqual(found, parts)
+}
+
+describe('limit of a step', () => {
+  it('of LoRA on an untied 8B model counts no weight gradients and no update', () => {
+    const work: Work = { model: 'llama-8b', method: 'lora', batch: 4, seq: 2048 }
+    assertLimit(work, 18451.332409975148, [370.2, 39.4, 34.4, 0])
+  })
+
+  it('of full fine-tuning a tied 3B model adds weight gradients and the update', () => {
+    const work: Work = { model: 'llama-3b', method: 'full', batch: 4, seq: 512 }
+    assertLimit(work, 26246.186342030895, [59.4, 2.8, 3.9, 12])
+  })
+
+  it('takes attention rates between measured lengths in the logarithm of the length', () => {
+    const work: Work = { model: 'smollm2-135m', method: 'lora', batch: 8, seq: 700 }
+    assertLimit(work, 576001.5222474046, [4.5, 2.2, 3, 0])
+  })
+
+  it('takes the nearest measured length where there is one only', () => {
+    const one = { ...h200, attention: { '64,512': [1e14, 1e14] as [number, number] } }
+    const work: Work = { model: 'llama-1b', method: 'lora', batch: 1, seq: 4096 }
+    const forwardFlops = 2 * 4096 * 4096 * 2048 * 16
+    assert.ok(
+      Math.abs(limitOf(one, work).parts.attention - ((3.5 * forwardFlops) / 1e14) * 1e3) < 1e-9,
+    )
+  })
+})
+
+describe('row of the GPU benchmark', () => {
+  it('is read from its short name', () => {
+    assert.deepEqual(parseRow('3b-full-4x512'), {
+      name: '3b-full-4x512',
+      model: 'llama-3b',
+      method: 'full',
+      batch: 4,
+      seq: 512,
+      precision: 'bf16',
+    })
+    assert.equal(parseRow('135m-lora-8x512-fp32').precision, 'fp32')
+  })
+
+  it('is refused by its name where it is none', () => {
+    assert.throws(() => parseRow('9b-lora-4x512'), /9b-lora-4x512.*8b, 3b, 1b/)
+    assert.throws(() => parseRow('8b-lora-0x512'), /8b-lora-0x512/)
+  })
+})
