@@ -1,4 +1,5 @@
 /** A bus in memory that loses, doubles, reorders and damages messages by a seed. */
+import { isFrame } from '../../proto/frame.js'
 import type {
   BusMessage,
   GradientTransport,
@@ -20,6 +21,7 @@ interface Subscriber {
 
 export class ExchangeBus {
   readonly subjects: string[] = []
+  /** Damaged frames that a subscriber heard. */
   numDamaged = 0
   numDropped = 0
   /** True: this message is lost. */
@@ -64,14 +66,17 @@ export class ExchangeBus {
   }
 
   #deliver(subscriber: Subscriber, message: BusMessage): void {
-    const bytes = message.data
-    if (bytes.byteLength > 300 && this.#chance(this.faults.damage)) {
-      const at = Math.floor(this.#random() * bytes.byteLength)
-      bytes[at] = (bytes[at] ?? 0) ^ (1 << Math.floor(this.#random() * 8))
-      this.numDamaged++
+    const { data } = message
+    const isDamaged = isFrame(data) && this.#chance(this.faults.damage)
+    if (isDamaged) {
+      const at = Math.floor(this.#random() * data.byteLength)
+      data[at] = (data[at] ?? 0) ^ (1 << Math.floor(this.#random() * 8))
     }
     const arrive = () => {
-      if (this.#subscribers.has(subscriber)) subscriber.listener(message)
+      if (!this.#subscribers.has(subscriber)) return
+      // Counted where it is heard: a second copy may still be under way when a step ends.
+      if (isDamaged) this.numDamaged++
+      subscriber.listener(message)
     }
     if (this.#chance(this.faults.reorder)) setTimeout(arrive, this.#random() * 5)
     else setImmediate(arrive)

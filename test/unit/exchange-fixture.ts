@@ -39,14 +39,26 @@ export function gradientLike(numElements: number, seed: number): Float32Array {
   return values
 }
 
-/** Timers that run `speed` times as fast. */
-export const fastClock = (speed: number): DataPlaneClock => ({
-  nowMs: () => performance.now() * speed,
-  every(ms, run) {
-    const timer = setInterval(run, ms / speed)
-    return () => clearInterval(timer)
-  },
-})
+/**
+ * Timers that run `speed` times as fast. Time passes by their turns, not by the wall: a machine that
+ * stands still for a second makes nobody look silent.
+ */
+export function fastClock(speed: number): DataPlaneClock {
+  let nowMs = 0
+  return {
+    nowMs: () => nowMs,
+    every(ms, run) {
+      let dueMs = nowMs
+      const turn = () => {
+        dueMs += ms
+        nowMs = Math.max(nowMs, dueMs)
+        run()
+      }
+      const timer = setInterval(turn, ms / speed)
+      return () => clearInterval(timer)
+    },
+  }
+}
 
 export interface CrewOptions {
   numWorkers: number
