@@ -1,4 +1,4 @@
-// Causal attention within documents, float32.
+// Causal attention within documents; Element float or bfloat16, all arithmetic float32.
 //   forward   s = scale q k^T, p = softmax(s), out = p v, lse = log sum exp(s)
 //   backward  p = exp(s - lse), ds = scale p (dout v^T - delta), delta[i] = dout[i] out[i]
 //             dq = ds k, dk = ds^T q, dv = p^T dout
@@ -27,7 +27,9 @@ namespace tunemesh::cuda {
 
 constexpr size_t kLargestHead = 256;
 
+template <typename Element>
 void attention_forward(const TmAttention& args, DeviceFault* fault, cudaStream_t stream);
+template <typename Element>
 void attention_backward(const TmAttentionBackward& args, cudaStream_t stream);
 
 }  // namespace tunemesh::cuda

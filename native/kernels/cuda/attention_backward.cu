@@ -28,7 +28,7 @@ struct QueryFacts {
 
 // Fills the facts of a tile whose gradients lie in shared memory: delta = dout out, by 16 lanes a
 // row (columns ascending by 16, then their tree). Queries from n on see no key.
-template <typename Shape>
+template <typename Element, typename Shape>
 __device__ void learn_queries(const TmAttention& a, size_t head, size_t first_query,
                               const float* gradients, QueryFacts<Shape>& facts) {
   const ThreadPlace place;
@@ -36,10 +36,10 @@ __device__ void learn_queries(const TmAttention& a, size_t head, size_t first_qu
   for (int row = place.y; row < Shape::kTile; row += kSide) {
     const size_t query = first_query + static_cast<size_t>(row);
     const bool is_inside = query < a.n;
-    const float* out = a.out + query * a.out_stride + head * a.head_size;
+    const Element* out = elements<Element>(a.out) + query * a.out_stride + head * a.head_size;
     float delta = 0;
     for (size_t f = place.x; is_inside && f < a.head_size; f += kSide) {
-      delta = fmaf(gradients[row * Shape::kRowStride + f], out[f], delta);
+      delta = fmaf(gradients[row * Shape::kRowStride + f], to_float(out[f]), delta);
     }
     delta = warp_reduce<kSide>(delta, Sum());
     if (place.x != 0) continue;
@@ -59,7 +59,7 @@ __device__ inline void fill(float (&factors)[Shape::kRows], float value) {
   for (int i = 0; i < Shape::kRows; ++i) factors[i] = value;
 }
 
-template <typename Shape>
+template <typename Element, typename Shape>
 __global__ void __launch_bounds__(kAttentionThreads) query_grad_kernel(TmAttentionBackward b) {
   extern __shared__ float4 shared[];
   const SharedTiles<Shape> tiles(shared);
@@ -70,19 +70,19 @@ __global__ void __launch_bounds__(kAttentionThreads) query_grad_kernel(TmAttenti
   const size_t first_query = (gridDim.x - 1 - size_t{blockIdx.x}) * Shape::kTile;
   const size_t last_query = min(first_query + Shape::kTile, a.n) - 1;
   const size_t column = head * a.head_size, kv_column = group * a.head_size;
-  load_tile<Shape>({a.q + column, a.q_stride, a.n, a.head_size}, first_query, tiles.queries);
-  load_tile<Shape>({b.dout + column, b.dout_stride, a.n, a.head_size}, first_query,
+  load_tile<Shape>(head_rows<Element>(a.q, column, a.q_stride, a), first_query, tiles.queries);
+  load_tile<Shape>(head_rows<Element>(b.dout, column, b.dout_stride, a), first_query,
                    tiles.gradients);
   __syncthreads();
-  learn_queries<Shape>(a, head, first_query, tiles.gradients, facts);
+  learn_queries<Element, Shape>(a, head, first_query, tiles.gradients, facts);
   __syncthreads();
 
   Accumulator<Shape> dq;
   for (size_t t = facts.first_key[0] / Shape::kTile; t <= last_query / Shape::kTile; ++t) {
     const size_t first_key = t * Shape::kTile;
     __syncthreads();  // the last tile's keys and scores are used
-    load_tile<Shape>({a.k + kv_column, a.k_stride, a.n, a.head_size}, first_key, tiles.keys);
-    load_tile<Shape>({a.v + kv_column, a.v_stride, a.n, a.head_size}, first_key, tiles.values);
+    load_tile<Shape>(head_rows<Element>(a.k, kv_column, a.k_stride, a), first_key, tiles.keys);
+    load_tile<Shape>(head_rows<Element>(a.v, kv_column, a.v_stride, a), first_key, tiles.values);
     __syncthreads();
     Scores<Shape> s = tile_product<Shape>(tiles.queries, tiles.keys);
     const Scores<Shape> dp = tile_product<Shape>(tiles.gradients, tiles.values);
@@ -103,11 +103,11 @@ __global__ void __launch_bounds__(kAttentionThreads) query_grad_kernel(TmAttenti
   }
   float factors[Shape::kRows];
   fill<Shape>(factors, a.scale);
-  dq.store({b.dq + column, b.dq_stride, a.n, a.head_size}, first_query, factors);
+  dq.store(head_rows<Element>(b.dq, column, b.dq_stride, a), first_query, factors);
 }
 
 // Rows of a tile of scores are keys here, columns are queries.
-template <typename Shape>
+template <typename Element, typename Shape>
 __global__ void __launch_bounds__(kAttentionThreads) key_grad_kernel(TmAttentionBackward b) {
   extern __shared__ float4 shared[];
   const SharedTiles<Shape> tiles(shared);
@@ -119,19 +119,19 @@ __global__ void __launch_bounds__(kAttentionThreads) key_grad_kernel(TmAttention
   const size_t last_key = min(first_key + Shape::kTile, a.n) - 1;
   const size_t end_query = visibility_of(a).end_query(last_key);
   const size_t kv_column = group * a.head_size;
-  load_tile<Shape>({a.k + kv_column, a.k_stride, a.n, a.head_size}, first_key, tiles.keys);
-  load_tile<Shape>({a.v + kv_column, a.v_stride, a.n, a.head_size}, first_key, tiles.values);
+  load_tile<Shape>(head_rows<Element>(a.k, kv_column, a.k_stride, a), first_key, tiles.keys);
+  load_tile<Shape>(head_rows<Element>(a.v, kv_column, a.v_stride, a), first_key, tiles.values);
 
   Accumulator<Shape> dk, dv;
   for (size_t head = group * num_members; head < (group + 1) * num_members; ++head) {
     const size_t column = head * a.head_size;
     for (size_t first_query = first_key; first_query < end_query; first_query += Shape::kTile) {
       __syncthreads();  // the last tile's queries, gradients, scores and facts are used
-      load_tile<Shape>({a.q + column, a.q_stride, a.n, a.head_size}, first_query, tiles.queries);
-      load_tile<Shape>({b.dout + column, b.dout_stride, a.n, a.head_size}, first_query,
+      load_tile<Shape>(head_rows<Element>(a.q, column, a.q_stride, a), first_query, tiles.queries);
+      load_tile<Shape>(head_rows<Element>(b.dout, column, b.dout_stride, a), first_query,
                        tiles.gradients);
       __syncthreads();
-      learn_queries<Shape>(a, head, first_query, tiles.gradients, facts);
+      learn_queries<Element, Shape>(a, head, first_query, tiles.gradients, facts);
       __syncthreads();
       Scores<Shape> p = tile_product<Shape>(tiles.keys, tiles.queries);
 #pragma unroll
@@ -163,36 +163,40 @@ __global__ void __launch_bounds__(kAttentionThreads) key_grad_kernel(TmAttention
   }
   float factors[Shape::kRows];
   fill<Shape>(factors, a.scale);
-  dk.store({b.dk + kv_column, b.dk_stride, a.n, a.head_size}, first_key, factors);
+  dk.store(head_rows<Element>(b.dk, kv_column, b.dk_stride, a), first_key, factors);
   fill<Shape>(factors, 1.0f);
-  dv.store({b.dv + kv_column, b.dv_stride, a.n, a.head_size}, first_key, factors);
+  dv.store(head_rows<Element>(b.dv, kv_column, b.dv_stride, a), first_key, factors);
 }
 
-template <typename Shape>
+template <typename Element, typename Shape>
 void launch(const TmAttentionBackward& b, cudaStream_t stream) {
   constexpr int kBytes = SharedTiles<Shape>::kBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(key_grad_kernel<Shape>,
+  CUDA_CHECK(cudaFuncSetAttribute(key_grad_kernel<Element, Shape>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  CUDA_CHECK(cudaFuncSetAttribute(query_grad_kernel<Shape>,
+  CUDA_CHECK(cudaFuncSetAttribute(query_grad_kernel<Element, Shape>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const unsigned tiles = num_tiles(b.forward.n, Shape::kTile);
   const dim3 key_grid(tiles, static_cast<unsigned>(b.forward.num_kv_heads));
-  key_grad_kernel<Shape><<<key_grid, kAttentionThreads, kBytes, stream>>>(b);
+  key_grad_kernel<Element, Shape><<<key_grid, kAttentionThreads, kBytes, stream>>>(b);
   CUDA_CHECK_LAUNCH("attention_backward, keys and values", stream);
   const dim3 query_grid(tiles, static_cast<unsigned>(b.forward.num_heads));
-  query_grad_kernel<Shape><<<query_grid, kAttentionThreads, kBytes, stream>>>(b);
+  query_grad_kernel<Element, Shape><<<query_grid, kAttentionThreads, kBytes, stream>>>(b);
   CUDA_CHECK_LAUNCH("attention_backward, queries", stream);
 }
 
 }  // namespace
 
+template <typename Element>
 void attention_backward(const TmAttentionBackward& args, cudaStream_t stream) {
   const TmAttention& a = args.forward;
   if (a.n == 0 || a.num_heads == 0) return;
-  if (a.head_size <= 32) return launch<TileShape<32, 64>>(args, stream);
-  if (a.head_size <= 64) return launch<TileShape<64, 64>>(args, stream);
-  if (a.head_size <= 128) return launch<TileShape<128, 32>>(args, stream);
-  launch<TileShape<256, 16>>(args, stream);
+  if (a.head_size <= 32) return launch<Element, TileShape<32, 64>>(args, stream);
+  if (a.head_size <= 64) return launch<Element, TileShape<64, 64>>(args, stream);
+  if (a.head_size <= 128) return launch<Element, TileShape<128, 32>>(args, stream);
+  launch<Element, TileShape<256, 16>>(args, stream);
 }
+
+template void attention_backward<float>(const TmAttentionBackward&, cudaStream_t);
+template void attention_backward<Bfloat16>(const TmAttentionBackward&, cudaStream_t);
 
 }  // namespace tunemesh::cuda

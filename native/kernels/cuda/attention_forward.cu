@@ -58,7 +58,7 @@ struct OnlineSoftmax {
   }
 };
 
-template <typename Shape>
+template <typename Element, typename Shape>
 __global__ void __launch_bounds__(kAttentionThreads)
     forward_kernel(TmAttention a, DeviceFault* fault) {
   extern __shared__ float4 shared[];
@@ -74,9 +74,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
   const size_t tile = gridDim.x - 1 - blockIdx.x;
   const size_t first_query = tile * Shape::kTile;
   const size_t last_query = min(first_query + Shape::kTile, a.n) - 1;
-  const HeadRows q = {a.q + head * a.head_size, a.q_stride, a.n, a.head_size};
-  const HeadRows k = {a.k + group * a.head_size, a.k_stride, a.n, a.head_size};
-  const HeadRows v = {a.v + group * a.head_size, a.v_stride, a.n, a.head_size};
+  const auto q = head_rows<Element>(a.q, head * a.head_size, a.q_stride, a);
+  const auto k = head_rows<Element>(a.k, group * a.head_size, a.k_stride, a);
+  const auto v = head_rows<Element>(a.v, group * a.head_size, a.v_stride, a);
   const Visibility sight = visibility_of(a);
   if (threadIdx.x < Shape::kTile) {
     first_keys[threadIdx.x] = sight.first_key(min(first_query + threadIdx.x, last_query));
@@ -119,27 +119,31 @@ __global__ void __launch_bounds__(kAttentionThreads)
       a.lse[query * a.num_heads + head] = softmax.largest[i] + logf(softmax.sum[i]);
     }
   }
-  out.store({a.out + head * a.head_size, a.out_stride, a.n, a.head_size}, first_query, factors);
+  out.store(head_rows<Element>(a.out, head * a.head_size, a.out_stride, a), first_query, factors);
 }
 
-template <typename Shape>
+template <typename Element, typename Shape>
 void launch(const TmAttention& a, DeviceFault* fault, cudaStream_t stream) {
   constexpr int kBytes = (2 * Shape::kTileFloats + Shape::kScoreFloats) * int{sizeof(float)};
-  CUDA_CHECK(cudaFuncSetAttribute(forward_kernel<Shape>,
+  CUDA_CHECK(cudaFuncSetAttribute(forward_kernel<Element, Shape>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const dim3 grid(num_tiles(a.n, Shape::kTile), static_cast<unsigned>(a.num_heads));
-  forward_kernel<Shape><<<grid, kAttentionThreads, kBytes, stream>>>(a, fault);
+  forward_kernel<Element, Shape><<<grid, kAttentionThreads, kBytes, stream>>>(a, fault);
   CUDA_CHECK_LAUNCH("attention_forward", stream);
 }
 
 }  // namespace
 
+template <typename Element>
 void attention_forward(const TmAttention& args, DeviceFault* fault, cudaStream_t stream) {
   if (args.n == 0 || args.num_heads == 0) return;
-  if (args.head_size <= 32) return launch<TileShape<32, 64>>(args, fault, stream);
-  if (args.head_size <= 64) return launch<TileShape<64, 64>>(args, fault, stream);
-  if (args.head_size <= 128) return launch<TileShape<128, 64>>(args, fault, stream);
-  launch<TileShape<256, 32>>(args, fault, stream);
+  if (args.head_size <= 32) return launch<Element, TileShape<32, 64>>(args, fault, stream);
+  if (args.head_size <= 64) return launch<Element, TileShape<64, 64>>(args, fault, stream);
+  if (args.head_size <= 128) return launch<Element, TileShape<128, 64>>(args, fault, stream);
+  launch<Element, TileShape<256, 32>>(args, fault, stream);
 }
+
+template void attention_forward<float>(const TmAttention&, DeviceFault*, cudaStream_t);
+template void attention_forward<Bfloat16>(const TmAttention&, DeviceFault*, cudaStream_t);
 
 }  // namespace tunemesh::cuda

@@ -2,13 +2,15 @@
 //
 // 256 threads work as 16 x 16: thread (y, x) owns rows y*R .. y*R + R - 1 (R = tile / 16) and
 // columns x, x + 16, ... of a tile of scores or of a tile of outputs [tile, head]. Rows of a tile
-// in shared memory have 4 floats of padding, so that reads of 16 bytes meet no bank twice.
+// in shared memory are floats whatever the elements, with 4 of padding, so that reads of 16 bytes
+// meet no bank twice.
 #pragma once
 #include <math_constants.h>
 #include <stdint.h>
 
 #include "kernels/backend.h"
 #include "kernels/cuda/block_reduce.cuh"
+#include "kernels/cuda/element.cuh"
 
 namespace tunemesh::cuda {
 
@@ -35,19 +37,25 @@ struct ThreadPlace {
 };
 
 // One head's rows of a matrix [n, heads * F].
+template <typename Element>
 struct HeadRows {
-  const float* data;  // row 0, the head's first column
+  const Element* data;  // row 0, the head's first column
   size_t stride, n, size;
 };
+template <typename Element>
+__device__ inline HeadRows<Element> head_rows(const TmElement* data, size_t column, size_t stride,
+                                              const TmAttention& a) {
+  return {elements<Element>(data) + column, stride, a.n, a.head_size};
+}
 
-template <typename Shape>
-__device__ inline void load_tile(const HeadRows& rows, size_t first, float* tile) {
+template <typename Shape, typename Element>
+__device__ inline void load_tile(const HeadRows<Element>& rows, size_t first, float* tile) {
   for (int i = threadIdx.x; i < Shape::kTile * Shape::kHead; i += kAttentionThreads) {
     const int row = i / Shape::kHead, column = i % Shape::kHead;
     const size_t at = first + static_cast<size_t>(row);
     const bool is_inside = at < rows.n && static_cast<size_t>(column) < rows.size;
     tile[row * Shape::kRowStride + column] =
-        is_inside ? rows.data[at * rows.stride + column] : 0.0f;
+        is_inside ? to_float(rows.data[at * rows.stride + column]) : 0.0f;
   }
 }
 
@@ -132,9 +140,10 @@ struct Accumulator {
   }
 
   // Rows below n, columns below the head size; row i is multiplied by factors[i].
-  __device__ void store(const HeadRows& rows, size_t first, const float* factors) const {
+  template <typename Element>
+  __device__ void store(const HeadRows<Element>& rows, size_t first, const float* factors) const {
     const ThreadPlace place;
-    float* out = const_cast<float*>(rows.data);
+    Element* out = const_cast<Element*>(rows.data);
 #pragma unroll
     for (int i = 0; i < Shape::kRows; ++i) {
       const size_t row = first + static_cast<size_t>(place.y * Shape::kRows + i);
@@ -142,7 +151,8 @@ struct Accumulator {
 #pragma unroll
       for (int j = 0; j < Shape::kOutColumns; ++j) {
         const size_t column = static_cast<size_t>(place.x + kSide * j);
-        if (column < rows.size) out[row * rows.stride + column] = at[i][j] * factors[i];
+        if (column >= rows.size) continue;
+        out[row * rows.stride + column] = from_float<Element>(at[i][j] * factors[i]);
       }
     }
   }

@@ -13,8 +13,10 @@
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cross_entropy.cuh"
 #include "kernels/cuda/decode_attention.cuh"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/embedding.cuh"
 #include "kernels/cuda/gradient_norm.cuh"
+#include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/plugin.h"
 #include "kernels/cuda/rmsnorm.cuh"
 #include "kernels/cuda/rope.cuh"
@@ -70,6 +72,18 @@ TmStatus guarded(TmContext* context, Body body) {
   }
 }
 
+// Runs `body` with an element of the context's type.
+template <typename Body>
+TmStatus with_element(TmContext* context, Body body) {
+  return guarded(context, [&] {
+    if (context->precision() == TM_BF16) {
+      body(Bfloat16{});
+    } else {
+      body(float{});
+    }
+  });
+}
+
 const char* last_error() { return error_line.c_str(); }
 
 TmStatus create(const TmContextOptions* options, TmContext** out) {
@@ -79,9 +93,12 @@ TmStatus create(const TmContextOptions* options, TmContext** out) {
       refuse("context options of ", options->size, " bytes; this backend expects ",
              sizeof(TmContextOptions));
     }
-    if (options->precision != TM_FP32) refuse("bf16 is not built yet; use fp32");
+    if (options->precision != TM_FP32 && options->precision != TM_BF16) {
+      refuse("precision ", options->precision, " is unknown; use 0 (fp32) or 1 (bf16)");
+    }
+    const auto precision = static_cast<TmPrecision>(options->precision);
     const char* folder = options->library_folder;
-    *out = new TmContext(options->device_index, folder != nullptr ? folder : "");
+    *out = new TmContext(options->device_index, precision, folder != nullptr ? folder : "");
   });
 }
 
@@ -101,8 +118,9 @@ const char* describe(TmContext* context) { return context->description().c_str()
 const char* instruction_path(TmContext* context) { return context->instruction_path().c_str(); }
 int num_threads(TmContext*) { return 1; }
 size_t memory_bytes(TmContext* context) { return context->memory_bytes(); }
-size_t element_bytes(TmContext*) { return sizeof(float); }
-int reads_rows(TmContext*) { return 1; }
+size_t element_bytes(TmContext* context) { return context->precision() == TM_BF16 ? 2 : 4; }
+// Master weights are floats: products of bfloat16 need a copy of them.
+int reads_rows(TmContext* context) { return context->precision() == TM_BF16 ? 0 : 1; }
 int packs_row_major(TmContext*) { return 1; }
 
 TmStatus allocate(TmContext* context, size_t bytes, void** out) {
@@ -140,8 +158,14 @@ TmStatus copy_out(TmContext* context, void* host, const void* device, size_t byt
   });
 }
 
-TmStatus read_elements(TmContext* context, float* host, const float* device, size_t count) {
-  return copy_out(context, host, device, count * sizeof(float));
+TmStatus read_elements(TmContext* context, float* host, const TmElement* device, size_t count) {
+  if (context->precision() == TM_FP32) {
+    return copy_out(context, host, device, count * sizeof(float));
+  }
+  return guarded(context, [&] {
+    context->transfer().fetch(host, count, device, context->stream());
+    context->wait();
+  });
 }
 
 TmStatus fill_zero(TmContext* context, void* pointer, size_t bytes) {
@@ -154,48 +178,84 @@ TmStatus synchronize(TmContext* context) {
   return guarded(context, [&] { context->wait(); });
 }
 
-// cuBLASLt takes weights as they are: packing is a copy.
+// cuBLASLt takes weights as they are: packing is a copy, rounded where elements are bfloat16.
 size_t packed_weight_elements(size_t out, size_t in) { return out * in; }
 
-TmStatus pack_weight(TmContext* context, const float* rows, size_t out, size_t in, float* packed) {
-  return copy_in(context, packed, rows, out * in * sizeof(float));
+TmStatus pack_weight(TmContext* context, const float* rows, size_t out, size_t in,
+                     TmElement* packed) {
+  if (context->precision() == TM_FP32) {
+    return copy_in(context, packed, rows, out * in * sizeof(float));
+  }
+  return guarded(context,
+                 [&] { context->transfer().send(rows, out * in, packed, context->stream()); });
+}
+
+TmStatus pack_trained_weight(TmContext* context, const float* rows, size_t out, size_t in,
+                             TmElement* packed) {
+  return with_element(context, [&](auto element) {
+    pack_rows(rows, out * in, elements<decltype(element)>(packed), context->stream());
+  });
 }
 
 // Tables whose height the call does not say: only the sign can be checked.
 constexpr size_t kUnknownHeight = size_t{1} << 31;
 
-TmStatus gather(TmContext* context, const float* x, const int32_t* indices, size_t n, size_t c,
-                float* out) {
-  return guarded(context, [&] {
+template <typename From, typename To>
+void gather_from(TmContext* context, const From* table, const RowIndices& rows, size_t c, To* out) {
+  gather_rows(GatherRows<From, To>{rows, table, c, out}, context->stream());
+}
+
+TmStatus gather(TmContext* context, const TmElement* x, const int32_t* indices, size_t n, size_t c,
+                TmElement* out) {
+  return with_element(context, [&](auto element) {
+    using Element = decltype(element);
     const RowIndices rows = {indices, n, kUnknownHeight, FaultOperation::kGather, context->fault()};
-    gather_rows({rows, x, c, out}, context->stream());
+    gather_from(context, elements<Element>(x), rows, c, elements<Element>(out));
   });
 }
 
 TmStatus embedding_forward(TmContext* context, const int32_t* tokens, size_t n,
-                           const TmWeight* table, float* out) {
-  const float* rows = table->packed != nullptr ? table->packed : table->rows;
-  return gather(context, rows, tokens, n, table->in, out);
-}
-
-TmStatus embedding_backward_add(TmContext* context, const int32_t* tokens, size_t n,
-                                const float* dout, size_t c, size_t v, float* table_grad) {
-  return guarded(context, [&] {
-    const RowIndices rows = {tokens, n, v, FaultOperation::kScatter, context->fault()};
-    scatter_rows_add({rows, dout, c, table_grad}, context->stream());
+                           const TmWeight* table, TmElement* out) {
+  if (table->packed != nullptr) {
+    return gather(context, table->packed, tokens, n, table->in, out);
+  }
+  return with_element(context, [&](auto element) {
+    const RowIndices rows = {tokens, n, kUnknownHeight, FaultOperation::kGather, context->fault()};
+    gather_from(context, table->rows, rows, table->in, elements<decltype(element)>(out));
   });
 }
 
-TmStatus scatter_add(TmContext* context, const float* x, const int32_t* rows, size_t n, size_t c,
-                     float* out) {
-  return embedding_backward_add(context, rows, n, x, c, kUnknownHeight, out);
+TmStatus embedding_backward_add(TmContext* context, const int32_t* tokens, size_t n,
+                                const TmElement* dout, size_t c, size_t v, float* table_grad) {
+  return with_element(context, [&](auto element) {
+    using Element = decltype(element);
+    const RowIndices rows = {tokens, n, v, FaultOperation::kScatter, context->fault()};
+    scatter_rows_add(ScatterRows<Element, float>{rows, elements<Element>(dout), c, table_grad},
+                     context->stream());
+  });
+}
+
+TmStatus scatter_add(TmContext* context, const TmElement* x, const int32_t* indices, size_t n,
+                     size_t c, TmElement* out) {
+  return with_element(context, [&](auto element) {
+    using Element = decltype(element);
+    const RowIndices rows = {indices, n, kUnknownHeight, FaultOperation::kScatter,
+                             context->fault()};
+    scatter_rows_add(
+        ScatterRows<Element, Element>{rows, elements<Element>(x), c, elements<Element>(out)},
+        context->stream());
+  });
 }
 
 TmStatus norm_forward(TmContext* context, const TmRmsNorm* args) {
-  return guarded(context, [&] { rms_norm_forward(*args, context->stream()); });
+  return with_element(context, [&](auto element) {
+    rms_norm_forward<decltype(element)>(*args, context->stream());
+  });
 }
 TmStatus norm_backward(TmContext* context, const TmRmsNormBackward* args) {
-  return guarded(context, [&] { rms_norm_backward(*args, context->stream()); });
+  return with_element(context, [&](auto element) {
+    rms_norm_backward<decltype(element)>(*args, context->stream());
+  });
 }
 
 TmStatus linear_forward(TmContext* context, const TmLinear* args) {
@@ -208,28 +268,31 @@ TmStatus linear_weight_grad(TmContext* context, const TmLinearWeightGrad* args) 
   return guarded(context, [&] { context->gemm().weight_grad(*args, context->stream()); });
 }
 
-TmStatus add_bias(TmContext* context, float* y, size_t n, size_t c, size_t stride,
+TmStatus add_bias(TmContext* context, TmElement* y, size_t n, size_t c, size_t stride,
                   const float* bias) {
-  return guarded(context, [&] {
-    bias_add({y, nullptr, bias, nullptr, n, c, stride}, context->stream());
+  return with_element(context, [&](auto element) {
+    bias_add<decltype(element)>({y, nullptr, bias, nullptr, n, c, stride}, context->stream());
   });
 }
-TmStatus add_bias_grad(TmContext* context, const float* dy, size_t n, size_t c, size_t stride,
+TmStatus add_bias_grad(TmContext* context, const TmElement* dy, size_t n, size_t c, size_t stride,
                        float* dbias) {
-  return guarded(context, [&] {
-    bias_grad_add({nullptr, dy, nullptr, dbias, n, c, stride}, context->stream());
+  return with_element(context, [&](auto element) {
+    bias_grad_add<decltype(element)>({nullptr, dy, nullptr, dbias, n, c, stride},
+                                     context->stream());
   });
 }
-TmStatus add_vectors(TmContext* context, float* y, const float* x, size_t n) {
-  return guarded(context, [&] { add({y, x, n}, context->stream()); });
+TmStatus add_vectors(TmContext* context, TmElement* y, const TmElement* x, size_t n) {
+  return with_element(context, [&](auto element) {
+    add<decltype(element)>({y, x, n}, context->stream());
+  });
 }
 
 TmStatus rotate(TmContext* context, const TmRope* args) {
-  return guarded(context, [&] {
+  return with_element(context, [&](auto element) {
     if (args->head_size % 2 != 0) {
       refuse("rope: head size ", args->head_size, " is odd; it rotates pairs");
     }
-    rope(*args, context->stream());
+    rope<decltype(element)>(*args, context->stream());
   });
 }
 
@@ -252,21 +315,21 @@ void check_attention(const TmAttention& a) {
 size_t attention_scratch_bytes(TmContext*, size_t, size_t, size_t, size_t) { return 0; }
 
 TmStatus attend_forward(TmContext* context, const TmAttention* args) {
-  return guarded(context, [&] {
+  return with_element(context, [&](auto element) {
     check_attention(*args);
-    attention_forward(*args, context->fault(), context->stream());
+    attention_forward<decltype(element)>(*args, context->fault(), context->stream());
   });
 }
 
 TmStatus attend_backward(TmContext* context, const TmAttentionBackward* args) {
-  return guarded(context, [&] {
+  return with_element(context, [&](auto element) {
     check_attention(args->forward);
-    attention_backward(*args, context->stream());
+    attention_backward<decltype(element)>(*args, context->stream());
   });
 }
 
 TmStatus attend_decode(TmContext* context, const TmDecodeAttention* args) {
-  return guarded(context, [&] {
+  return with_element(context, [&](auto element) {
     const TmDecodeAttention& a = *args;
     check_heads("decode_attention", a.num_heads, a.num_kv_heads);
     if (a.first >= a.end) {
@@ -276,19 +339,23 @@ TmStatus attend_decode(TmContext* context, const TmDecodeAttention* args) {
       refuse("decode_attention: score_stride is ", a.score_stride, "; ", a.end - a.first,
              " keys need a multiple of 16 from there");
     }
-    decode_attention(a, context->stream());
+    decode_attention<decltype(element)>(a, context->stream());
   });
 }
 
 TmStatus swiglu(TmContext* context, const TmSwiGlu* args) {
-  return guarded(context, [&] { swiglu_forward(*args, context->stream()); });
+  return with_element(
+      context, [&](auto element) { swiglu_forward<decltype(element)>(*args, context->stream()); });
 }
 TmStatus swiglu_grad(TmContext* context, const TmSwiGluBackward* args) {
-  return guarded(context, [&] { swiglu_backward(*args, context->stream()); });
+  return with_element(
+      context, [&](auto element) { swiglu_backward<decltype(element)>(*args, context->stream()); });
 }
 
 TmStatus loss(TmContext* context, const TmCrossEntropy* args) {
-  return guarded(context, [&] { cross_entropy(*args, context->fault(), context->stream()); });
+  return with_element(context, [&](auto element) {
+    cross_entropy<decltype(element)>(*args, context->fault(), context->stream());
+  });
 }
 
 TmStatus update(TmContext* context, const TmAdamW* args) {
@@ -341,6 +408,7 @@ TmBackend assemble() {
   fill_memory(backend);
   backend.packed_weight_elements = packed_weight_elements;
   backend.pack_weight = pack_weight;
+  backend.pack_trained_weight = pack_trained_weight;
   backend.embedding_forward = embedding_forward;
   backend.embedding_backward_add = embedding_backward_add;
   backend.rms_norm_forward = norm_forward;

@@ -61,24 +61,30 @@ std::string text_of(const DeviceFault& fault) {
 
 }  // namespace
 
-TmContext::TmContext(int device_index, const std::string& library_folder)
+TmContext::TmContext(int device_index, TmPrecision precision, const std::string& library_folder)
     : device_((select_device(device_index), device_index)),
+      precision_(precision),
       fault_(sizeof(DeviceFault)),
       outcome_(sizeof(unsigned long long)),
       staging_(kStagedBlocks * kBlockElements * sizeof(int64_t)),
       host_(kHostBytes),
-      gemm_(std::make_unique<tunemesh::cuda::Gemm>(library_folder)) {
+      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision, library_folder)) {
   cudaDeviceProp properties{};
   int driver = 0;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   CUDA_CHECK(cudaDriverGetVersion(&driver));
   instruction_path_ = std::string(properties.name) + " (sm_" + std::to_string(properties.major) +
                       std::to_string(properties.minor) + "), cuBLASLt " +
-                      gemm_->library().version();
+                      gemm_->library().version() + (precision == TM_BF16 ? ", bf16" : "");
   description_ = "cuda: " + instruction_path_ + ", driver CUDA " + std::to_string(driver / 1000) +
                  "." + std::to_string(driver % 1000 / 10);
   memory_bytes_ = properties.totalGlobalMem;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
+}
+
+tunemesh::cuda::ElementTransfer& TmContext::transfer() {
+  if (!transfer_) transfer_ = std::make_unique<tunemesh::cuda::ElementTransfer>();
+  return *transfer_;
 }
 
 void TmContext::enter() {

@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
 #include "kernels/cuda/gemm.h"
 
@@ -12,16 +13,19 @@
 inline constexpr int kOldestMajor = 8;
 
 struct TmContext {
-  TmContext(int device_index, const std::string& library_folder);
+  TmContext(int device_index, TmPrecision precision, const std::string& library_folder);
   ~TmContext() = default;
 
   cudaStream_t stream() const { return stream_.get(); }
   tunemesh::cuda::DeviceFault* fault() const {
     return static_cast<tunemesh::cuda::DeviceFault*>(fault_.data());
   }
+  TmPrecision precision() const { return precision_; }
   tunemesh::cuda::Gemm& gemm() { return *gemm_; }
+  // Made when first used; bfloat16 only.
+  tunemesh::cuda::ElementTransfer& transfer();
   const std::string& description() const { return description_; }
-  // Card, its architecture and the libraries' versions: all that bits depend on.
+  // Card, its architecture, the libraries' versions and the elements: all that bits depend on.
   const std::string& instruction_path() const { return instruction_path_; }
   size_t memory_bytes() const { return memory_bytes_; }
 
@@ -38,6 +42,7 @@ struct TmContext {
   TmStatus round_on_device(const TmRoundAndAdd& args);
 
   int device_;
+  TmPrecision precision_;
   std::string description_, instruction_path_, failure_;
   size_t memory_bytes_ = 0;
   // In this order: what uses the stream and the device's memory goes first.
@@ -45,4 +50,5 @@ struct TmContext {
   tunemesh::cuda::DeviceBuffer fault_, outcome_, staging_;
   tunemesh::cuda::PinnedBuffer host_;  // a fault or an outcome, read back
   std::unique_ptr<tunemesh::cuda::Gemm> gemm_;
+  std::unique_ptr<tunemesh::cuda::ElementTransfer> transfer_;
 };

@@ -1,4 +1,5 @@
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/embedding.cuh"
 
 namespace tunemesh::cuda {
@@ -19,14 +20,20 @@ __device__ bool is_valid(const RowIndices& indices, size_t position) {
   return false;
 }
 
-template <typename Element>  // float or float4
-__global__ void gather_kernel(GatherRows a) {
+template <typename From, typename To>
+__global__ void __launch_bounds__(kThreads) gather_kernel(GatherRows<From, To> a) {
   if (!is_valid(a.indices, blockIdx.x)) return;
-  const size_t width = a.c * sizeof(float) / sizeof(Element);
-  const auto* from = reinterpret_cast<const Element*>(a.table) +
-                     static_cast<size_t>(a.indices.rows[blockIdx.x]) * width;
-  auto* to = reinterpret_cast<Element*>(a.out) + size_t{blockIdx.x} * width;
-  for (size_t j = threadIdx.x; j < width; j += kThreads) to[j] = from[j];
+  using C = Chunk<To>;
+  const From* from = a.table + static_cast<size_t>(a.indices.rows[blockIdx.x]) * a.c;
+  To* to = a.out + size_t{blockIdx.x} * a.c;
+  for (size_t j = threadIdx.x * C::kWidth; j < a.c; j += size_t{kThreads} * C::kWidth) {
+    if constexpr (sizeof(From) == sizeof(To)) {
+      C::load(from + j, a.c - j).store(to + j, a.c - j);
+    } else {
+      const FloatsBeside<C::kWidth> values(from + j, a.c - j);
+      C::rounded(values.at).store(to + j, a.c - j);
+    }
+  }
 }
 
 // The positions within [base, base + kThreads) that hold `row`, ascending; answers how many.
@@ -49,7 +56,8 @@ __device__ int matches_of_chunk(const RowIndices& a, int32_t row, size_t base, i
   return total;
 }
 
-__global__ void scatter_kernel(ScatterRows a) {
+template <typename From, typename To>
+__global__ void scatter_kernel(ScatterRows<From, To> a) {
   __shared__ int offsets[kThreads];
   const size_t position = blockIdx.x;
   if (!is_valid(a.indices, position)) return;
@@ -60,49 +68,54 @@ __global__ void scatter_kernel(ScatterRows a) {
   }
   float sums[kColumnsOfThread];
   const size_t first = size_t{blockIdx.y} * kColumnsOfBlock + threadIdx.x;
-  float* out = a.out + static_cast<size_t>(row) * a.c;
+  To* out = a.out + static_cast<size_t>(row) * a.c;
 #pragma unroll
   for (int k = 0; k < kColumnsOfThread; ++k) {
     const size_t column = first + size_t(k) * kThreads;
-    sums[k] = column < a.c ? out[column] : 0.0f;
+    sums[k] = column < a.c ? to_float(out[column]) : 0.0f;
   }
   for (size_t base = position; base < a.indices.n; base += kThreads) {
     const int total = matches_of_chunk(a.indices, row, base, offsets);
     for (int m = 0; m < total; ++m) {
-      const float* x = a.x + (base + static_cast<size_t>(offsets[m])) * a.c;
+      const From* x = a.x + (base + static_cast<size_t>(offsets[m])) * a.c;
 #pragma unroll
       for (int k = 0; k < kColumnsOfThread; ++k) {
         const size_t column = first + size_t(k) * kThreads;
-        if (column < a.c) sums[k] += x[column];
+        if (column < a.c) sums[k] += to_float(x[column]);
       }
     }
   }
 #pragma unroll
   for (int k = 0; k < kColumnsOfThread; ++k) {
     const size_t column = first + size_t(k) * kThreads;
-    if (column < a.c) out[column] = sums[k];
+    if (column < a.c) out[column] = from_float<To>(sums[k]);
   }
 }
 
 }  // namespace
 
-void gather_rows(const GatherRows& args, cudaStream_t stream) {
+template <typename From, typename To>
+void gather_rows(const GatherRows<From, To>& args, cudaStream_t stream) {
   if (args.indices.n == 0 || args.c == 0) return;
   const unsigned grid = static_cast<unsigned>(args.indices.n);
-  if (args.c % 4 == 0) {
-    gather_kernel<float4><<<grid, kThreads, 0, stream>>>(args);
-  } else {
-    gather_kernel<float><<<grid, kThreads, 0, stream>>>(args);
-  }
+  gather_kernel<<<grid, kThreads, 0, stream>>>(args);
   CUDA_CHECK_LAUNCH("gather_rows", stream);
 }
 
-void scatter_rows_add(const ScatterRows& args, cudaStream_t stream) {
+template <typename From, typename To>
+void scatter_rows_add(const ScatterRows<From, To>& args, cudaStream_t stream) {
   if (args.indices.n == 0 || args.c == 0) return;
   const dim3 grid(static_cast<unsigned>(args.indices.n),
                   static_cast<unsigned>((args.c + kColumnsOfBlock - 1) / kColumnsOfBlock));
   scatter_kernel<<<grid, kThreads, 0, stream>>>(args);
   CUDA_CHECK_LAUNCH("scatter_rows_add", stream);
 }
+
+template void gather_rows(const GatherRows<float, float>&, cudaStream_t);
+template void gather_rows(const GatherRows<float, Bfloat16>&, cudaStream_t);
+template void gather_rows(const GatherRows<Bfloat16, Bfloat16>&, cudaStream_t);
+template void scatter_rows_add(const ScatterRows<float, float>&, cudaStream_t);
+template void scatter_rows_add(const ScatterRows<Bfloat16, float>&, cudaStream_t);
+template void scatter_rows_add(const ScatterRows<Bfloat16, Bfloat16>&, cudaStream_t);
 
 }  // namespace tunemesh::cuda

@@ -5,12 +5,13 @@
 //   shapes  table, out [height, c] resp. x, out [n, c], row-major and dense; rows [n] on the device
 //   launch  gather: grid n, block 256. scatter: grid (n, ceil(c / 1024)), block 256; the block of a
 //           row's first occurrence adds all of them, the others end
-//   needs   table, x and out aligned to 16 bytes; gather copies 16 bytes at a time where c % 4 == 0
+//   types   a table of floats may be gathered into bfloat16, rows of bfloat16 added to floats;
+//           scatter's sums are float, rounded once where the result is bfloat16
 //   faults  an index outside [0, height) is recorded and its row left out
 //   order   scatter: each element one chain of additions from the old value, positions ascending,
 //           as on the CPU to the bit; no atomics
-//   floor   gather 8 n c bytes; scatter 4 n c + 8 (rows touched) c bytes, and n^2 comparisons of
-//           indices from the second-level cache
+//   floor   gather 2 s n c bytes (s bytes an element); scatter s n c + 2 s (rows touched) c bytes,
+//           and n^2 comparisons of indices from the second-level cache
 //   source  a scan for equal indices in place of a sort: no scratch, and cheap up to 64k tokens
 #pragma once
 #include <cuda_runtime_api.h>
@@ -27,19 +28,23 @@ struct RowIndices {
   FaultOperation operation;
   DeviceFault* fault;
 };
+template <typename From, typename To>
 struct GatherRows {
   RowIndices indices;
-  const float* table;
+  const From* table;
   size_t c;
-  float* out;
+  To* out;
 };
+template <typename From, typename To>
 struct ScatterRows {
   RowIndices indices;
-  const float* x;
+  const From* x;
   size_t c;
-  float* out;
+  To* out;
 };
-void gather_rows(const GatherRows& args, cudaStream_t stream);
-void scatter_rows_add(const ScatterRows& args, cudaStream_t stream);
+template <typename From, typename To>
+void gather_rows(const GatherRows<From, To>& args, cudaStream_t stream);
+template <typename From, typename To>
+void scatter_rows_add(const ScatterRows<From, To>& args, cudaStream_t stream);
 
 }  // namespace tunemesh::cuda

@@ -67,30 +67,37 @@ void check_linear(const char* operation, const TmLinear& args) {
   }
 }
 
-// Packed weights are plain copies here (backend.cc, pack_weight).
-const float* rows_of(const TmWeight& weight) {
-  return weight.rows != nullptr ? weight.rows : weight.packed;
-}
+size_t bytes_of(cudaDataType_t type) { return type == CUDA_R_16BF ? 2 : 4; }
 
 }  // namespace
 
-Gemm::Gemm(const std::string& library_folder)
-    : library_(library_folder), workspace_(kGemmWorkspaceBytes) {}
+Gemm::Gemm(TmPrecision precision, const std::string& library_folder)
+    : element_(precision == TM_BF16 ? CUDA_R_16BF : CUDA_R_32F),
+      library_(library_folder),
+      workspace_(kGemmWorkspaceBytes) {}
 Gemm::~Gemm() = default;
+
+// Packed weights are plain rows of elements here; rows of floats serve where elements are floats.
+const void* Gemm::operand_of(const TmWeight& weight) const {
+  if (weight.packed != nullptr) return weight.packed;
+  if (element_ == CUDA_R_32F) return weight.rows;
+  throw CudaFailure(TM_BAD_ARGUMENT,
+                    "a product of bf16 elements got a weight of floats; pack it first");
+}
 
 void Gemm::forward(const TmLinear& args, cudaStream_t stream) {
   check_linear("linear_forward", args);
   const size_t in = args.w.in, out = args.w.out;
-  multiply({rows_of(args.w), args.x, args.y, true, false, out, args.n, in, in, args.x_stride,
-            args.y_stride, args.alpha, args.accumulate != 0},
+  multiply({operand_of(args.w), args.x, args.y, true, false, out, args.n, in, in, args.x_stride,
+            args.y_stride, args.alpha, args.accumulate != 0, element_},
            stream);
 }
 
 void Gemm::backward_input(const TmLinear& args, cudaStream_t stream) {
   check_linear("linear_backward_input", args);
   const size_t in = args.w.in, out = args.w.out;
-  multiply({rows_of(args.w), args.y, const_cast<float*>(args.x), false, false, in, args.n, out, in,
-            args.y_stride, args.x_stride, args.alpha, args.accumulate != 0},
+  multiply({operand_of(args.w), args.y, const_cast<TmElement*>(args.x), false, false, in, args.n,
+            out, in, args.y_stride, args.x_stride, args.alpha, args.accumulate != 0, element_},
            stream);
 }
 
@@ -101,7 +108,7 @@ void Gemm::weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream) {
                                            stated("in", args.in) + stated("out", args.out));
   }
   multiply({args.x, args.dy, args.dw, false, true, args.in, args.out, args.n, args.x_stride,
-            args.dy_stride, args.in, args.alpha, args.accumulate != 0},
+            args.dy_stride, args.in, args.alpha, args.accumulate != 0, CUDA_R_32F},
            stream);
 }
 
@@ -109,8 +116,8 @@ void Gemm::multiply(const Product& p, cudaStream_t stream) {
   if (p.m == 0 || p.n == 0) return;
   if (p.k == 0) {
     if (p.accumulates) return;
-    CUDA_CHECK(
-        cudaMemset2DAsync(p.c, p.c_stride * sizeof(float), 0, p.m * sizeof(float), p.n, stream));
+    const size_t bytes = bytes_of(p.result);
+    CUDA_CHECK(cudaMemset2DAsync(p.c, p.c_stride * bytes, 0, p.m * bytes, p.n, stream));
     return;
   }
   const GemmPlan& plan = plan_for(p);
@@ -125,6 +132,7 @@ void Gemm::multiply(const Product& p, cudaStream_t stream) {
 const GemmPlan& Gemm::plan_for(const Product& p) {
   // Three alignments of at most 256, a power of two each: nine bits apiece.
   const unsigned alignments = alignment_of(p.a) | alignment_of(p.b) << 9 | alignment_of(p.c) << 18;
+  // Only weight_grad transposes b alone, so that the key tells the result's type.
   const Key key{p.transposes_a, p.transposes_b, p.m,        p.n,       p.k,
                 p.a_stride,     p.b_stride,     p.c_stride, alignments};
   const auto known = plans_.find(key);
@@ -136,9 +144,10 @@ const GemmPlan& Gemm::plan_for(const Product& p) {
 std::unique_ptr<GemmPlan> Gemm::make_plan(const Product& p) const {
   auto plan = std::make_unique<GemmPlan>(library_);
   const auto layout = [&](cublasLtMatrixLayout_t* out, size_t rows, size_t columns, size_t stride) {
-    library_.check(library_.cublasLtMatrixLayoutCreate(out, CUDA_R_32F, rows, columns,
-                                                       static_cast<int64_t>(stride)),
-                   "cublasLtMatrixLayoutCreate");
+    const cudaDataType_t type = out == &plan->c ? p.result : element_;
+    library_.check(
+        library_.cublasLtMatrixLayoutCreate(out, type, rows, columns, static_cast<int64_t>(stride)),
+        "cublasLtMatrixLayoutCreate");
   };
   library_.check(
       library_.cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),

@@ -1,11 +1,12 @@
-// Matrix products in float32 by cuBLASLt.
+// Matrix products by cuBLASLt, of float32 or bfloat16 elements, with sums in float32.
 //   forward         y = alpha x w^T          x [n, in], w [out, in], y [n, out]
 //   backward_input  x_grad = alpha y_grad w
-//   weight_grad     dw = alpha dy^T x
+//   weight_grad     dw = alpha dy^T x        float32 whatever the elements
 //
 //   layout  row-major here is column-major there with rows and columns exchanged, so each product
 //           is asked for as its transpose. Strides are leading dimensions
-//   numbers CUBLAS_COMPUTE_32F: products and sums in float32, no tf32
+//   numbers CUBLAS_COMPUTE_32F: products and sums in float32, no tf32. A bfloat16 result is rounded
+//           once, after alpha and what is added to it
 //   order   one algorithm for each shape: the first that the library's heuristic gives for the
 //           shape, strides, alignment and a workspace of kGemmWorkspaceBytes, kept as long as the
 //           context lives. Sums split over the inner size are added by a second kernel in a fixed
@@ -31,7 +32,7 @@ struct GemmPlan;  // descriptors and algorithm of one shape
 
 class Gemm {
  public:
-  explicit Gemm(const std::string& library_folder);
+  Gemm(TmPrecision precision, const std::string& library_folder);
   ~Gemm();
 
   void forward(const TmLinear& args, cudaStream_t stream);
@@ -42,12 +43,13 @@ class Gemm {
  private:
   // c [m, n] = alpha op(a) op(b) + beta c, column-major, inner size k.
   struct Product {
-    const float *a, *b;
-    float* c;
+    const void *a, *b;
+    void* c;
     bool transposes_a, transposes_b;
     size_t m, n, k, a_stride, b_stride, c_stride;
     float alpha;
     bool accumulates;
+    cudaDataType_t result;  // of c; a and b are elements
   };
   using Key = std::tuple<bool, bool, size_t, size_t, size_t, size_t, size_t, size_t, unsigned>;
 
@@ -55,6 +57,10 @@ class Gemm {
   const GemmPlan& plan_for(const Product& product);
   std::unique_ptr<GemmPlan> make_plan(const Product& product) const;
 
+  // The rows of a weight that products read: elements, row-major.
+  const void* operand_of(const TmWeight& weight) const;
+
+  cudaDataType_t element_;
   CublasLt library_;
   DeviceBuffer workspace_;
   std::map<Key, std::unique_ptr<GemmPlan>> plans_;

@@ -1,16 +1,18 @@
-// RMS normalisation.
+// RMS normalisation; Element float or bfloat16 (s bytes).
 //   forward   y[n,c] = (x[n,c] rstd[n]) gain[c],  rstd[n] = 1 / sqrt(mean_c(x[n,c]^2) + epsilon)
 //   backward  dx = rstd (dy gain - x k),  k[n] = rstd[n]^2 mean_c(dy gain x)
 //             dgain[c] += sum_n dy x rstd
 //
-//   shapes  x, y, dy, dx [n, c] in rows of their strides; gain, dgain [c]; rstd [n]. For q/k norm a
-//           row is one head: n = tokens * heads, c = stride = F
+//   shapes  x, y, dy, dx [n, c] in rows of their strides; gain, dgain f32 [c]; rstd f32 [n]. For
+//           q/k norm a row is one head: n = tokens * heads, c = stride = F
 //   alias   y may be x; dx may be dy (not where dx_add)
 //   launch  c <= 1024: a warp a row, 8 rows a block of 256; above: a block of 256 a row.
 //           dgain: column_sum.cuh, and before dx, which may overwrite dy
-//   order   sums over c: a chain of fma a thread, columns ascending by the number of threads, then
-//           block_reduce.cuh's tree; rstd and k in double, rounded once. dgain: column_sum.cuh
-//   floor   forward 8 n c bytes, backward 12 n c (16 where dx_add), plus 8 n c for dgain
+//   order   sums over c: a chain of fma a thread, its chunks of 16 bytes ascending by the number of
+//           threads, then block_reduce.cuh's tree; rstd and k in double, rounded once. dgain:
+//           column_sum.cuh
+//   memory  a row is read once where it has at most 4 chunks a thread, else twice
+//   floor   forward 2 s n c bytes, backward 3 s n c (4 where dx_add), plus 2 s n c for dgain
 //   source  Zhang & Sennrich 2019, with epsilon inside the root as in the Llama checkpoints
 #pragma once
 #include <cuda_runtime_api.h>
@@ -19,7 +21,9 @@
 
 namespace tunemesh::cuda {
 
+template <typename Element>
 void rms_norm_forward(const TmRmsNorm& args, cudaStream_t stream);
+template <typename Element>
 void rms_norm_backward(const TmRmsNormBackward& args, cudaStream_t stream);
 
 }  // namespace tunemesh::cuda

@@ -1,32 +1,48 @@
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/grid.cuh"
 #include "kernels/cuda/rope.cuh"
 
 namespace tunemesh::cuda {
 namespace {
 
-__global__ void rope_kernel(TmRope a) {
+template <typename Element>
+__global__ void __launch_bounds__(kElementThreads) rope_kernel(TmRope a, unsigned chunks_of_head) {
+  using C = Chunk<Element>;
+  const ChunkPlace place;
+  const unsigned chunk = static_cast<unsigned>(place.chunk);
+  const size_t head = chunk / chunks_of_head;
+  if (place.row >= a.n || head >= a.heads) return;
   const size_t half = a.head_size / 2;
-  float* row = a.x + size_t{blockIdx.x} * a.x_stride;
-  const size_t angles = static_cast<size_t>(a.positions[blockIdx.x]) * half;
-  for_each_column(a.heads * half, [&](size_t pair) {
-    const size_t head = pair / half, j = pair - head * half;
-    float* x = row + head * a.head_size + j;
-    const float cosine = a.cos[angles + j];
-    const float sine = a.inverse ? -a.sin[angles + j] : a.sin[angles + j];
-    const float low = x[0], high = x[half];
-    x[0] = low * cosine - high * sine;
-    x[half] = high * cosine + low * sine;
-  });
+  const size_t column = size_t{chunk % chunks_of_head} * C::kWidth, left = half - column;
+  Element* x = elements<Element>(a.x) + place.row * a.x_stride + head * a.head_size + column;
+  const size_t angle = static_cast<size_t>(a.positions[place.row]) * half + column;
+  const C lows = C::load(x, left), highs = C::load(x + half, left);
+  const FloatsBeside<C::kWidth> cosines(a.cos + angle, left), sines(a.sin + angle, left);
+  float low[C::kWidth], high[C::kWidth];
+#pragma unroll
+  for (int i = 0; i < C::kWidth; ++i) {
+    const float sine = a.inverse ? -sines[i] : sines[i];
+    low[i] = lows[i] * cosines[i] - highs[i] * sine;
+    high[i] = highs[i] * cosines[i] + lows[i] * sine;
+  }
+  C::rounded(low).store(x, left);
+  C::rounded(high).store(x + half, left);
 }
 
 }  // namespace
 
+template <typename Element>
 void rope(const TmRope& args, cudaStream_t stream) {
   if (args.n == 0 || args.heads == 0 || args.head_size == 0) return;
-  const dim3 grid = element_grid(args.n, args.heads * args.head_size / 2);
-  rope_kernel<<<grid, kElementThreads, 0, stream>>>(args);
+  const size_t chunks_of_head = chunks_of<Element>(args.head_size / 2);
+  const ChunkLaunch launch(args.n, args.heads * chunks_of_head);
+  rope_kernel<Element>
+      <<<launch.grid, launch.block, 0, stream>>>(args, static_cast<unsigned>(chunks_of_head));
   CUDA_CHECK_LAUNCH("rope", stream);
 }
+
+template void rope<float>(const TmRope&, cudaStream_t);
+template void rope<Bfloat16>(const TmRope&, cudaStream_t);
 
 }  // namespace tunemesh::cuda

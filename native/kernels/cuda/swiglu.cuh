@@ -1,10 +1,12 @@
-// SwiGLU.
+// SwiGLU, Element float or bfloat16 (s bytes).
 //   forward   out = silu(gate) up,  silu(g) = g s,  s = 1 / (1 + exp(-g))
 //   backward  dup = dout g s,  dgate = dout up s (1 + g (1 - s)),  out again where wanted
 //
 //   shapes  gate, up, dgate, dup [n, d] in rows of in_stride; out, dout [n, d] in rows of
-//   out_stride alias   dgate and dup may be gate and up launch  grid (n, ceil(d / 1024)), block 256
-//   floor   forward 12 n d bytes, backward 20 n d (24 with out)
+//           out_stride
+//   alias   dgate and dup may be gate and up
+//   launch  grid.cuh: a chunk of 16 bytes a thread
+//   floor   forward 3 s n d bytes, backward 5 s n d (6 with out)
 //   source  Shazeer 2020
 #pragma once
 #include <cuda_runtime_api.h>
@@ -13,7 +15,9 @@
 
 namespace tunemesh::cuda {
 
+template <typename Element>
 void swiglu_forward(const TmSwiGlu& args, cudaStream_t stream);
+template <typename Element>
 void swiglu_backward(const TmSwiGluBackward& args, cudaStream_t stream);
 
 }  // namespace tunemesh::cuda
