@@ -25,6 +25,13 @@ std::string shape_text(const std::vector<size_t>& shape) {
   return text + "]";
 }
 
+bool is_in_group(const std::string& tensor) { return tensor.find("_proj.") != std::string::npos; }
+
+std::string group_name(size_t layer, int group) {
+  constexpr std::array<const char*, kNumGroups> kNames = {"qkv", "output", "gate_up", "down"};
+  return "layers." + std::to_string(layer) + "." + kNames[group];
+}
+
 // One process at a time builds the cache; released when the process ends, however it ends.
 class FileLock {
  public:
@@ -57,8 +64,8 @@ void check_weights(const ModelConfig& config, const WeightSource& source) {
 }
 
 BaseWeights::BaseWeights(const Device& device, const Options& options)
-    : device_(device), config_(options.config), source_(options.source) {
-  Layout layout = lay_out(device, config_);
+    : device_(device), config_(options.config), source_(options.source), groups_(options.groups) {
+  Layout layout = lay_out(device, config_, groups_);
   parts_ = std::move(layout.parts);
   num_bytes_ = layout.num_bytes;
   if (!options.cache_folder.empty() && device.is_host()) {
@@ -74,16 +81,25 @@ BaseWeights::BaseWeights(const Device& device, const Options& options)
   base_ = memory;
 }
 
-BaseWeights::Layout BaseWeights::lay_out(const Device& device, const ModelConfig& config) {
+BaseWeights::Layout BaseWeights::lay_out(const Device& device, const ModelConfig& config,
+                                         const GroupPlan& groups) {
   const bool packs_row_major = device.ops().packs_row_major(device.context());
   Layout layout;
   for (const TensorShape& tensor : model_tensors(config)) {
+    if (groups.is_used && is_in_group(tensor.name)) continue;
     const bool is_embedding = tensor.name == "model.embed_tokens.weight";
     layout.add(device, tensor, tensor.shape.size() == 2 && (!is_embedding || packs_row_major));
   }
   if (config.tie_word_embeddings && !packs_row_major) {
     layout.add(device, {"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}},
                true);
+  }
+  for (size_t layer = 0; groups.is_used && layer < config.num_layers; ++layer) {
+    for (int group = 0; group < kNumGroups; ++group) {
+      const size_t count = packed_group_elements(device, groups, static_cast<Group>(group));
+      layout.append({group_name(layer, group), {}, true, 0, 0, layer, group},
+                    count * device.element_bytes());
+    }
   }
   return layout;
 }
@@ -93,16 +109,43 @@ void BaseWeights::Layout::add(const Device& device, const TensorShape& tensor, b
   const size_t bytes =
       is_packed ? device.ops().packed_weight_elements(shape[0], shape[1]) * device.element_bytes()
                 : tensor.num_elements() * sizeof(float);
-  const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  parts.push_back({tensor.name, shape, is_packed, num_bytes, rounded});
-  num_bytes += rounded;
+  append({tensor.name, shape, is_packed, 0, 0}, bytes);
 }
 
-size_t BaseWeights::planned_bytes(const Device& device, const ModelConfig& config) {
-  return lay_out(device, config).num_bytes;
+void BaseWeights::Layout::append(Part part, size_t bytes) {
+  part.offset = num_bytes;
+  part.num_bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  num_bytes += part.num_bytes;
+  parts.push_back(std::move(part));
+}
+
+size_t BaseWeights::planned_bytes(const Device& device, const ModelConfig& config,
+                                  const GroupPlan& groups) {
+  return lay_out(device, config, groups).num_bytes;
+}
+
+// The border stays zero: the adapters' values come with refresh_groups().
+void BaseWeights::fill_group(const Part& part, TmElement* packed) const {
+  const auto shapes = linear_shapes(config_);
+  const TmGroupShape& shape = groups_.shapes[part.group];
+  for (size_t i = 0; i < shape.num_parts; ++i) {
+    const LinearShape& linear = shapes[kGroupMembers[part.group].first + i];
+    const std::string name = layer_name(part.layer, linear.path);
+    std::vector<float> rows(linear.out * linear.in);
+    std::vector<float> bias(shape.has_bias ? linear.out : 0);
+    source_.read(name + ".weight", 0, rows.size(), rows.data());
+    if (shape.has_bias) source_.read(name + ".bias", 0, bias.size(), bias.data());
+    TmGroupPack call = {};
+    call.shape = &shape;
+    call.packed = packed;
+    call.weight[i] = rows.data();
+    call.bias[i] = shape.has_bias ? bias.data() : nullptr;
+    TM_RUN(device_, pack_group_base, &call);
+  }
 }
 
 void BaseWeights::fill(const Part& part, char* out) const {
+  if (part.group != kNumGroups) return fill_group(part, reinterpret_cast<TmElement*>(out));
   size_t num_elements = 1;
   for (const size_t extent : part.shape) num_elements *= extent;
   std::vector<float> rows(num_elements);
@@ -185,26 +228,39 @@ DecoderWeights BaseWeights::view() const {
   view.final_norm.gain = rows_at("model.norm.weight");
   const char* head = config_.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   view.head.weight = packed_at(head, config_.vocab_size, config_.hidden_size);
-  const auto shapes = linear_shapes(config_);
+  view.groups = groups_;
   for (size_t index = 0; index < config_.num_layers; ++index) {
     LayerWeights layer;
-    auto rows = [&](const std::string& rest) { return rows_at(layer_name(index, rest)); };
-    layer.input_norm.gain = rows("input_layernorm.weight");
-    layer.post_norm.gain = rows("post_attention_layernorm.weight");
-    if (config_.qk_norm) {
-      layer.q_norm.gain = rows("self_attn.q_norm.weight");
-      layer.k_norm.gain = rows("self_attn.k_norm.weight");
-    }
-    for (int which = 0; which < kNumLinears; ++which) {
-      const LinearShape& shape = shapes[which];
-      LinearWeights& linear = layer.linears[which];
-      const std::string name = layer_name(index, shape.path);
-      linear.weight = packed_at(name + ".weight", shape.out, shape.in);
-      if (config_.qkv_bias && which <= kValue) linear.bias = rows_at(name + ".bias");
-    }
+    view_layer(index, layer);
     view.layers.push_back(layer);
   }
   return view;
+}
+
+void BaseWeights::view_layer(size_t index, LayerWeights& layer) const {
+  const auto shapes = linear_shapes(config_);
+  auto rows = [&](const std::string& rest) { return rows_at(layer_name(index, rest)); };
+  layer.input_norm.gain = rows("input_layernorm.weight");
+  layer.post_norm.gain = rows("post_attention_layernorm.weight");
+  if (config_.qk_norm) {
+    layer.q_norm.gain = rows("self_attn.q_norm.weight");
+    layer.k_norm.gain = rows("self_attn.k_norm.weight");
+  }
+  for (int group = 0; groups_.is_used && group < kNumGroups; ++group) {
+    const char* packed = at(group_name(index, group), true);
+    layer.groups[group] = reinterpret_cast<TmElement*>(const_cast<char*>(packed));
+  }
+  for (int which = 0; which < kNumLinears; ++which) {
+    const LinearShape& shape = shapes[which];
+    LinearWeights& linear = layer.linears[which];
+    if (groups_.is_used) {
+      linear.weight = {nullptr, nullptr, shape.out, shape.in};
+      continue;
+    }
+    const std::string name = layer_name(index, shape.path);
+    linear.weight = packed_at(name + ".weight", shape.out, shape.in);
+    if (config_.qkv_bias && which <= kValue) linear.bias = rows_at(name + ".bias");
+  }
 }
 
 }  // namespace tunemesh

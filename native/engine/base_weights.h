@@ -25,12 +25,15 @@ class BaseWeights {
     const ModelConfig& config;
     const WeightSource& source;
     std::string cache_folder;  // empty: private memory
+    GroupPlan groups;          // plan_frozen_groups()
   };
   BaseWeights(const Device& device, const Options& options);
 
   // What an instance will hold, mapped or private.
-  static size_t planned_bytes(const Device& device, const ModelConfig& config);
+  static size_t planned_bytes(const Device& device, const ModelConfig& config,
+                              const GroupPlan& groups);
 
+  const GroupPlan& groups() const { return groups_; }
   // All gradients null.
   DecoderWeights view() const;
   size_t num_bytes() const { return num_bytes_; }
@@ -38,27 +41,33 @@ class BaseWeights {
 
  private:
   struct Part {
-    std::string tensor;  // Hugging Face name
+    std::string tensor;  // Hugging Face name, or "layers.0.qkv" of a group
     std::vector<size_t> shape;
     bool is_packed;
     size_t offset, num_bytes;  // num_bytes: a multiple of kAlignment
+    size_t layer = 0;          // of a group
+    int group = kNumGroups;    // kNumGroups: a tensor of its own
   };
   struct Layout {
     std::vector<Part> parts;
     size_t num_bytes = 0;
     void add(const Device& device, const TensorShape& tensor, bool is_packed);
+    void append(Part part, size_t bytes);
   };
-  static Layout lay_out(const Device& device, const ModelConfig& config);
+  static Layout lay_out(const Device& device, const ModelConfig& config, const GroupPlan& groups);
   void fill(const Part& part, char* out) const;
+  void fill_group(const Part& part, TmElement* packed) const;
   void open_cache(const std::string& folder);
   void write_cache(const std::string& path, const std::string& header) const;
   const char* at(const std::string& tensor, bool is_packed) const;
+  void view_layer(size_t index, LayerWeights& layer) const;
   const float* rows_at(const std::string& tensor) const;
   TmWeight packed_at(const std::string& tensor, size_t out, size_t in) const;
 
   const Device& device_;
   const ModelConfig& config_;
   const WeightSource& source_;
+  GroupPlan groups_;
   std::vector<Part> parts_;
   size_t num_bytes_ = 0;
   std::optional<MappedFile> mapped_;

@@ -4,6 +4,7 @@
 #include <array>
 #include <vector>
 
+#include "engine/linear_groups.h"
 #include "engine/model_config.h"
 #include "kernels/backend.h"
 
@@ -31,7 +32,9 @@ struct NormWeights {
 
 struct LayerWeights {
   NormWeights input_norm, post_norm, q_norm, k_norm;
+  // Where groups are used, their linears have no `packed`, and frozen ones no data of their own.
   std::array<LinearWeights, kNumLinears> linears;
+  std::array<TmElement*, kNumGroups> groups = {};  // packed
 };
 
 struct DecoderWeights {
@@ -40,6 +43,7 @@ struct DecoderWeights {
   std::vector<LayerWeights> layers;
   NormWeights final_norm;
   LinearWeights head;
+  GroupPlan groups;
   size_t lora_rank = 0;
   float lora_scale = 0;
 };

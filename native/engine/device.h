@@ -40,6 +40,8 @@ class Device {
   size_t element_bytes() const { return element_bytes_; }
   // Does the device's memory lie in the host's, so that the engine may read and write it?
   bool is_host() const { return ops_->allocate_host == nullptr; }
+  // Do linears that read the same input run as one product?
+  bool has_groups() const { return ops_->group_forward != nullptr; }
   // The element `count` after `first`.
   TmElement* at(TmElement* first, size_t count) const {
     return reinterpret_cast<TmElement*>(reinterpret_cast<char*>(first) + count * element_bytes_);

@@ -39,7 +39,7 @@ MemoryPlan Engine::plan(const TrainSpec& spec) const {
   const TrainingState counted(device_, options_.config, spec);
   MemoryPlan plan = counted.plan();
   if (spec.is_full) return plan;
-  const size_t base_bytes = BaseWeights::planned_bytes(*device_, options_.config);
+  const size_t base_bytes = BaseWeights::planned_bytes(*device_, options_.config, counted.groups());
   if (!options_.packed_cache_dir.empty() && device_->is_host()) {
     plan.mapped_bytes = base_bytes;
     return plan;
@@ -56,11 +56,20 @@ void Engine::load() {
 }
 
 // The frozen model is packed or mapped when it is first needed: full fine-tuning never does.
-void Engine::ensure_base() {
+// One that was laid out for other adapters is packed anew.
+void Engine::ensure_base(const LoraSpec* lora) {
   if (!is_loaded_) throw EngineError("STATE_CONFLICT", "the engine's model is not loaded yet.");
-  if (base_) return;
+  const GroupPlan groups = plan_frozen_groups(*device_, options_.config, lora);
+  if (base_ && base_->groups() == groups) return;
+  base_.reset();
+  has_weights_ = false;
   base_ = std::make_unique<BaseWeights>(
-      *device_, BaseWeights::Options{options_.config, *source_, options_.packed_cache_dir});
+      *device_, BaseWeights::Options{options_.config, *source_, options_.packed_cache_dir, groups});
+}
+
+void Engine::refresh(const TrainedVector& trained) const {
+  refresh_packed(*device_, trained);
+  refresh_groups(*device_, weights_);
 }
 
 MemoryPlan Engine::prepare(const TrainSpec& spec) {
@@ -72,18 +81,16 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
   if (spec.is_full) {
     base_.reset();
   } else {
-    ensure_base();
+    ensure_base(&training->spec().lora);
   }
   has_weights_ = false;
   training->reserve();
   MemoryPlan memory = training->reserved();
   if (spec.is_full) {
     read_full_weights(*device_, *source_, training->trained());
-    refresh_packed(*device_, training->trained());
     weights_ = full_view(options_.config, training->trained());
   } else {
     initialise_adapter(*device_, training->trained(), spec.seed);
-    refresh_packed(*device_, training->trained());
     weights_ = base_->view();
     attach_adapter({options_.config, training->spec().lora, training->trained()}, weights_);
     if (base_->is_mapped()) {
@@ -93,6 +100,7 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
       memory.total_bytes += base_->num_bytes();
     }
   }
+  refresh(training->trained());
   has_weights_ = true;
   training_ = std::move(training);
   return memory;
@@ -118,32 +126,33 @@ void Engine::load_adapter(const std::string& folder) {
                             std::to_string(training_->spec().is_full ? 0 : wanted.scale()) + ".");
     }
     read_adapter_weights(*device_, folder, training_->trained());
-    refresh_packed(*device_, training_->trained());
+    refresh(training_->trained());
     start_adapter_ = folder;
     return;
   }
-  ensure_base();
+  ensure_base(&found);
   auto adapter = std::make_unique<InferenceAdapter>();
   adapter->lora = found;
   adapter->layout = lora_layout(options_.config, found);
   adapter->arena = std::make_unique<Arena>(*device_);
   TrainedVector values;
   values.layout = &adapter->layout;
+  values.groups = base_->groups();
   values.reserve_weights(*device_, *adapter->arena);
   adapter->arena->allocate();
   values.reserve_weights(*device_, *adapter->arena);
   adapter->arena->seal();
   read_adapter_weights(*device_, folder, values);
-  refresh_packed(*device_, values);
   weights_ = base_->view();
   attach_adapter({options_.config, found, values}, weights_);
+  refresh(values);
   has_weights_ = true;
   inference_adapter_ = std::move(adapter);
 }
 
 const DecoderWeights& Engine::current_weights() {
   if (!has_weights_) {
-    ensure_base();
+    ensure_base(nullptr);
     weights_ = base_->view();
     has_weights_ = true;
   }
@@ -192,6 +201,7 @@ auto Engine::with_workspace(const TokenBatch& batch, Step step) {
   work.spec.longest_document = batch.num_tokens;
   work.spec.loss_rows = std::min(batch.num_tokens, kInferenceLossRows);
   work.spec.lora_rank = weights.lora_rank;
+  work.spec.groups = weights.groups;
   check_batch(batch, {options_.config, work.spec});
   Arena arena(*device_);
   work.reserve(options_.config, *device_, arena);
@@ -233,7 +243,7 @@ void Engine::update_from(const float* gradient, AdamWNumbers numbers) {
   numbers.epsilon = state.spec().epsilon;
   numbers.weight_decay = state.spec().weight_decay;
   apply_adamw(*device_, {state.trained(), gradient, numbers});
-  refresh_packed(*device_, state.trained());
+  refresh(state.trained());
 }
 
 std::string Engine::weights_digest() const {
@@ -247,7 +257,7 @@ void Engine::write_state(const std::string& path, size_t step) const {
 size_t Engine::read_state(const std::string& path) {
   const TrainedVector& trained = training("readState").trained();
   const size_t step = read_state_file(*device_, trained, path);
-  refresh_packed(*device_, trained);
+  refresh(trained);
   return step;
 }
 

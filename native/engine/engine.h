@@ -84,7 +84,8 @@ class Engine {
   TrainingState& training(const char* what) const;
   TrainingState& local_training(const char* what) const;
   void update_from(const float* gradient, AdamWNumbers numbers);
-  void ensure_base();
+  void ensure_base(const LoraSpec* lora);            // null: without adapter
+  void refresh(const TrainedVector& trained) const;  // packed copies of the job's weights
   const DecoderWeights& current_weights();
   // Runs the step on the job's workspace where the batch fits it, else on one of its own.
   template <class Step>

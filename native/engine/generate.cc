@@ -67,8 +67,8 @@ GenerateResult generate(const GenerateModel& model, const GenerateOptions& optio
   const size_t max_new_tokens = std::min(options.max_new_tokens, room);
   const size_t cache_tokens = options.prompt.size() + max_new_tokens;
   Workspace work;
-  work.spec = {options.prompt.size(),   cache_tokens, 1,
-               model.weights.lora_rank, false,        cache_tokens};
+  work.spec = {options.prompt.size(), cache_tokens,        1, model.weights.lora_rank, false,
+               cache_tokens,          model.weights.groups};
   Arena arena(model.device);
   work.reserve(model.config, model.device, arena);
   arena.allocate();

@@ -4,21 +4,39 @@
 namespace tunemesh {
 namespace {
 
-// Gradients of gate and up, written over them; `work.swiglu` is computed anew for down_proj's own
-// gradient.
-void swiglu_backward(const Pass& pass, const LayerActivations& saved) {
-  const size_t width = pass.config.intermediate_size;
+// Gradients of gate and up, written over them; swiglu computed anew to `out` where not null.
+void swiglu_backward(const Pass& pass, const LayerActivations& saved, TmElement* out) {
   TmSwiGluBackward call = {};
   call.dout = pass.work.dswiglu;
   call.gate = saved.gate;
   call.up = saved.up;
   call.dgate = saved.gate;
   call.dup = saved.up;
+  call.out = out;
   call.n = pass.n;
-  call.d = width;
-  call.in_stride = width;
-  call.out_stride = width;
+  call.d = pass.config.intermediate_size;
+  call.in_stride = pass.work.strides.gate_up;
+  call.out_stride = pass.work.strides.swiglu;
   TM_RUN(pass.device, swiglu_backward, &call);
+}
+
+// down_proj's input is computed anew for its own gradient: with groups by swiglu's backward, which
+// has read gate and up anyway.
+void down_and_swiglu_backward(const Pass& pass, size_t layer, bool below_down) {
+  const Workspace& work = pass.work;
+  const LayerActivations& saved = work.layers[layer];
+  const bool is_trained = pass.weights.layers[layer].linears[kDown].is_trained();
+  const GroupBackwardCall down = {
+      kDownGroup, {work.dx}, work.swiglu, below_down ? work.dswiglu : nullptr};
+  if (below_down && pass.weights.groups.is_used) {
+    group_input_grad(pass, layer, down);
+    swiglu_backward(pass, saved, is_trained ? work.swiglu : nullptr);
+    group_weight_grads(pass, layer, down);
+    return;
+  }
+  if (is_trained) swiglu_forward(pass, saved);
+  run_group_backward(pass, layer, down);
+  if (below_down) swiglu_backward(pass, saved, nullptr);
 }
 
 void mlp_backward(const Pass& pass, size_t layer, bool to_input) {
@@ -27,15 +45,13 @@ void mlp_backward(const Pass& pass, size_t layer, bool to_input) {
   const LayerActivations& saved = work.layers[layer];
   const bool below_down =
       to_input || weights.linears[kGate].is_trained() || weights.linears[kUp].is_trained();
-  if (weights.linears[kDown].is_trained()) swiglu_forward(pass, saved);
-  run_linear_backward(pass, layer,
-                      {kDown, work.dx, work.swiglu, below_down ? work.dswiglu : nullptr, false});
+  down_and_swiglu_backward(pass, layer, below_down);
   if (!below_down) return;
-  swiglu_backward(pass, saved);
-  norm_again(pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2});
-  TmElement* const dnormed = to_input ? work.dnormed : nullptr;
-  run_linear_backward(pass, layer, {kGate, saved.gate, work.normed, dnormed, false});
-  run_linear_backward(pass, layer, {kUp, saved.up, work.normed, dnormed, true});
+  norm_again(pass,
+             {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2, work.strides.normed});
+  run_group_backward(
+      pass, layer,
+      {kGateUpGroup, {saved.gate, saved.up}, work.normed, to_input ? work.dnormed : nullptr});
   if (!to_input) return;
   norm_backward_add(pass, {saved.x_mid, saved.rstd2, &weights.post_norm});
 }
@@ -50,12 +66,12 @@ void attention_backward(const Pass& pass, const LayerActivations& saved) {
   call.dq = work.dq;
   call.dk = work.dk;
   call.dv = work.dv;
-  call.dq_stride = config.query_width();
-  call.dk_stride = config.kv_width();
-  call.dv_stride = config.kv_width();
+  call.dq_stride = work.strides.query_grad;
+  call.dk_stride = work.strides.key_grad;
+  call.dv_stride = work.strides.value_grad;
   TM_RUN(pass.device, attention_backward, &call);
-  rotate(pass, {work.dq, config.num_heads, true});
-  rotate(pass, {work.dk, config.num_kv_heads, true});
+  rotate(pass, {work.dq, config.num_heads, work.strides.query_grad, true});
+  rotate(pass, {work.dk, config.num_kv_heads, work.strides.key_grad, true});
 }
 
 void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth) {
@@ -63,24 +79,25 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
   const Workspace& work = pass.work;
   const LayerWeights& weights = pass.weights.layers[layer];
   const LayerActivations& saved = work.layers[layer];
+  const RowStrides& strides = work.strides;
   const bool below_output = depth >= BackwardDepth::kAttention;
-  run_linear_backward(
+  run_group_backward(
       pass, layer,
-      {kOutput, work.dx, saved.attention, below_output ? work.dattention : nullptr, false});
+      {kOutputGroup, {work.dx}, saved.attention, below_output ? work.dattention : nullptr});
   if (!below_output) return;
   attention_backward(pass, saved);
   if (config.qk_norm) {
     head_norm_backward(pass, {saved.q_raw, saved.q_rstd, &weights.q_norm},
-                       {work.dq, config.num_heads});
+                       {work.dq, config.num_heads, strides.query_grad, strides.raw_query});
     head_norm_backward(pass, {saved.k_raw, saved.k_rstd, &weights.k_norm},
-                       {work.dk, config.num_kv_heads});
+                       {work.dk, config.num_kv_heads, strides.key_grad, strides.raw_key});
   }
-  norm_again(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1});
+  norm_again(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1,
+                    strides.normed});
   const bool to_input = depth == BackwardDepth::kInput;
-  TmElement* const dnormed = to_input ? work.dnormed : nullptr;
-  run_linear_backward(pass, layer, {kQuery, work.dq, work.normed, dnormed, false});
-  run_linear_backward(pass, layer, {kKey, work.dk, work.normed, dnormed, true});
-  run_linear_backward(pass, layer, {kValue, work.dv, work.normed, dnormed, true});
+  run_group_backward(
+      pass, layer,
+      {kQkvGroup, {work.dq, work.dk, work.dv}, work.normed, to_input ? work.dnormed : nullptr});
   if (to_input) norm_backward_add(pass, {work.residual[layer], saved.rstd1, &weights.input_norm});
 }
 

@@ -5,68 +5,86 @@
 namespace tunemesh {
 namespace {
 
-TmRmsNorm norm_args(const NormCall& call, size_t n, size_t width) {
-  TmRmsNorm args = {};
-  args.x = call.x;
-  args.gain = call.gain;
-  args.y = call.y;
-  args.rstd = call.rstd;
-  args.n = n;
-  args.c = width;
-  args.x_stride = width;
-  args.y_stride = width;
-  return args;
-}
+// The heads' rows follow each other through the whole matrix, or lie inside wider rows.
+struct HeadShape {
+  size_t heads, head_size;
+  bool is_even(size_t stride) const { return stride == heads * head_size; }
+};
 
-TmRmsNormBackward norm_backward_args(const NormBackwardCall& call, size_t n, size_t width) {
+TmRmsNormBackward norm_backward_args(const NormBackwardCall& call) {
   TmRmsNormBackward args = {};
   args.x = call.x;
   args.gain = call.weights->gain;
   args.dgain = call.weights->gain_grad;
   args.rstd = call.rstd;
-  args.n = n;
-  args.c = width;
-  args.x_stride = width;
-  args.dy_stride = width;
-  args.dx_stride = width;
   return args;
 }
 
 }  // namespace
 
 void norm_forward(const Pass& pass, const NormCall& call) {
-  TmRmsNorm args = norm_args(call, pass.n, pass.config.hidden_size);
+  TmRmsNorm args = {};
+  args.x = call.x;
+  args.gain = call.gain;
+  args.y = call.y;
+  args.rstd = call.rstd;
+  args.n = pass.n;
+  args.c = args.x_stride = pass.config.hidden_size;
+  args.y_stride = call.y_stride;
   args.epsilon = static_cast<float>(pass.config.rms_norm_epsilon);
   TM_RUN(pass.device, rms_norm_forward, &args);
 }
 
 void norm_again(const Pass& pass, const NormCall& call) { norm_forward(pass, call); }
 
-void head_norm_forward(const Pass& pass, const NormCall& call, size_t heads) {
-  TmRmsNorm args = norm_args(call, pass.n * heads, pass.config.head_size);
+void head_norm_forward(const Pass& pass, const NormCall& call, const HeadRows& rows) {
+  const HeadShape shape = {rows.heads, pass.config.head_size};
+  TmRmsNorm args = {};
+  args.x = call.x;
+  args.gain = call.gain;
+  args.y = call.y;
+  args.rstd = call.rstd;
+  args.n = pass.n * rows.heads;
+  args.c = args.x_stride = args.y_stride = shape.head_size;
   args.epsilon = static_cast<float>(pass.config.rms_norm_epsilon);
+  if (!shape.is_even(rows.x_stride) || !shape.is_even(rows.y_stride)) {
+    args.heads = rows.heads;
+    args.x_stride = rows.x_stride;
+    args.y_stride = rows.y_stride;
+  }
   TM_RUN(pass.device, rms_norm_forward, &args);
 }
 
 void norm_backward_add(const Pass& pass, const NormBackwardCall& call) {
-  TmRmsNormBackward args = norm_backward_args(call, pass.n, pass.config.hidden_size);
+  TmRmsNormBackward args = norm_backward_args(call);
   args.dy = pass.work.dnormed;
   args.dx = pass.work.dx;
+  args.n = pass.n;
+  args.c = args.x_stride = args.dy_stride = pass.config.hidden_size;
+  args.dx_stride = pass.work.strides.dx;
   args.dx_add = 1;
   TM_RUN(pass.device, rms_norm_backward, &args);
 }
 
 void head_norm_backward(const Pass& pass, const NormBackwardCall& call, HeadGradient gradient) {
-  TmRmsNormBackward args = norm_backward_args(call, pass.n * gradient.heads, pass.config.head_size);
+  const HeadShape shape = {gradient.heads, pass.config.head_size};
+  TmRmsNormBackward args = norm_backward_args(call);
   args.dy = gradient.values;
   args.dx = gradient.values;
+  args.n = pass.n * gradient.heads;
+  args.c = args.x_stride = args.dy_stride = args.dx_stride = shape.head_size;
+  if (!shape.is_even(gradient.stride) || !shape.is_even(gradient.x_stride)) {
+    args.heads = gradient.heads;
+    args.x_stride = gradient.x_stride;
+    args.dy_stride = args.dx_stride = gradient.stride;
+  }
   TM_RUN(pass.device, rms_norm_backward, &args);
 }
 
 void rotate(const Pass& pass, const RotateCall& call) {
   TmRope args = {};
   args.x = call.x;
-  args.x_stride = call.heads * pass.config.head_size;
+  args.x_stride = call.stride;
   args.positions = pass.work.positions;
   args.cos = pass.work.rotary_cos;
   args.sin = pass.work.rotary_sin;
@@ -79,15 +97,16 @@ void rotate(const Pass& pass, const RotateCall& call) {
 
 TmAttention attention_call(const Pass& pass, const LayerActivations& saved) {
   const ModelConfig& config = pass.config;
+  const RowStrides& strides = pass.work.strides;
   TmAttention args = {};
   args.q = saved.q;
   args.k = saved.k;
   args.v = saved.v;
-  args.q_stride = config.query_width();
-  args.k_stride = config.kv_width();
-  args.v_stride = config.kv_width();
+  args.q_stride = strides.query;
+  args.k_stride = strides.key;
+  args.v_stride = strides.value;
   args.out = saved.attention;
-  args.out_stride = config.query_width();
+  args.out_stride = strides.attention;
   args.lse = saved.lse;
   args.document_starts = pass.work.document_starts;
   args.host_document_starts = pass.host_document_starts;
@@ -110,8 +129,8 @@ TmDecodeAttention decode_attention_call(const Pass& pass, const LayerActivations
   args.q = saved.q;
   args.k = saved.k;
   args.v = saved.v;
-  args.k_stride = config.kv_width();
-  args.v_stride = config.kv_width();
+  args.k_stride = pass.work.strides.key;
+  args.v_stride = pass.work.strides.value;
   args.out = saved.attention;
   args.end = pass.cache_start + 1;
   args.first = window > 0 && args.end > window ? args.end - window : 0;
@@ -132,22 +151,39 @@ void swiglu_forward(const Pass& pass, const LayerActivations& saved) {
   args.out = pass.work.swiglu;
   args.n = pass.n;
   args.d = width;
-  args.in_stride = width;
-  args.out_stride = width;
+  args.in_stride = pass.work.strides.gate_up;
+  args.out_stride = pass.work.strides.swiglu;
   TM_RUN(pass.device, swiglu_forward, &args);
 }
 
-void run_linear(const Pass& pass, size_t layer, const LinearCall& call) {
-  linear_forward(pass.device, {pass.weights.layers[layer].linears[call.which], call.x, call.y,
-                               pass.work.layers[layer].lora_u[call.which], pass.n,
-                               pass.weights.lora_rank, pass.weights.lora_scale});
+void run_group(const Pass& pass, size_t layer, const GroupCall& call) {
+  const LayerWeights& weights = pass.weights.layers[layer];
+  const LayerActivations& saved = pass.work.layers[layer];
+  const GroupMembers& members = kGroupMembers[call.group];
+  if (pass.weights.groups.is_used) return group_forward(pass, layer, call);
+  for (size_t part = 0; part < members.count; ++part) {
+    const size_t which = members.first + part;
+    linear_forward(pass.device, {weights.linears[which], call.x, call.y[part], saved.lora_u[which],
+                                 pass.n, pass.weights.lora_rank, pass.weights.lora_scale});
+  }
+  if (call.residual == nullptr) return;
+  TM_RUN(pass.device, add, call.y[0], call.residual, pass.n * pass.config.hidden_size);
 }
 
-void run_linear_backward(const Pass& pass, size_t layer, const LinearBackwardCall& call) {
+void run_group_backward(const Pass& pass, size_t layer, const GroupBackwardCall& call) {
+  if (pass.weights.groups.is_used) {
+    group_input_grad(pass, layer, call);
+    group_weight_grads(pass, layer, call);
+    return;
+  }
   const LayerActivations& saved = pass.work.layers[layer];
-  linear_backward(pass.device, {pass.weights.layers[layer].linears[call.which], call.dy, call.x,
-                                saved.lora_u[call.which], pass.work.lora_du, call.dx, call.dx_add,
-                                pass.n, pass.weights.lora_rank, pass.weights.lora_scale});
+  const GroupMembers& members = kGroupMembers[call.group];
+  for (size_t part = 0; part < members.count; ++part) {
+    const size_t which = members.first + part;
+    linear_backward(pass.device, {pass.weights.layers[layer].linears[which], call.dy[part], call.x,
+                                  saved.lora_u[which], pass.work.lora_du, call.dx, part > 0, pass.n,
+                                  pass.weights.lora_rank, pass.weights.lora_scale});
+  }
 }
 
 }  // namespace tunemesh

@@ -10,12 +10,16 @@ struct NormCall {
   const float* gain;
   TmElement* y;
   float* rstd;
+  size_t y_stride;
 };
 void norm_forward(const Pass& pass, const NormCall& call);
 // The same values once more in backward, rather than keeping them.
 void norm_again(const Pass& pass, const NormCall& call);
 // q/k norm: every head of every token is a row of head_size.
-void head_norm_forward(const Pass& pass, const NormCall& call, size_t heads);
+struct HeadRows {
+  size_t heads, x_stride, y_stride;  // strides from token to token
+};
+void head_norm_forward(const Pass& pass, const NormCall& call, const HeadRows& rows);
 
 struct NormBackwardCall {
   const TmElement* x;
@@ -26,13 +30,13 @@ struct NormBackwardCall {
 void norm_backward_add(const Pass& pass, const NormBackwardCall& call);
 struct HeadGradient {
   TmElement* values;  // [n, heads * F], in place
-  size_t heads;
+  size_t heads, stride, x_stride;
 };
 void head_norm_backward(const Pass& pass, const NormBackwardCall& call, HeadGradient gradient);
 
 struct RotateCall {
   TmElement* x;
-  size_t heads;
+  size_t heads, stride;
   bool inverse;
 };
 void rotate(const Pass& pass, const RotateCall& call);
@@ -43,20 +47,28 @@ TmDecodeAttention decode_attention_call(const Pass& pass, const LayerActivations
 // work.swiglu = silu(gate) * up
 void swiglu_forward(const Pass& pass, const LayerActivations& saved);
 
-struct LinearCall {
-  Linear which;
-  const TmElement* x;
-  TmElement* y;
+// Linears that read the same x, as one product where the backend has groups. Strides are the
+// workspace's.
+struct GroupCall {
+  Group group;
+  TmElement* x;
+  std::array<TmElement*, TM_GROUP_PARTS> y;
+  const TmElement* residual = nullptr;  // added to the one y, which has rows of hidden_size
 };
-void run_linear(const Pass& pass, size_t layer, const LinearCall& call);
+void run_group(const Pass& pass, size_t layer, const GroupCall& call);
 
-struct LinearBackwardCall {
-  Linear which;
-  const TmElement* dy;
+// Gradients of what is trained, then dx where it is not null.
+struct GroupBackwardCall {
+  Group group;
+  std::array<TmElement*, TM_GROUP_PARTS> dy;  // with groups side by side in the same rows
   const TmElement* x;
   TmElement* dx;
-  bool dx_add;
 };
-void run_linear_backward(const Pass& pass, size_t layer, const LinearBackwardCall& call);
+void run_group_backward(const Pass& pass, size_t layer, const GroupBackwardCall& call);
+// On a backend with groups: run_group, and the two halves of run_group_backward in this order. The
+// first half reads no x.
+void group_forward(const Pass& pass, size_t layer, const GroupCall& call);
+void group_input_grad(const Pass& pass, size_t layer, const GroupBackwardCall& call);
+void group_weight_grads(const Pass& pass, size_t layer, const GroupBackwardCall& call);
 
 }  // namespace tunemesh

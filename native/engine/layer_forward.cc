@@ -19,25 +19,26 @@ void attention_half(const Pass& pass, size_t layer) {
   const Workspace& work = pass.work;
   const LayerWeights& weights = pass.weights.layers[layer];
   const LayerActivations& saved = work.layers[layer];
+  const RowStrides& strides = work.strides;
   const size_t cached = pass.cache_start * config.kv_width();
   TmElement* const k = pass.device.at(saved.k, cached);
   TmElement* const v = pass.device.at(saved.v, cached);
   TmElement* const q_raw = config.qk_norm ? saved.q_raw : saved.q;
   TmElement* const k_raw = config.qk_norm ? saved.k_raw : k;
 
-  norm_forward(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1});
-  run_linear(pass, layer, {kQuery, work.normed, q_raw});
-  run_linear(pass, layer, {kKey, work.normed, k_raw});
-  run_linear(pass, layer, {kValue, work.normed, v});
+  norm_forward(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1,
+                      strides.normed});
+  run_group(pass, layer, {kQkvGroup, work.normed, {q_raw, k_raw, v}});
   if (config.qk_norm) {
-    head_norm_forward(pass, {q_raw, weights.q_norm.gain, saved.q, saved.q_rstd}, config.num_heads);
-    head_norm_forward(pass, {k_raw, weights.k_norm.gain, k, saved.k_rstd}, config.num_kv_heads);
+    head_norm_forward(pass, {q_raw, weights.q_norm.gain, saved.q, saved.q_rstd, 0},
+                      {config.num_heads, strides.raw_query, strides.query});
+    head_norm_forward(pass, {k_raw, weights.k_norm.gain, k, saved.k_rstd, 0},
+                      {config.num_kv_heads, strides.raw_key, strides.key});
   }
-  rotate(pass, {saved.q, config.num_heads, false});
-  rotate(pass, {k, config.num_kv_heads, false});
+  rotate(pass, {saved.q, config.num_heads, strides.query, false});
+  rotate(pass, {k, config.num_kv_heads, strides.key, false});
   attend(pass, saved);
-  run_linear(pass, layer, {kOutput, saved.attention, saved.x_mid});
-  TM_RUN(pass.device, add, saved.x_mid, work.residual[layer], pass.n * config.hidden_size);
+  run_group(pass, layer, {kOutputGroup, saved.attention, {saved.x_mid}, work.residual[layer]});
 }
 
 void mlp_half(const Pass& pass, size_t layer) {
@@ -45,12 +46,11 @@ void mlp_half(const Pass& pass, size_t layer) {
   const LayerWeights& weights = pass.weights.layers[layer];
   const LayerActivations& saved = work.layers[layer];
   TmElement* const out = work.residual[layer + 1];
-  norm_forward(pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2});
-  run_linear(pass, layer, {kGate, work.normed, saved.gate});
-  run_linear(pass, layer, {kUp, work.normed, saved.up});
+  norm_forward(
+      pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2, work.strides.normed});
+  run_group(pass, layer, {kGateUpGroup, work.normed, {saved.gate, saved.up}});
   swiglu_forward(pass, saved);
-  run_linear(pass, layer, {kDown, work.swiglu, out});
-  TM_RUN(pass.device, add, out, saved.x_mid, pass.n * pass.config.hidden_size);
+  run_group(pass, layer, {kDownGroup, work.swiglu, {out}, saved.x_mid});
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ struct LossRows {
 };
 
 LossRows select_trained_rows(const Pass& pass, const TokenBatch& batch);
+TmElement* loss_gradient(const Workspace& work);
 LossResult loss_chunks(const Pass& pass, LossRows rows, float grad_scale);
 void head_backward(const Pass& pass, size_t first_row, size_t num_rows);
 void backward_layers(const Pass& pass, const GradientVector& gradient);
@@ -34,9 +35,15 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
   const LossRows rows = select_trained_rows(pass, batch);
   if (rows.count == 0) return {};
 
-  TM_RUN(model.device, fill_zero, work.dx,
-         pass.n * model.config.hidden_size * model.device.element_bytes());
+  const size_t hidden_bytes = model.config.hidden_size * model.device.element_bytes();
+  TM_RUN(model.device, fill_zero, loss_gradient(work), pass.n * hidden_bytes);
   const LossResult result = loss_chunks(pass, rows, static_cast<float>(1.0 / divisor));
+  if (loss_gradient(work) != work.dx) {
+    const size_t dx_bytes = work.strides.dx * model.device.element_bytes();
+    const TmCopyRows copy = {work.dx,      loss_gradient(work), dx_bytes,
+                             hidden_bytes, hidden_bytes,        pass.n};
+    TM_RUN(model.device, copy_rows, &copy);
+  }
   tell_final(gradient, 0);
   backward_layers(pass, gradient);
   if (model.weights.embedding_grad != nullptr) {
@@ -101,7 +108,8 @@ void head_forward(const Pass& pass, size_t num_rows) {
   const Workspace& work = pass.work;
   Pass rows = pass;
   rows.n = num_rows;
-  norm_forward(rows, {work.loss_x, pass.weights.final_norm.gain, work.loss_normed, work.loss_rstd});
+  norm_forward(rows, {work.loss_x, pass.weights.final_norm.gain, work.loss_normed, work.loss_rstd,
+                      pass.config.hidden_size});
   linear_forward(pass.device,
                  {pass.weights.head, work.loss_normed, work.logits, nullptr, num_rows, 0, 0.0f});
 }
@@ -152,6 +160,12 @@ LossRows select_trained_rows(const Pass& pass, const TokenBatch& batch) {
   TM_RUN(pass.device, copy_in, pass.work.loss_rows, rows.data(), num_bytes);
   TM_RUN(pass.device, copy_in, pass.work.loss_targets, targets.data(), num_bytes);
   return {rows.size()};
+}
+
+// Where the chunks' gradients gather, in rows of hidden_size: dx itself, or where its rows have
+// room for a border a matrix that is free until the layers' backward.
+TmElement* loss_gradient(const Workspace& work) {
+  return work.has_dx_border() ? work.dnormed : work.dx;
 }
 
 // Logits exist for one chunk of trained rows at a time. With grad_scale 0 only the loss is taken.
@@ -215,7 +229,7 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
   norm.c = norm.x_stride = norm.dy_stride = norm.dx_stride = hidden;
   TM_RUN(pass.device, rms_norm_backward, &norm);
   TM_RUN(pass.device, scatter_rows_add, work.loss_normed, work.loss_rows + first_row, num_rows,
-         hidden, work.dx);
+         hidden, loss_gradient(work));
 }
 
 void backward_layers(const Pass& pass, const GradientVector& gradient) {

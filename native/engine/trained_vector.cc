@@ -46,10 +46,18 @@ void TrainedVector::reserve(const Device& device, Arena& arena) {
 void TrainedVector::reserve_weights(const Device& device, Arena& arena) {
   weights = arena.take<float>("trained weights", layout->num_floats());
   packed.assign(layout->tensors.size(), nullptr);
+  packed_groups.assign(num_full_layers, {});
+  for (auto& layer : packed_groups) {
+    for (int group = 0; group < kNumGroups; ++group) {
+      const size_t count = packed_group_elements(device, groups, static_cast<Group>(group));
+      layer[group] = arena.take_elements("working copies", count);
+    }
+  }
   if (device.ops().reads_rows(device.context())) return;
   for (size_t i = 0; i < packed.size(); ++i) {
     const std::vector<size_t>& shape = layout->tensors[i].shape;
     if (shape.size() != 2) continue;
+    if (groups.is_used && layout->tensors[i].name.find(".layers.") != std::string::npos) continue;
     packed[i] = arena.take_elements("working copies",
                                     device.ops().packed_weight_elements(shape[0], shape[1]));
   }
@@ -73,9 +81,11 @@ DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained
   const char* head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   view.head.weight = at.matrix(head);
   view.head.weight_grad = at.grad(head);
+  view.groups = trained.groups;
   const auto shapes = linear_shapes(config);
   for (size_t index = 0; index < config.num_layers; ++index) {
     LayerWeights layer;
+    if (trained.groups.is_used) layer.groups = trained.packed_groups[index];
     layer.input_norm = at.norm(layer_name(index, "input_layernorm.weight"));
     layer.post_norm = at.norm(layer_name(index, "post_attention_layernorm.weight"));
     if (config.qk_norm) {

@@ -13,18 +13,22 @@ namespace tunemesh {
 
 struct TrainedVector {
   const CanonicalLayout* layout = nullptr;
+  GroupPlan groups;            // of the layers that are trained, or that the adapters belong to
+  size_t num_full_layers = 0;  // whose groups are packed here; 0: adapters, packed with their base
   float* weights = nullptr;
   float* gradient = nullptr;  // of one micro-batch, overwritten by the next
   float* m = nullptr;
   float* v = nullptr;
   // By tensor: the copy that the matrix products read; null where they read `weights`.
   std::vector<TmElement*> packed;
+  std::vector<std::array<TmElement*, kNumGroups>> packed_groups;  // by layer
 
   void reserve(const Device& device, Arena& arena);
   void reserve_weights(const Device& device, Arena& arena);  // for inference only
 };
 
-// Makes the packed copies anew from the weights: after they were read, initialised or updated.
+// Makes the packed copies of single tensors anew from the weights: after they were read,
+// initialised or updated.
 void refresh_packed(const Device& device, const TrainedVector& trained);
 
 // Weights of a model whose every tensor is trained; gradients where `trained.gradient` is set.

@@ -22,7 +22,9 @@ TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelCo
       config_(config),
       spec_(std::move(spec)),
       layout_(spec_.is_full ? full_layout(config) : lora_layout(config, spec_.lora)),
-      parts_(gradient_parts(layout_, config.num_layers)) {
+      parts_(gradient_parts(layout_, config.num_layers)),
+      groups_(spec_.is_full ? plan_trained_groups(*device_, config)
+                            : plan_frozen_groups(*device_, config, &spec_.lora)) {
   check_range("tokensPerMicroBatch", spec_.tokens_per_micro_batch, size_t{1} << 24);
   check_range("longestDocument", spec_.longest_document, config.max_position_embeddings);
   check_range("lossChunkRows", spec_.loss_chunk_rows, 1 << 20);
@@ -45,13 +47,16 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas) const {
   Arena& arena = arenas.device;
   Buffers buffers;
   buffers.trained.layout = &layout_;
+  buffers.trained.groups = groups_;
+  buffers.trained.num_full_layers = spec_.is_full && groups_.is_used ? config_.num_layers : 0;
   buffers.trained.reserve(*device_, arena);
   buffers.work.spec = {spec_.tokens_per_micro_batch,
                        spec_.longest_document,
                        spec_.loss_chunk_rows,
                        spec_.is_full ? 0 : spec_.lora.rank,
                        true,
-                       0};
+                       0,
+                       groups_};
   buffers.work.reserve(config_, *device_, arena);
   if (spec_.is_local) {
     const size_t count = (layout_.num_blocks + TM_NORM_GROUP_BLOCKS - 1) / TM_NORM_GROUP_BLOCKS;

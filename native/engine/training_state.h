@@ -58,6 +58,7 @@ class TrainingState {
   const TrainSpec& spec() const { return spec_; }
   const CanonicalLayout& layout() const { return layout_; }
   const std::vector<std::vector<BlockRange>>& parts() const { return parts_; }  // gradient_parts
+  const GroupPlan& groups() const { return groups_; }
   const TrainedVector& trained() const { return trained_; }
   const Workspace& work() const { return work_; }
   // Host memory for a part of the gradient on its way to the exchange; empty on the CPU.
@@ -91,6 +92,7 @@ class TrainingState {
   TrainSpec spec_;
   CanonicalLayout layout_;
   std::vector<std::vector<BlockRange>> parts_;
+  GroupPlan groups_;
   std::unique_ptr<Arenas> arenas_;
   TrainedVector trained_;
   Workspace work_;

@@ -3,11 +3,15 @@
 //
 //   legend  N tokens, C hidden, V vocabulary, H query heads, G key/value heads, F head size,
 //           D feed-forward, R rows of a loss chunk, r LoRA rank
+//
+// Where linears run in groups, their outputs lie side by side in one row and rows end with room for
+// the border (RowStrides); else every matrix has rows of its own width.
 #pragma once
 #include <array>
 #include <vector>
 
 #include "engine/arena.h"
+#include "engine/linear_groups.h"
 #include "engine/model_config.h"
 
 namespace tunemesh {
@@ -19,7 +23,18 @@ struct WorkspaceSpec {
   size_t lora_rank = 0;
   bool has_backward = false;
   size_t cache_tokens = 0;  // rows of the key/value cache; 0: none
+  GroupPlan groups;
 };
+
+// Elements from row to row.
+struct RowStrides {
+  size_t raw_query, raw_key, value;  // as the linears give them
+  size_t query, key;                 // with q/k norm other matrices, else the same
+  size_t attention, normed, gate_up, swiglu;
+  size_t query_grad, key_grad, value_grad;
+  size_t dx;
+};
+RowStrides row_strides(const ModelConfig& config, const WorkspaceSpec& spec);
 
 // What backward needs of a layer, kept from forward. Without backward all layers share one set.
 // With a cache, k and v are the layer's cache [cache_tokens, G*F].
@@ -34,11 +49,14 @@ struct LayerActivations {
   float* rstd2 = nullptr;                              // [N]
   // [N, D]; backward writes their gradients over them
   TmElement *gate = nullptr, *up = nullptr;
-  std::array<TmElement*, kNumLinears> lora_u = {};  // scale x A^T [N, r]
+  std::array<TmElement*, kNumLinears> lora_u = {};  // scale x A^T [N, r]; without groups
+  // The tail of a group's input [N, border]; attention's stays in its rows.
+  std::array<TmElement*, kNumGroups> tails = {};
 };
 
 struct Workspace {
   WorkspaceSpec spec;
+  RowStrides strides = {};
   int32_t *tokens = nullptr, *positions = nullptr, *document_starts = nullptr;
   float *rotary_cos = nullptr, *rotary_sin = nullptr;  // [longest_document, F/2]
   std::vector<TmElement*> residual;  // x before layer l, and after the last one: [N, C]
@@ -60,13 +78,22 @@ struct Workspace {
   TmElement *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v
   TmElement* dattention = nullptr;                        // [N, H*F]
   TmElement* dswiglu = nullptr;                           // [N, D]
-  TmElement* lora_du = nullptr;                           // [N, r]
-  TmElement* loss_dx = nullptr;                           // [R, C]
+  TmElement* lora_du = nullptr;                           // [N, r]; without groups
+  float* adapter_grads = nullptr;  // a group's A gradients in one [sum of ranks, in]
+  TmElement* loss_dx = nullptr;    // [R, C]
+
+  // Do dx's rows have room for a border behind the hidden size?
+  bool has_dx_border() const {
+    return spec.groups.borders[kOutputGroup] + spec.groups.borders[kDownGroup] > 0;
+  }
 
   // Call on the counting arena and again on the real one.
   void reserve(const ModelConfig& config, const Device& device, Arena& arena);
   // Fills the rotary table; once, after the real reserve().
   void fill_rotary(const ModelConfig& config, const Device& device) const;
+
+ private:
+  void reserve_backward(const ModelConfig& config, const Device& device, Arena& arena);
 };
 
 }  // namespace tunemesh

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define TM_BACKEND_ABI 3
+#define TM_BACKEND_ABI 4
 
 // Opaque to the engine, which computes no address from it but through element_bytes(). A backend
 // whose elements are always float says so before it includes this header.
@@ -106,6 +106,9 @@ typedef struct {
   // in floats: rows of heads inside a wider row for q/k norm are n = tokens*heads, stride F
   size_t x_stride, y_stride;
   float epsilon;
+  // 0, or (backends with linear groups only) rows are heads: row i lies at
+  // i / heads * stride + i % heads * c
+  size_t heads;
 } TmRmsNorm;
 
 typedef struct {
@@ -117,6 +120,7 @@ typedef struct {
   float* dgain;   // [c], added to in token order; null where the gain is frozen
   size_t n, c, x_stride, dy_stride, dx_stride;
   int dx_add;
+  size_t heads;  // as in TmRmsNorm
 } TmRmsNormBackward;
 
 // Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does.
@@ -247,6 +251,68 @@ typedef struct {
   double* group_sums;  // [ceil(num_blocks / TM_NORM_GROUP_BLOCKS)]
 } TmSumSquares;
 
+// A linear group: linears that read the same input (q, k and v; gate and up; or one alone) as one
+// product, whose adapters lie in a border of the packed weight:
+//
+//   packed  [out + border, in + border]   W B    W the parts' rows one below the other; A [rank,
+//   in]
+//                                         A 0    of the adapted parts likewise; B block-diagonal
+//   x       rows [in | tail]: the tail receives scale x A^T, then y = [x | tail] [W B]^T
+//   dy      rows [out | tail]: the tail receives scale dy B, then dx = [dy | tail] [W; A]
+//
+// `border` is 0 without adapters, else at least the sum of their ranks: what is beyond is zero.
+// The gradients are products of rows and tails: dB = dy^T (x's tail), dA = (dy's tail)^T x.
+#define TM_GROUP_PARTS 3
+typedef struct {
+  size_t in, num_parts;
+  size_t out[TM_GROUP_PARTS];
+  int is_adapted[TM_GROUP_PARTS];
+  size_t rank;
+  int has_bias;  // every part has one
+} TmGroupShape;
+
+// What is null stays as it is. A packed weight starts as zeros.
+typedef struct {
+  const TmGroupShape* shape;
+  TmElement* packed;
+  const float* weight[TM_GROUP_PARTS];  // [out, in]
+  const float* bias[TM_GROUP_PARTS];    // [out]
+  const float* lora_a[TM_GROUP_PARTS];  // [rank, in]
+  const float* lora_b[TM_GROUP_PARTS];  // [out, rank]
+} TmGroupPack;
+
+typedef struct {
+  const TmGroupShape* shape;
+  const TmElement* packed;
+  TmElement* x;
+  size_t x_stride;  // [n, in + border]
+  // [n, out] each; parts that lie side by side in the same rows are one product
+  TmElement* y[TM_GROUP_PARTS];
+  size_t y_stride[TM_GROUP_PARTS];
+  const TmElement* residual;  // null, or [n, out] added to y; of one part only, not y itself
+  size_t residual_stride;
+  size_t n;
+  float scale;
+} TmGroupForward;
+
+typedef struct {
+  const TmGroupShape* shape;
+  const TmElement* packed;
+  TmElement* dy;     // the parts' gradients side by side
+  size_t dy_stride;  // [n, out + border]
+  TmElement* dx;     // [n, in]; null: only the tail
+  size_t dx_stride;
+  size_t n;
+  float scale;
+} TmGroupBackward;
+
+typedef struct {
+  void* to;
+  const void* from;
+  size_t to_stride, from_stride, row_bytes;  // bytes
+  size_t n;
+} TmCopyRows;
+
 typedef struct TmBackend {
   size_t size;
   uint32_t abi;
@@ -320,6 +386,16 @@ typedef struct TmBackend {
   TmStatus (*round_and_add)(TmContext*, const TmRoundAndAdd*);
   TmStatus (*decode_attention)(TmContext*, const TmDecodeAttention*);
   TmStatus (*sum_squares)(TmContext*, const TmSumSquares*);
+
+  // Linear groups; all null where linears run one by one.
+  size_t (*group_border)(const TmGroupShape*);
+  size_t (*group_packed_elements)(const TmGroupShape*);
+  // Sources in host memory (base) or in the device's (trained).
+  TmStatus (*pack_group_base)(TmContext*, const TmGroupPack*);
+  TmStatus (*pack_group_trained)(TmContext*, const TmGroupPack*);
+  TmStatus (*group_forward)(TmContext*, const TmGroupForward*);
+  TmStatus (*group_backward)(TmContext*, const TmGroupBackward*);
+  TmStatus (*copy_rows)(TmContext*, const TmCopyRows*);  // within the device
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

@@ -119,6 +119,7 @@ inline TrainSpec spec_of(const Case& from, std::vector<std::string> modules) {
 struct Choice {
   int num_threads = 2;
   const char* path = "auto";
+  const TmBackend* backend = tm_cpu_backend();
 };
 
 inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
@@ -126,7 +127,7 @@ inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
   options.config = from.config;
   options.device.num_threads = choice.num_threads;
   options.device.instruction_path = choice.path;
-  auto engine = std::make_unique<Engine>(tm_cpu_backend(), options,
+  auto engine = std::make_unique<Engine>(choice.backend, options,
                                          std::make_unique<MemorySource>(from.source));
   engine->load();
   return engine;

@@ -1,0 +1,177 @@
+// The CPU's table with linear groups by plain loops, so that the engine's grouped layers are
+// checked where there is no GPU. Its borders and packed rows are odd sizes on purpose.
+#pragma once
+#include <cstring>
+
+#include "kernels/backend.h"
+
+namespace tunemesh::test {
+
+class HostGroup {
+ public:
+  explicit HostGroup(const TmGroupShape& shape) : shape_(shape) {
+    for (size_t part = 0; part < shape.num_parts; ++part) {
+      out_ += shape.out[part];
+      ranks_ += shape.is_adapted[part] ? shape.rank : 0;
+    }
+  }
+  size_t out() const { return out_; }
+  size_t border() const { return ranks_ == 0 ? 0 : ranks_ + 5; }
+  size_t stride() const { return shape_.in + border() + 3; }
+  size_t elements() const { return (out_ + border()) * stride() + out_; }
+  size_t bias_at() const { return (out_ + border()) * stride(); }
+
+  void pack(const TmGroupPack& args) const {
+    float* const packed = reinterpret_cast<float*>(args.packed);
+    size_t row = 0;
+    size_t rank = 0;
+    for (size_t part = 0; part < shape_.num_parts; ++part) {
+      for (size_t o = 0; o < shape_.out[part]; ++o) {
+        float* const to = packed + (row + o) * stride();
+        if (args.weight[part]) copy(to, args.weight[part] + o * shape_.in, shape_.in);
+        if (args.bias[part]) packed[bias_at() + row + o] = args.bias[part][o];
+        if (!args.lora_b[part]) continue;
+        copy(to + shape_.in + rank, args.lora_b[part] + o * shape_.rank, shape_.rank);
+      }
+      for (size_t k = 0; args.lora_a[part] && k < shape_.rank; ++k) {
+        copy(packed + (out_ + rank + k) * stride(), args.lora_a[part] + k * shape_.in, shape_.in);
+      }
+      row += shape_.out[part];
+      rank += shape_.is_adapted[part] ? shape_.rank : 0;
+    }
+  }
+
+  void forward(const TmGroupForward& args) const {
+    const float* const packed = reinterpret_cast<const float*>(args.packed);
+    const float* const residual = reinterpret_cast<const float*>(args.residual);
+    for (size_t i = 0; i < args.n; ++i) {
+      float* const x = reinterpret_cast<float*>(args.x) + i * args.x_stride;
+      for (size_t k = 0; k < border(); ++k) {
+        x[shape_.in + k] = args.scale * dot(x, packed + (out_ + k) * stride(), shape_.in);
+      }
+      size_t row = 0;
+      for (size_t part = 0; part < shape_.num_parts; ++part) {
+        float* const y = reinterpret_cast<float*>(args.y[part]) + i * args.y_stride[part];
+        for (size_t o = 0; o < shape_.out[part]; ++o, ++row) {
+          y[o] = dot(x, packed + row * stride(), shape_.in + border());
+          if (shape_.has_bias) y[o] += packed[bias_at() + row];
+          if (residual) y[o] += residual[i * args.residual_stride + o];
+        }
+      }
+    }
+  }
+
+  void backward(const TmGroupBackward& args) const {
+    const float* const packed = reinterpret_cast<const float*>(args.packed);
+    for (size_t i = 0; i < args.n; ++i) {
+      float* const dy = reinterpret_cast<float*>(args.dy) + i * args.dy_stride;
+      for (size_t k = 0; k < border(); ++k) {
+        dy[out_ + k] = args.scale * column_dot(dy, packed + shape_.in + k, out_);
+      }
+      if (args.dx == nullptr) continue;
+      float* const dx = reinterpret_cast<float*>(args.dx) + i * args.dx_stride;
+      for (size_t j = 0; j < shape_.in; ++j) dx[j] = column_dot(dy, packed + j, out_ + border());
+    }
+  }
+
+ private:
+  static void copy(float* to, const float* from, size_t count) {
+    std::memcpy(to, from, count * sizeof(float));
+  }
+  static float dot(const float* a, const float* b, size_t count) {
+    double sum = 0;
+    for (size_t i = 0; i < count; ++i) sum += double{a[i]} * double{b[i]};
+    return static_cast<float>(sum);
+  }
+  float column_dot(const float* a, const float* column, size_t count) const {
+    double sum = 0;
+    for (size_t i = 0; i < count; ++i) sum += double{a[i]} * double{column[i * stride()]};
+    return static_cast<float>(sum);
+  }
+
+  const TmGroupShape& shape_;
+  size_t out_ = 0, ranks_ = 0;
+};
+
+inline void add_group_entries(TmBackend& host) {
+  host.group_border = [](const TmGroupShape* shape) { return HostGroup(*shape).border(); };
+  host.group_packed_elements = [](const TmGroupShape* shape) {
+    return HostGroup(*shape).elements();
+  };
+  host.pack_group_trained = host.pack_group_base = [](TmContext*, const TmGroupPack* args) {
+    HostGroup(*args->shape).pack(*args);
+    return TM_OK;
+  };
+  host.group_forward = [](TmContext*, const TmGroupForward* args) {
+    HostGroup(*args->shape).forward(*args);
+    return TM_OK;
+  };
+  host.group_backward = [](TmContext*, const TmGroupBackward* args) {
+    HostGroup(*args->shape).backward(*args);
+    return TM_OK;
+  };
+  host.copy_rows = [](TmContext*, const TmCopyRows* args) {
+    for (size_t i = 0; i < args->n; ++i) {
+      std::memcpy(static_cast<char*>(args->to) + i * args->to_stride,
+                  static_cast<const char*>(args->from) + i * args->from_stride, args->row_bytes);
+    }
+    return TM_OK;
+  };
+}
+
+// Heads inside wider rows: token by token, which adds a gain's gradient in the same order.
+inline TmElement* floats_on(const TmElement* first, size_t count) {
+  return const_cast<TmElement*>(
+      reinterpret_cast<const TmElement*>(reinterpret_cast<const float*>(first) + count));
+}
+
+inline void add_head_norms(TmBackend& host) {
+  host.rms_norm_forward = [](TmContext* context, const TmRmsNorm* args) {
+    const TmBackend* cpu = tm_cpu_backend();
+    if (args->heads == 0) return cpu->rms_norm_forward(context, args);
+    for (size_t token = 0; token < args->n / args->heads; ++token) {
+      TmRmsNorm call = *args;
+      call.n = args->heads;
+      call.heads = 0;
+      call.x = floats_on(args->x, token * args->x_stride);
+      call.y = floats_on(args->y, token * args->y_stride);
+      call.rstd = args->rstd + token * args->heads;
+      call.x_stride = call.y_stride = args->c;
+      const TmStatus status = cpu->rms_norm_forward(context, &call);
+      if (status != TM_OK) return status;
+    }
+    return TM_OK;
+  };
+  host.rms_norm_backward = [](TmContext* context, const TmRmsNormBackward* args) {
+    const TmBackend* cpu = tm_cpu_backend();
+    if (args->heads == 0) return cpu->rms_norm_backward(context, args);
+    for (size_t token = 0; token < args->n / args->heads; ++token) {
+      TmRmsNormBackward call = *args;
+      call.n = args->heads;
+      call.heads = 0;
+      call.x = floats_on(args->x, token * args->x_stride);
+      call.dy = floats_on(args->dy, token * args->dy_stride);
+      call.dx = floats_on(args->dx, token * args->dx_stride);
+      call.rstd = args->rstd + token * args->heads;
+      call.x_stride = call.dy_stride = call.dx_stride = args->c;
+      const TmStatus status = cpu->rms_norm_backward(context, &call);
+      if (status != TM_OK) return status;
+    }
+    return TM_OK;
+  };
+}
+
+// Trained weights are packed too, so that full fine-tuning runs in groups.
+inline const TmBackend* host_group_backend() {
+  static const TmBackend backend = [] {
+    TmBackend host = *tm_cpu_backend();
+    add_group_entries(host);
+    add_head_norms(host);
+    host.reads_rows = [](TmContext*) { return 0; };
+    host.pack_trained_weight = host.pack_weight;
+    return host;
+  }();
+  return &backend;
+}
+
+}  // namespace tunemesh::test
