@@ -1,12 +1,15 @@
 // npm run build: types of the contract, TypeScript, native engine, dashboard; all into build/.
-// --product leaves out the C++ tests and benchmarks. `cuda` is built only where it is named.
+// --product leaves out the C++ tests and benchmarks. The CUDA plugin is built where nvcc is on this
+// machine or in the project's cache already; `cuda` by name gets a toolkit first.
+// --architectures=90a: machine code for fewer cards (kept until told otherwise; PTX is always there).
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
-import { setupCuda } from './cuda-setup.mjs'
+import { presentNvcc, setupCuda } from './cuda-setup.mjs'
 import { findCmake, needCompiler, run, runTool, top } from './tools.mjs'
 
 const only = process.argv.slice(2).filter((name) => !name.startsWith('--'))
 const isProduct = process.argv.includes('--product')
+const architectures = process.argv.find((name) => name.startsWith('--architectures='))?.slice(16)
 const wants = (part) => only.length === 0 || only.includes(part)
 
 function buildTypescript() {
@@ -32,13 +35,14 @@ function buildNative() {
   renameSync(join(top, 'build/native/tunemesh.node.new'), join(top, 'build/native/tunemesh.node'))
 }
 
-/** The CUDA plugin; the toolkit is the machine's or the cache's. */
-async function buildCuda() {
+/** The CUDA plugin, by this nvcc. */
+function buildCuda(nvcc) {
   needCompiler()
   const cmake = findCmake()
   const dir = 'build/cuda-cmake'
   const options = ['-DCMAKE_BUILD_TYPE=Release', '-DTUNEMESH_CUDA=ON']
-  run(cmake, ['-S', 'native', '-B', dir, ...options, `-DTUNEMESH_NVCC=${await setupCuda()}`], {
+  if (architectures !== undefined) options.push(`-DTUNEMESH_CUDA_ARCHITECTURES=${architectures}`)
+  run(cmake, ['-S', 'native', '-B', dir, ...options, `-DTUNEMESH_NVCC=${nvcc}`], {
     stdio: ['ignore', 'ignore', 'inherit'],
   })
   run(cmake, ['--build', dir, '--parallel', '2', '--target', 'tunemesh_cuda'])
@@ -67,5 +71,6 @@ await runTool(async () => {
   if (wants('ts')) buildTypescript()
   if (wants('native')) buildNative()
   if (wants('dashboard')) buildDashboard()
-  if (only.includes('cuda')) await buildCuda()
+  const nvcc = only.includes('cuda') ? await setupCuda() : presentNvcc()
+  if (nvcc !== null && (only.includes('cuda') || (only.length === 0 && !isProduct))) buildCuda(nvcc)
 })

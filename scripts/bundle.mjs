@@ -32,7 +32,7 @@ const nativePrograms = /(_test|_bench)$/
 const launcher = `#!/bin/sh
 # Runs tunemesh from this folder, through symbolic links too; nothing is installed.
 #   ./tunemesh VERB …            as everywhere
-#   ./tunemesh dev golden|bench|test …   what \`npm run golden|bench\` and \`npm test\` run
+#   ./tunemesh dev golden|bench|bench:gpu|test …   what \`npm run\` and \`npm test\` run
 here=$(dirname "$(readlink -f "$0")")
 : "\${TUNEMESH_NATS_SERVER:=$here/nats-server}"
 export TUNEMESH_NATS_SERVER
@@ -42,8 +42,9 @@ if [ "$1" = dev ]; then
   case $what in
     golden) program=build/test/golden-run/golden.js ;;
     bench) program=build/bench/bench.js ;;
+    bench:gpu) program=build/bench/gpu.js ;;
     test) program=scripts/test.mjs ;;
-    *) echo "tunemesh dev: golden, bench or test, not \\"$what\\"." >&2; exit 2 ;;
+    *) echo "tunemesh dev: golden, bench, bench:gpu or test, not \\"$what\\"." >&2; exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"
 fi
@@ -56,6 +57,16 @@ function needLinuxX64() {
     'BUNDLE_PLATFORM the bundle is built on linux-x64, ' +
       `this is ${process.platform}-${process.arch}.`,
   )
+}
+
+/** The commit that `bench:gpu` writes into its records, and the libraries without symbols. */
+function finishBuilt() {
+  const found = spawnSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: top, encoding: 'utf8' })
+  writeFileSync(join(app, 'build/commit.txt'), found.stdout)
+  for (const library of ['tunemesh.node', 'tunemesh_cuda.so']) {
+    const path = join(app, 'build/native', library)
+    if (existsSync(path)) spawnSync('strip', ['--strip-unneeded', path])
+  }
 }
 
 function copyBuilt() {
@@ -78,7 +89,7 @@ function copyBuilt() {
 /** What git tracks of these: examples to try, and what the tests read. */
 function copyTracked() {
   const parts = ['package.json', 'package-lock.json', 'proto', 'examples', 'docs', 'test/golden']
-  const more = ['scripts', 'LICENSE', 'README.md']
+  const more = ['bench/peers', 'scripts', 'LICENSE', 'README.md']
   const listed = spawnSync('git', ['ls-files', '-z', ...parts, ...more], {
     cwd: top,
     encoding: 'utf8',
@@ -103,7 +114,7 @@ function copyPackages() {
   const folders = listed.stdout.split('\n').filter((path) => path.includes('node_modules'))
   if (folders.length === 0) throw new SetupError(`npm ls failed: ${listed.stderr}`)
   const isWanted = (path) =>
-    !/\.(map|d\.ts|d\.mts|d\.cts|md|markdown)$/.test(path) &&
+    !/\.(map|ts|mts|cts|md|markdown)$/.test(path) &&
     !(/tokenizers\.[\w-]+\.node$/.test(path) && !path.endsWith('tokenizers.linux-x64-gnu.node'))
   for (const folder of folders) {
     const place = relative(top, folder)
@@ -140,6 +151,7 @@ await runTool(async () => {
   rmSync(outDir, { recursive: true, force: true })
   mkdirSync(app, { recursive: true })
   copyBuilt()
+  finishBuilt()
   copyTracked()
   copyPackages()
   copyRuntime(await setupNatsServer())

@@ -96,13 +96,18 @@ const toolkitDir = () => {
   return join(cacheDir, 'cuda-toolkit', `${toolkitVersion}-${digest}`)
 }
 
+/** nvcc of the machine, else of the cache, else null: nothing is fetched. */
+export function presentNvcc() {
+  const cached = join(toolkitDir(), 'bin', 'nvcc')
+  return findPresent() ?? (existsSync(cached) ? cached : null)
+}
+
 /** Answers the path of nvcc: the machine's, else the cache's, which is filled first. */
 export async function setupCuda() {
-  const present = findPresent()
+  const present = presentNvcc()
   if (present !== null) return present
   const dir = toolkitDir()
   const nvcc = join(dir, 'bin', 'nvcc')
-  if (existsSync(nvcc)) return nvcc
   if (process.platform !== 'linux' || process.arch !== 'x64')
     throw missing(
       `the pinned wheels are for linux x64, this is ${process.platform} ${process.arch}`,
