@@ -17,7 +17,7 @@ import { commitStream, commitSubject } from '../proto/subjects.js'
 export interface BusMessage {
   subject: string
   data: Uint8Array
-  reply?: string | undefined
+  reply: string | undefined
 }
 export type MessageListener = (message: BusMessage) => void
 
@@ -65,7 +65,9 @@ export class NatsConnection implements GradientTransport {
     if (this.client.isClosed()) return () => {}
     const subscription = this.client.subscribe(subject, {
       callback: (error, message) => {
-        if (error === null) listener(message)
+        if (error !== null) return
+        const { data, reply } = message
+        listener({ subject: message.subject, data, reply })
       },
     })
     return () => subscription.unsubscribe()

@@ -1,27 +1,12 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { accessSync, constants } from 'node:fs'
 import { createServer } from 'node:net'
-import { delimiter, join } from 'node:path'
 import { test } from 'node:test'
 import { isFrame, readFrameHeader } from '../../proto/frame.js'
 import { type GradientTransport, NatsConnection } from '../../worker/nats-connection.js'
 import { Crew, gradientLike } from '../unit/exchange-fixture.js'
-
-/** TUNEMESH_NATS_SERVER, PATH, and the folders that PATH often lacks. */
-function findServer(): string | null {
-  const folders = [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/usr/local/sbin']
-  const places = folders.map((folder) => join(folder, 'nats-server'))
-  const given = process.env.TUNEMESH_NATS_SERVER
-  for (const place of given === undefined ? places : [given, ...places]) {
-    try {
-      accessSync(place, constants.X_OK)
-      return place
-    } catch {}
-  }
-  return null
-}
+import { natsBinary } from './open-nats.js'
 
 async function freePort(): Promise<number> {
   const probe = createServer().listen(0, '127.0.0.1')
@@ -32,8 +17,8 @@ async function freePort(): Promise<number> {
   return port
 }
 
-const serverPath = findServer()
-const withServer = serverPath === null ? { skip: 'no nats-server found' } : { timeout: 60_000 }
+const serverPath = await natsBinary()
+const withServer = { timeout: 60_000 }
 
 class Server {
   #child: ChildProcess | null = null
@@ -49,7 +34,7 @@ class Server {
   }
   run(): void {
     const options = ['-a', '127.0.0.1', '-p', String(this.port)]
-    this.#child = spawn(serverPath ?? '', options, { stdio: 'ignore' })
+    this.#child = spawn(serverPath, options, { stdio: 'ignore' })
   }
   async kill(): Promise<void> {
     const child = this.#child
