@@ -1,5 +1,6 @@
-// Every operation of the CUDA backend: against the reference in double as the CPU's, the same bits
-// when run again, AdamW and the exchange's rounding to the bit as on the CPU, and what is refused.
+// Every operation of the CUDA backend, with elements of float and of bf16: against the reference in
+// double as the CPU's, the same bits when run again, AdamW and the exchange's rounding to the bit
+// as on the CPU, and what is refused.
 //
 //   cuda_ops_test [tunemesh_cuda.so]; the plugin is otherwise sought in build/native
 //
@@ -13,6 +14,7 @@
 #include "kernels/cuda/plugin.h"
 #include "op_cases.h"
 #include "op_linear_cases.h"
+#include "op_refusals.h"
 #include "staged_backend.h"
 
 namespace tunemesh {
@@ -60,9 +62,14 @@ std::vector<OpCase> linear_cases() {
     for (const Product product :
          {Product::kForward, Product::kBackwardInput, Product::kWeightGrad}) {
       for (size_t variant = 0; variant < 3; ++variant) {
-        const LinearShape shape = {
-            product,      size[0], size[1],     size[2], variant == 1 ? 0.37f : 1,
-            variant == 2, variant, variant == 1};
+        const LinearShape shape = {product,
+                                   size[0],
+                                   size[1],
+                                   size[2],
+                                   variant == 1 ? 0.37f : 1,
+                                   variant == 2,
+                                   variant,
+                                   variant == 1 || Random::rounds_to_bf16};
         cases.push_back(linear_case(Random(seed++), shape));
       }
     }
@@ -70,9 +77,14 @@ std::vector<OpCase> linear_cases() {
   Random random(20261124);
   for (int i = 0; i < 40; ++i) {
     const auto below = [&](size_t limit) { return random.next() % limit; };
-    const LinearShape shape = {
-        static_cast<Product>(below(3)),          1 + below(300), 1 + below(300), 1 + below(300),
-        below(2) == 0 ? 1.0f : random.normal(1), below(2) == 0,  below(20),      below(2) == 0};
+    const LinearShape shape = {static_cast<Product>(below(3)),
+                               1 + below(300),
+                               1 + below(300),
+                               1 + below(300),
+                               below(2) == 0 ? 1.0f : random.normal(1),
+                               below(2) == 0,
+                               below(20),
+                               below(2) == 0 || Random::rounds_to_bf16};
     cases.push_back(linear_case(Random(seed++), shape));
   }
   return cases;
@@ -203,147 +215,27 @@ void compare_roundings(const Rounding& r, Tally& tally) {
   compare_rounding(r, longer, Fixed(longer.size()), 16, tally);
 }
 
-bool says(const Device& d, const char* part) {
-  return strstr(d.backend->last_error(), part) != nullptr;
-}
-
-// What the device finds is told with a line, and the context goes on.
-void refused_indices(const Device& d, Tally& tally) {
-  Floats logits(40, 1.0f);
-  logits[7] = kPoison;
-  double losses[2] = {};
-  int32_t targets[2] = {3, 4};
-  TmCrossEntropy loss = {logits.data(), 20, targets, losses, 2, 20, 1.0f, 1};
-  tally.check(
-      d.backend->cross_entropy(d.context, &loss) == TM_OK && isnan(losses[0]) && !isnan(losses[1]),
-      "cross entropy: a NaN logit gives a NaN loss in its row alone");
-  targets[1] = 20;
-  tally.check(d.backend->cross_entropy(d.context, &loss) == TM_BAD_ARGUMENT &&
-                  says(d, "cross_entropy: index 20 at position 1 is not within [0, 20)"),
-              "cross entropy: a target beyond the vocabulary is refused");
-  const int32_t tokens[3] = {0, 5, -1};
-  Floats rows(3 * 8, 1.0f), table(5 * 8, 2.0f);
-  const TmWeight weight = {table.data(), nullptr, 5, 8};
-  tally.check(d.backend->embedding_forward(d.context, tokens, 1, &weight, rows.data()) == TM_OK &&
-                  rows[0] == 2.0f,
-              "after a refusal the context goes on");
-  tally.check(d.backend->embedding_backward_add(d.context, tokens, 2, rows.data(), 8, 5,
-                                                table.data()) == TM_BAD_ARGUMENT &&
-                  says(d, "scatter: index 5 at position 1 is not within [0, 5)"),
-              "embedding: a token beyond the table is refused");
-  tally.check(d.backend->gather_rows(d.context, table.data(), tokens + 2, 1, 8, rows.data()) ==
-                      TM_BAD_ARGUMENT &&
-                  says(d, "gather: index -1 at position 0"),
-              "gather: a negative index is refused");
-}
-
-void refused_attention(const Device& d, Tally& tally) {
-  Floats x(300 * 4, 0.5f), out(300 * 4), lse(16);
-  int32_t starts[] = {0, 4, 4};
-  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16,    out.data(),
-                   16,       lse.data(), starts,   2,       4,  1,     1,
-                   16,       0,          0.25f,    nullptr, 0,  starts};
-  tally.check(d.backend->attention_forward(d.context, &a) == TM_OK, "attention without scratch");
-  a.n = 5;
-  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
-                  says(d, "documents span [0, 4), expected [0, 5)"),
-              "attention: documents that do not end at n are refused");
-  a.n = 4;
-  starts[1] = 6;
-  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
-                  says(d, "document 1 starts at 6 and ends at 4"),
-              "attention: a document that runs backwards is refused");
-  a.head_size = 257;
-  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT && says(d, "257"),
-              "attention: a head size without a kernel is refused");
-  a.head_size = 16;
-  a.num_kv_heads = 0;
-  tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT,
-              "attention: heads that do not divide are refused");
-  TmDecodeAttention decode = {x.data(), x.data(), x.data(), 16, 16,    out.data(), 2,
-                              2,        1,        1,        16, 0.25f, lse.data(), 16};
-  tally.check(d.backend->decode_attention(d.context, &decode) == TM_BAD_ARGUMENT &&
-                  says(d, "rows [2, 2) hold no key"),
-              "decode attention: no keys are refused");
-}
-
-void refused_calls(const Device& d, Tally& tally) {
-  TmLinear linear{};
-  linear.x_stride = linear.y_stride = 8;
-  linear.w.out = linear.w.in = 8;
-  tally.check(d.backend->linear_forward(d.context, &linear) == TM_BAD_ARGUMENT,
-              "a weight without data is refused");
-  TmRope rope{};
-  rope.head_size = 15;
-  tally.check(d.backend->rope(d.context, &rope) == TM_BAD_ARGUMENT && says(d, "15 is odd"),
-              "rope: an odd head size is refused");
-  TmRoundAndAdd rounding{};
-  rounding.significant_bits = 25;
-  tally.check(d.backend->round_and_add(d.context, &rounding) == TM_BAD_ARGUMENT && says(d, "25"),
-              "round_and_add: 25 bits are refused");
-  TmContextOptions options{};
-  TmContext* context = nullptr;
-  tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && context == nullptr,
-              "options without a size are refused");
-  options.size = sizeof options;
-  options.device_index = 4096;
-  tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && says(d, "4096"),
-              "a device that is not there is refused");
-}
-
-void check_memory(const Device& d, Tally& tally) {
-  const TmBackend& cuda = *d.backend;
-  void* memory = nullptr;
-  tally.check(cuda.allocate(d.context, 100, &memory) == TM_OK, "allocate");
-  char in[100], out[100];
-  memset(in, 7, sizeof in);
-  cuda.copy_in(d.context, memory, in, sizeof in);
-  cuda.fill_zero(d.context, static_cast<char*>(memory) + 50, 50);
-  cuda.copy_out(d.context, out, memory, sizeof out);
-  tally.check(out[49] == 7 && out[50] == 0 && out[99] == 0, "copy in, fill with zeros, copy out");
-  tally.check(cuda.synchronize(d.context) == TM_OK, "synchronize");
-  cuda.release(d.context, memory);
-  tally.check(cuda.allocate(d.context, size_t{1} << 46, &memory) == TM_OUT_OF_MEMORY &&
-                  memory == nullptr && says(d, "are free"),
-              "an impossible size is refused with what is free");
-  float dw[6] = {1, 2, 3, 4, 5, 6};
-  TmLinearWeightGrad empty{};
-  empty.dw = dw;
-  empty.out = empty.dy_stride = 2;
-  empty.in = empty.x_stride = 3;
-  empty.alpha = 1.0f;
-  tally.check(cuda.linear_weight_grad(d.context, &empty) == TM_OK && dw[0] == 0 && dw[5] == 0,
-              "no tokens give a gradient of zero");
-}
-
-// Every group of blocks as on the CPU, to the bit; the last group is not a whole one.
-void compare_sum_squares(const Device& cuda, const Device& cpu, Tally& tally) {
-  constexpr size_t kBlocks = 3 * TM_NORM_GROUP_BLOCKS + 5, kGroups = 4;
-  std::vector<float> values(kBlocks * 256);
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = std::sin(static_cast<float>(i)) * std::exp2(static_cast<float>(i % 41) - 20.0f);
-  }
-  double wanted[kGroups], found[kGroups];
-  const TmSumSquares host = {values.data(), kBlocks, wanted};
-  tally.check(cpu.backend->sum_squares(cpu.context, &host) == TM_OK, "sum_squares on the CPU");
-  const TmBackend& ops = *cuda.backend;
-  void *in = nullptr, *out = nullptr;
-  ops.allocate(cuda.context, values.size() * sizeof(float), &in);
-  ops.allocate(cuda.context, sizeof found, &out);
-  ops.copy_in(cuda.context, in, values.data(), values.size() * sizeof(float));
-  const TmSumSquares device = {static_cast<float*>(in), kBlocks, static_cast<double*>(out)};
-  tally.check(ops.sum_squares(cuda.context, &device) == TM_OK, "sum_squares");
-  ops.copy_out(cuda.context, found, out, sizeof found);
-  ops.release(cuda.context, in);
-  ops.release(cuda.context, out);
-  tally.check(memcmp(wanted, found, sizeof found) == 0, "sums of squares equal the CPU's bits");
-}
-
-void run_all(const Device& cuda, Tally& tally) {
-  const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
+void run_cases(const std::vector<Device>& devices, Tally& tally) {
   for (const OpCase& op : all_cases()) run_case(op, devices, tally);
   for (const OpCase& op : further_cases()) run_case(op, devices, tally);
   for (const OpCase& op : linear_cases()) run_case(op, devices, tally);
+}
+
+void run_bf16(const Device& cuda, Tally& tally) {
+  tally.check(
+      cuda.backend->element_bytes(cuda.context) == 2 && cuda.backend->reads_rows(cuda.context) == 0,
+      "bf16: elements of 2 bytes, and rows of floats are not read");
+  Random::rounds_to_bf16 = true;
+  run_cases({cuda, {cuda.backend, cuda.context, cuda.name + ", again"}}, tally);
+  check_packing(cuda, tally);
+  refused_indices(cuda, tally);
+  refused_attention(cuda, tally);
+  Random::rounds_to_bf16 = false;
+}
+
+void run_fp32(const Device& cuda, Tally& tally) {
+  const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
+  run_cases(devices, tally);
   const std::string here = __FILE__;
   adamw_vectors({cuda}, (here.substr(0, here.rfind('/') + 1) + "adamw_vectors.json").c_str(),
                 tally);
@@ -380,11 +272,15 @@ int run(const std::string& path) {
               "the plugin is of another ABI: rebuild it");
   TmContextOptions options{};
   options.size = sizeof options;
-  Device cuda = {staged_backend(backend), nullptr, "cuda"};
-  require(backend->create(&options, &cuda.context), cuda);
-  printf("%s\n", backend->describe(cuda.context));
-  run_all(cuda, tally);
-  backend->destroy(cuda.context);
+  for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
+    options.precision = precision;
+    const bool is_half = precision == TM_BF16;
+    Device cuda = {staged_backend(backend), nullptr, is_half ? "cuda, bf16" : "cuda"};
+    require(backend->create(&options, &cuda.context), cuda);
+    printf("%s\n", backend->describe(cuda.context));
+    is_half ? run_bf16(cuda, tally) : run_fp32(cuda, tally);
+    backend->destroy(cuda.context);
+  }
   return tally.finish();
 }
 

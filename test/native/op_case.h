@@ -21,9 +21,27 @@ using Exact = std::vector<std::vector<double>>;
 
 constexpr float kPoison = std::numeric_limits<float>::quiet_NaN();
 
+// To nearest, ties to even; poison stays poison.
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  if (isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float from_bf16(uint16_t half) {
+  const uint32_t bits = uint32_t{half} << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float rounded_to_bf16(float value) { return from_bf16(to_bf16(value)); }
+
 // Splitmix64: the same inputs on every machine.
 class Random {
  public:
+  // Normal numbers are then such that bf16 holds them: the inputs of a bf16 device are exact.
+  static inline bool rounds_to_bf16 = false;
+
   explicit Random(uint64_t seed) : state_(seed) {}
   uint64_t next() {
     uint64_t z = (state_ += 0x9e3779b97f4a7c15ull);
@@ -36,7 +54,8 @@ class Random {
   float normal(double deviation) {
     double sum = -6;
     for (int i = 0; i < 12; ++i) sum += uniform();
-    return static_cast<float>(sum * deviation);
+    const float value = static_cast<float>(sum * deviation);
+    return rounds_to_bf16 ? rounded_to_bf16(value) : value;
   }
   Floats normals(size_t n, double deviation) {
     Floats values(n);
@@ -140,11 +159,26 @@ class Tally {
   int passed_ = 0, failed_ = 0;
 };
 
+// What the reference loses where only its result is rounded: nobody computes better in bf16.
+inline std::vector<double> rounded_result(const std::vector<double>& want) {
+  std::vector<double> rounded;
+  for (const double value : want) rounded.push_back(rounded_to_bf16(static_cast<float>(value)));
+  return rounded;
+}
+inline bool is_bf16(const Floats& values) {
+  for (const float value : values) {
+    if (!isnan(value) && value != rounded_to_bf16(value)) return false;
+  }
+  return true;
+}
+
 // On the first device the kernel's error is at most twice that of straightforward float code, with
 // half a unit of float32 (6e-8) of the largest value allowed where that code happens to be exact;
-// on all others the bits are the same.
+// on all others the bits are the same. Results of bf16 elements may lose twice what the rounding of
+// an exact result loses.
 inline void run_case(const OpCase& op, const std::vector<Device>& devices, Tally& tally) {
-  const Exact want = op.oracle(), plain = op.plain();
+  const Exact want = op.oracle();
+  Exact plain = op.plain();
   Outputs first;
   for (const Device& device : devices) {
     const Outputs got = op.kernel(device);
@@ -154,6 +188,7 @@ inline void run_case(const OpCase& op, const std::vector<Device>& devices, Tally
     }
     first = got;
     for (size_t i = 0; i < want.size(); ++i) {
+      if (Random::rounds_to_bf16 && is_bf16(got[i])) plain[i] = rounded_result(want[i]);
       const Distance mine = distance(got[i], want[i]), theirs = distance(plain[i], want[i]);
       char line[256];
       snprintf(line, sizeof line, "%s, output %zu: error %.2g rms %.2g max, plain float %.2g, %.2g",
