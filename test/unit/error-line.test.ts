@@ -25,7 +25,7 @@ test('output tail: of a child that writes without end the last part is kept', as
   const stream = new PassThrough()
   const tail = new OutputTail(stream)
   for (let i = 0; i < 20; i++) stream.write('x'.repeat(10_000))
-  stream.end(errorLine(new TunemeshError('ENGINE_MISSING', 'gone')))
+  stream.end(`\n${errorLine(new TunemeshError('ENGINE_MISSING', 'gone'))}`)
   await once(stream, 'end')
   assert.ok(tail.text.length <= 1 << 16)
   assert.equal(lastErrorIn(tail.text)?.code, 'ENGINE_MISSING')
