@@ -104,6 +104,32 @@ inline OpFloor of(double e, const TmElement*, const int32_t*, size_t n, size_t c
 inline OpFloor of(double e, const float*, size_t out, size_t in, TmElement*) {
   return {"", 0, (4 + e) * real(out * in)};
 }
+// A linear group's floor is that of its base weights: the border is the backend's own.
+inline size_t outputs(const TmGroupShape& shape) {
+  size_t out = 0;
+  for (size_t part = 0; part < shape.num_parts; ++part) out += shape.out[part];
+  return out;
+}
+inline OpFloor product(double e, size_t rows, const TmGroupShape& shape) {
+  const double n = real(rows), out = real(outputs(shape)), in = real(shape.in);
+  return {text(outputs(shape), shape.in), 2 * n * out * in, e * (n * in + out * in + n * out)};
+}
+inline OpFloor of(double e, const TmGroupForward* a) { return product(e, a->n, *a->shape); }
+inline OpFloor of(double e, const TmGroupBackward* a) {
+  if (a->dx != nullptr) return product(e, a->n, *a->shape);
+  return {"tail", 0, e * real(a->n) * real(outputs(*a->shape))};
+}
+inline OpFloor of(double e, const TmGroupPack* a) {
+  double copied = 0;
+  for (size_t part = 0; part < a->shape->num_parts; ++part) {
+    const double in = real(a->shape->in), out = real(a->shape->out[part]);
+    if (a->weight[part] != nullptr) copied += in * out;
+    if (a->lora_a[part] != nullptr) copied += real(a->shape->rank) * in;
+    if (a->lora_b[part] != nullptr) copied += real(a->shape->rank) * out;
+  }
+  return {"", 0, (4 + e) * copied};
+}
+inline OpFloor of(double, const TmCopyRows* a) { return {"", 0, 2 * real(a->n * a->row_bytes)}; }
 inline OpFloor of(double, void*, size_t bytes) { return {"", 0, real(bytes)}; }
 inline OpFloor of(double, void*, const void*, size_t) { return {}; }
 
@@ -168,6 +194,10 @@ inline const TmBackend* timed_backend(const TmBackend* inner) {
   TM_TIME(cross_entropy);
   TM_TIME(adamw);
   TM_TIME(sum_squares);
+  TM_TIME(pack_group_trained);
+  TM_TIME(group_forward);
+  TM_TIME(group_backward);
+  TM_TIME(copy_rows);
 #undef TM_TIME
   return &table;
 }
