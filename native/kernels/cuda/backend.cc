@@ -2,11 +2,6 @@
 // into a status and a line: no exception leaves the plugin.
 #include "kernels/backend.h"
 
-#include <exception>
-#include <new>
-#include <string>
-#include <type_traits>
-
 #include "kernels/cuda/adamw.cuh"
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/bias.cuh"
@@ -16,6 +11,8 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/embedding.cuh"
 #include "kernels/cuda/gradient_norm.cuh"
+#include "kernels/cuda/guard.h"
+#include "kernels/cuda/linear_group.h"
 #include "kernels/cuda/pack.cuh"
 #include "kernels/cuda/plugin.h"
 #include "kernels/cuda/rmsnorm.cuh"
@@ -25,66 +22,7 @@
 namespace tunemesh::cuda {
 namespace {
 
-thread_local std::string error_line;
-
-TmStatus keep_line(TmStatus status, const char* line) {
-  try {
-    error_line = line;
-  } catch (const std::bad_alloc&) {
-    error_line.clear();
-  }
-  return status;
-}
-
-template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::string line;
-  const auto text = [](const auto& part) {
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) {
-      return std::to_string(part);
-    } else {
-      return std::string(part);
-    }
-  };
-  (line.append(text(parts)), ...);
-  throw CudaFailure(TM_BAD_ARGUMENT, line);
-}
-
-// Runs `body`, whose answer is a status or nothing. A device error stays with the context: its
-// state can't be trusted any more.
-template <typename Body>
-TmStatus guarded(TmContext* context, Body body) {
-  try {
-    if (context != nullptr) context->enter();
-    if constexpr (std::is_same_v<decltype(body()), TmStatus>) {
-      return body();
-    } else {
-      body();
-      return TM_OK;
-    }
-  } catch (const CudaFailure& failure) {
-    if (context != nullptr && failure.status() == TM_DEVICE_ERROR) context->fail(failure.what());
-    return keep_line(failure.status(), failure.what());
-  } catch (const std::bad_alloc&) {
-    return keep_line(TM_OUT_OF_MEMORY, "no memory on the host");
-  } catch (const std::exception& error) {
-    return keep_line(TM_DEVICE_ERROR, error.what());
-  }
-}
-
-// Runs `body` with an element of the context's type.
-template <typename Body>
-TmStatus with_element(TmContext* context, Body body) {
-  return guarded(context, [&] {
-    if (context->precision() == TM_BF16) {
-      body(Bfloat16{});
-    } else {
-      body(float{});
-    }
-  });
-}
-
-const char* last_error() { return error_line.c_str(); }
+const char* last_error() { return last_failure(); }
 
 TmStatus create(const TmContextOptions* options, TmContext** out) {
   *out = nullptr;
@@ -431,6 +369,7 @@ TmBackend assemble() {
   backend.adamw = update;
   backend.round_and_add = round_gradient;
   backend.decode_attention = attend_decode;
+  fill_groups(backend);
   backend.sum_squares = squares;
   return backend;
 }

@@ -7,7 +7,7 @@ namespace tunemesh::cuda {
 struct GemmPlan {
   explicit GemmPlan(const CublasLt& owner) : library(owner) {}
   ~GemmPlan() {
-    for (cublasLtMatrixLayout_t layout : {a, b, c}) {
+    for (cublasLtMatrixLayout_t layout : {a, b, c, addend}) {
       if (layout != nullptr) library.cublasLtMatrixLayoutDestroy(layout);
     }
     if (operation != nullptr) library.cublasLtMatmulDescDestroy(operation);
@@ -18,6 +18,7 @@ struct GemmPlan {
   const CublasLt& library;
   cublasLtMatmulDesc_t operation = nullptr;
   cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
+  cublasLtMatrixLayout_t addend = nullptr;  // null: as c
   cublasLtMatmulAlgo_t algorithm = {};
 };
 
@@ -115,26 +116,39 @@ void Gemm::weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream) {
 void Gemm::multiply(const Product& p, cudaStream_t stream) {
   if (p.m == 0 || p.n == 0) return;
   if (p.k == 0) {
+    if (p.addend != nullptr || p.bias != nullptr) {
+      throw CudaFailure(TM_BAD_ARGUMENT, "a product without inner size can't add anything");
+    }
     if (p.accumulates) return;
     const size_t bytes = bytes_of(p.result);
     CUDA_CHECK(cudaMemset2DAsync(p.c, p.c_stride * bytes, 0, p.m * bytes, p.n, stream));
     return;
   }
   const GemmPlan& plan = plan_for(p);
-  const float beta = p.accumulates ? 1.0f : 0.0f;
-  library_.check(
-      library_.cublasLtMatmul(library_.handle(), plan.operation, &p.alpha, p.a, plan.a, p.b, plan.b,
-                              &beta, p.c, plan.c, p.c, plan.c, &plan.algorithm, workspace_.data(),
-                              workspace_.bytes(), stream),
-      "cublasLtMatmul");
+  const bool has_addend = p.addend != nullptr;
+  const float beta = p.accumulates || has_addend ? 1.0f : 0.0f;
+  if (p.bias != nullptr) {
+    library_.check(library_.cublasLtMatmulDescSetAttribute(
+                       plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias, sizeof p.bias),
+                   "cublasLtMatmulDescSetAttribute");
+  }
+  library_.check(library_.cublasLtMatmul(
+                     library_.handle(), plan.operation, &p.alpha, p.a, plan.a, p.b, plan.b, &beta,
+                     has_addend ? p.addend : p.c, has_addend ? plan.addend : plan.c, p.c, plan.c,
+                     &plan.algorithm, workspace_.data(), workspace_.bytes(), stream),
+                 "cublasLtMatmul");
 }
 
 const GemmPlan& Gemm::plan_for(const Product& p) {
-  // Three alignments of at most 256, a power of two each: nine bits apiece.
-  const unsigned alignments = alignment_of(p.a) | alignment_of(p.b) << 9 | alignment_of(p.c) << 18;
-  // Only weight_grad transposes b alone, so that the key tells the result's type.
-  const Key key{p.transposes_a, p.transposes_b, p.m,        p.n,       p.k,
-                p.a_stride,     p.b_stride,     p.c_stride, alignments};
+  // Alignments of at most 256, a power of two each: nine bits apiece.
+  const uint64_t alignments = uint64_t{alignment_of(p.a)} | uint64_t{alignment_of(p.b)} << 9 |
+                              uint64_t{alignment_of(p.c)} << 18 |
+                              uint64_t{alignment_of(p.addend)} << 27;
+  const int kind = (p.transposes_a ? 1 : 0) | (p.transposes_b ? 2 : 0) |
+                   (p.result == element_ ? 4 : 0) | (p.bias != nullptr ? 8 : 0) |
+                   (p.addend != nullptr ? 16 : 0);
+  const Key key{kind,      p.m, p.n, p.k, p.a_stride, p.b_stride, p.c_stride, p.addend_stride,
+                alignments};
   const auto known = plans_.find(key);
   if (known != plans_.end()) return *known->second;
   if (plans_.size() >= kMostGemmPlans) plans_.clear();
@@ -144,7 +158,7 @@ const GemmPlan& Gemm::plan_for(const Product& p) {
 std::unique_ptr<GemmPlan> Gemm::make_plan(const Product& p) const {
   auto plan = std::make_unique<GemmPlan>(library_);
   const auto layout = [&](cublasLtMatrixLayout_t* out, size_t rows, size_t columns, size_t stride) {
-    const cudaDataType_t type = out == &plan->c ? p.result : element_;
+    const cudaDataType_t type = out == &plan->c || out == &plan->addend ? p.result : element_;
     library_.check(
         library_.cublasLtMatrixLayoutCreate(out, type, rows, columns, static_cast<int64_t>(stride)),
         "cublasLtMatrixLayoutCreate");
@@ -163,6 +177,14 @@ std::unique_ptr<GemmPlan> Gemm::make_plan(const Product& p) const {
   layout(&plan->a, p.transposes_a ? p.k : p.m, p.transposes_a ? p.m : p.k, p.a_stride);
   layout(&plan->b, p.transposes_b ? p.n : p.k, p.transposes_b ? p.k : p.n, p.b_stride);
   layout(&plan->c, p.m, p.n, p.c_stride);
+  if (p.addend != nullptr) layout(&plan->addend, p.m, p.n, p.addend_stride);
+  if (p.bias != nullptr) {
+    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    library_.check(library_.cublasLtMatmulDescSetAttribute(
+                       plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
+                   "cublasLtMatmulDescSetAttribute");
+  }
+  const cublasLtMatrixLayout_t added = p.addend != nullptr ? plan->addend : plan->c;
 
   const Preference preference(library_);
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{workspace_.bytes()});
@@ -170,12 +192,13 @@ std::unique_ptr<GemmPlan> Gemm::make_plan(const Product& p) const {
                  static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.a));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(p.b));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(p.c));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                 alignment_of(p.addend != nullptr ? p.addend : p.c));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(p.c));
   cublasLtMatmulHeuristicResult_t best = {};
   int num_found = 0;
   const cublasStatus_t status = library_.cublasLtMatmulAlgoGetHeuristic(
-      library_.handle(), plan->operation, plan->a, plan->b, plan->c, plan->c, preference.get(), 1,
+      library_.handle(), plan->operation, plan->a, plan->b, added, plan->c, preference.get(), 1,
       &best, &num_found);
   if (status != CUBLAS_STATUS_SUCCESS || num_found == 0) {
     throw CudaFailure(TM_DEVICE_ERROR, "cuBLASLt " + library_.version() +

@@ -40,8 +40,7 @@ class Gemm {
   void weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream);
   const CublasLt& library() const { return library_; }
 
- private:
-  // c [m, n] = alpha op(a) op(b) + beta c, column-major, inner size k.
+  // c [m, n] = alpha op(a) op(b) + what is added, column-major, inner size k.
   struct Product {
     const void *a, *b;
     void* c;
@@ -50,10 +49,17 @@ class Gemm {
     float alpha;
     bool accumulates;
     cudaDataType_t result;  // of c; a and b are elements
+    // Null, or of c's type: a matrix [m, n], and a vector [m] added to each column.
+    const void* addend = nullptr;
+    size_t addend_stride = 0;
+    const void* bias = nullptr;
   };
-  using Key = std::tuple<bool, bool, size_t, size_t, size_t, size_t, size_t, size_t, unsigned>;
-
   void multiply(const Product& product, cudaStream_t stream);
+  cudaDataType_t element() const { return element_; }
+
+ private:
+  using Key = std::tuple<int, size_t, size_t, size_t, size_t, size_t, size_t, size_t, uint64_t>;
+
   const GemmPlan& plan_for(const Product& product);
   std::unique_ptr<GemmPlan> make_plan(const Product& product) const;
 

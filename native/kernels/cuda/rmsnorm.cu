@@ -30,6 +30,13 @@ struct Row {
   __device__ size_t column(size_t k) const { return (k * kThreads + lane) * C::kWidth; }
 };
 
+// Where row `index` starts: rows may be heads inside wider rows.
+template <typename Args>
+__device__ inline size_t start_of(const Args& a, size_t index, size_t stride) {
+  if (a.heads == 0) return index * stride;
+  return index / a.heads * stride + index % a.heads * a.c;
+}
+
 // A row that is read once: its first chunks are kept, the others read again by the second pass.
 template <typename Element, int kThreads>
 struct KeptRow {
@@ -63,7 +70,8 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfCard) forward_kernel(TmRmsNor
   using C = Chunk<Element>;
   const Row<Element, kThreads> row;
   if (row.index >= a.n) return;  // whole warps, or no thread where the block has one row
-  const KeptRow<Element, kThreads> x(elements<Element>(a.x) + row.index * a.x_stride, a.c, row);
+  const KeptRow<Element, kThreads> x(elements<Element>(a.x) + start_of(a, row.index, a.x_stride),
+                                     a.c, row);
   float squares = 0;
   for_each_chunk(row, a.c, [&](int k, size_t column) {
     const C chunk = k < kKept ? x.kept[k] : x.again(column);
@@ -73,7 +81,7 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfCard) forward_kernel(TmRmsNor
   const double mean = static_cast<double>(row.sum(squares)) / static_cast<double>(a.c);
   const float rstd = static_cast<float>(1.0 / sqrt(mean + static_cast<double>(a.epsilon)));
   if (a.rstd != nullptr && row.lane == 0) a.rstd[row.index] = rstd;
-  Element* y = elements<Element>(a.y) + row.index * a.y_stride;
+  Element* y = elements<Element>(a.y) + start_of(a, row.index, a.y_stride);
   for_each_chunk(row, a.c, [&](int k, size_t column) {
     const C chunk = k < kKept ? x.kept[k] : x.again(column);
     const FloatsBeside<C::kWidth> gain(a.gain + column, a.c - column);
@@ -89,8 +97,10 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfCard) backward_kernel(TmRmsNo
   using C = Chunk<Element>;
   const Row<Element, kThreads> row;
   if (row.index >= a.n) return;
-  const KeptRow<Element, kThreads> x(elements<Element>(a.x) + row.index * a.x_stride, a.c, row);
-  const KeptRow<Element, kThreads> dy(elements<Element>(a.dy) + row.index * a.dy_stride, a.c, row);
+  const KeptRow<Element, kThreads> x(elements<Element>(a.x) + start_of(a, row.index, a.x_stride),
+                                     a.c, row);
+  const KeptRow<Element, kThreads> dy(elements<Element>(a.dy) + start_of(a, row.index, a.dy_stride),
+                                      a.c, row);
   const float rstd = a.rstd[row.index];
   float dot = 0;
   for_each_chunk(row, a.c, [&](int k, size_t column) {
@@ -103,7 +113,7 @@ __global__ void __launch_bounds__(kBlock, kBlocksOfCard) backward_kernel(TmRmsNo
   const double wide = static_cast<double>(rstd);
   const double mean = static_cast<double>(row.sum(dot)) / static_cast<double>(a.c);
   const float factor = static_cast<float>(wide * wide * mean);
-  Element* dx = elements<Element>(a.dx) + row.index * a.dx_stride;
+  Element* dx = elements<Element>(a.dx) + start_of(a, row.index, a.dx_stride);
   for_each_chunk(row, a.c, [&](int k, size_t column) {
     const C xs = k < kKept ? x.kept[k] : x.again(column);
     const C dys = k < kKept ? dy.kept[k] : dy.again(column);
@@ -125,8 +135,8 @@ __global__ void gain_grad_kernel(TmRmsNormBackward a) {
   const Element* x = elements<Element>(a.x);
   const Element* dy = elements<Element>(a.dy);
   const auto term = [&](size_t row, size_t column, float sum) {
-    const float normed = to_float(x[row * a.x_stride + column]) * a.rstd[row];
-    return fmaf(to_float(dy[row * a.dy_stride + column]), normed, sum);
+    const float normed = to_float(x[start_of(a, row, a.x_stride) + column]) * a.rstd[row];
+    return fmaf(to_float(dy[start_of(a, row, a.dy_stride) + column]), normed, sum);
   };
   add_column_sums(a.n, a.c, term, a.dgain);
 }

@@ -4,7 +4,8 @@
 //             dgain[c] += sum_n dy x rstd
 //
 //   shapes  x, y, dy, dx [n, c] in rows of their strides; gain, dgain f32 [c]; rstd f32 [n]. For
-//           q/k norm a row is one head: n = tokens * heads, c = stride = F
+//           q/k norm a row is one head: n = tokens * heads, c = stride = F, or
+//           with `heads` the rows lie in wider ones, row i at i / heads * stride + i % heads * F
 //   alias   y may be x; dx may be dy (not where dx_add)
 //   launch  c <= 1024: a warp a row, 8 rows a block of 256; above: a block of 256 a row.
 //           dgain: column_sum.cuh, and before dx, which may overwrite dy
