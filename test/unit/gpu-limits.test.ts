@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { type Ceilings, limitOf, type Work } from '../../bench/gpu/limits.js'
+import { opTable } from '../../bench/gpu/op-table.js'
 import { parseRow } from '../../bench/gpu/rows.js'
 
 /** One H200, as bench/peers/ceilings.py measured it. */
@@ -69,5 +70,28 @@ describe('row of the GPU benchmark', () => {
   it('is refused by its name where it is none', () => {
     assert.throws(() => parseRow('9b-lora-4x512'), /9b-lora-4x512.*8b, 3b, 1b/)
     assert.throws(() => parseRow('8b-lora-0x512'), /8b-lora-0x512/)
+  })
+})
+
+describe('table of operations', () => {
+  it('sets each operation beside its floor, the longest first', () => {
+    const profile = [
+      { op: 'add', calls: 2, ms: 1, flops: 0, bytes: h200.copy / 2000 },
+      { op: 'linear_forward 576->1536', calls: 4, ms: 6, flops: h200.bf16 / 250, bytes: 1 },
+      { op: 'attention_backward', calls: 1, ms: 2, flops: 156979791908621.75 / 1000, bytes: 1 },
+      { op: 'copy_in', calls: 3, ms: 1, flops: 0, bytes: 0 },
+    ]
+    const work: Work = { model: 'smollm2-135m', method: 'lora', batch: 8, seq: 512 }
+    const lines = opTable(profile, h200, work).split('\n')
+    assert.deepEqual(
+      lines.slice(1, 5).map((line) => line.trim().split(/ {2,}/)),
+      [
+        ['linear_forward 576->1536', '4', '6.000', '60.0 %', '4.000', '1.50'],
+        ['attention_backward', '1', '2.000', '20.0 %', '1.000', '2.00'],
+        ['add', '2', '1.000', '10.0 %', '0.500', '2.00'],
+        ['copy_in', '3', '1.000', '10.0 %', '–', '–'],
+      ],
+    )
+    assert.match(lines[5] ?? '', /^sum 10\.000 ms, of floors 5\.500 ms/)
   })
 })
