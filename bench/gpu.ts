@@ -4,7 +4,8 @@
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
  *   --profile              a table of every operation's time beside its floor
- *   --peers plain,compile  of transformers' Trainer (plain); none: no peers
+ *   --peers plain,compile,liger,checkpoint,torchtune   transformers' Trainer, plain, or also compiled
+ *                          and so on; torchtune's recipe for LoRA; none: no peers. Default: plain
  *   --no-ceilings          no rates of the card, and so no limit
  *   --out FILE             where rows are appended, one JSON object a line
  *   --device cpu, --plugin PATH, --libraries DIR, --loss-rows N, --threads N   to the engine

@@ -27,14 +27,7 @@ export interface PeerResult {
 
 /** The fastest of the peers that ran; null where none did. */
 export function bestPeer(peersDir: string, row: Row, variants: string[]): PeerResult | null {
-  const dtype = row.precision === 'bf16' ? 'bfloat16' : 'float32'
-  const work = [row.method, String(row.batch), String(row.seq)]
-  const isSmall = ['smollm2-135m', 'tiny-5m'].includes(row.model)
-  const calls = isSmall
-    ? [['small_step.py', row.model, ...work, dtype]]
-    : variants.map((variant) => ['trainer_step.py', row.model, ...work, variant])
-  if (row.model === 'qwen2.5-7b' || (!isSmall && row.precision === 'fp32')) return null
-  const results = calls.flatMap(([script = '', ...args]) => {
+  const results = peerCalls(row, variants).flatMap(([script = '', ...args]) => {
     const found = lastJson(run([`${peersDir}${script}`, ...args])) as {
       peer: string
       tokens_per_second: number
@@ -44,6 +37,21 @@ export function bestPeer(peersDir: string, row: Row, variants: string[]): PeerRe
     return [{ peer: found.peer, tokensPerSecond: found.tokens_per_second, peakGib: found.peak_gib }]
   })
   return results.sort((a, b) => b.tokensPerSecond - a.tokensPerSecond)[0] ?? null
+}
+
+/** Script and arguments of each; none for what no peer trains. */
+function peerCalls(row: Row, variants: string[]): string[][] {
+  const sizes = [String(row.batch), String(row.seq)]
+  if (['smollm2-135m', 'tiny-5m'].includes(row.model)) {
+    const dtype = row.precision === 'bf16' ? 'bfloat16' : 'float32'
+    return [['small_step.py', row.model, row.method, ...sizes, dtype]]
+  }
+  if (row.model === 'qwen2.5-7b' || row.precision === 'fp32') return []
+  return variants.flatMap((variant) => {
+    if (variant !== 'torchtune')
+      return [['trainer_step.py', row.model, row.method, ...sizes, variant]]
+    return row.method === 'lora' ? [['torchtune_step.py', row.model, ...sizes]] : []
+  })
 }
 
 /** A peer that fails says so on the error output; its row is then without a peer. */
