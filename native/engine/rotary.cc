@@ -1,7 +1,8 @@
 #include "engine/rotary.h"
 
-#include <cmath>
 #include <numbers>
+
+#include "engine/rotary_math.h"
 
 namespace tunemesh {
 namespace {
@@ -28,9 +29,9 @@ std::vector<float> rotary_inverse_frequencies(const ModelConfig& config) {
   std::vector<float> frequencies(config.head_size / 2);
   for (size_t i = 0; i < frequencies.size(); ++i) {
     const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_size);
-    const float power =
-        static_cast<float>(std::pow(config.rotary_theta, static_cast<double>(exponent)));
-    frequencies[i] = 1.0f / power;
+    const float divisor =
+        static_cast<float>(power(config.rotary_theta, static_cast<double>(exponent)));
+    frequencies[i] = 1.0f / divisor;
     if (config.rotary_scaling.kind == RotaryScaling::Kind::kLinear) {
       frequencies[i] /= static_cast<float>(config.rotary_scaling.factor);
     } else if (config.rotary_scaling.kind == RotaryScaling::Kind::kLlama3) {
@@ -47,11 +48,10 @@ RotaryTable rotary_table(const ModelConfig& config, size_t num_positions) {
   table.sin.reserve(num_positions * frequencies.size());
   for (size_t position = 0; position < num_positions; ++position) {
     for (const float frequency : frequencies) {
-      // The angle is rounded to float32; its cosine is taken in double so that
-      // libm versions don't show.
-      const double angle = static_cast<float>(position) * frequency;
-      table.cos.push_back(static_cast<float>(std::cos(angle)));
-      table.sin.push_back(static_cast<float>(std::sin(angle)));
+      // The angle is rounded to float32, as the reference implementation does.
+      const auto [sine, cosine] = sine_cosine(static_cast<float>(position) * frequency);
+      table.cos.push_back(static_cast<float>(cosine));
+      table.sin.push_back(static_cast<float>(sine));
     }
   }
   return table;
