@@ -54,31 +54,61 @@ class Guarded {
   DeviceBuffer buffer_;
 };
 
-// A call's memory: rows without gaps, as the engine has them.
+// bf16 rows with a gap after each.
+struct Rows {
+  Rows(size_t count, size_t row_width, size_t gap)
+      : n(count), width(row_width), stride(row_width + gap), memory(count * stride * 2) {}
+
+  void write(const std::vector<double>& values) {
+    std::vector<uint16_t> rounded(n * stride, 0xffff);
+    for (size_t i = 0; i < values.size(); ++i) {
+      rounded[i / width * stride + i % width] = to_bf16(values[i]);
+    }
+    memory.write(rounded);
+  }
+  std::vector<double> read() const {
+    const auto bits = memory.read<uint16_t>();
+    std::vector<double> values(n * width);
+    for (size_t i = 0; i < values.size(); ++i) {
+      values[i] = from_bf16(bits[i / width * stride + i % width]);
+    }
+    return values;
+  }
+  bool gaps_hold() const {
+    const auto bits = memory.read<uint16_t>();
+    for (size_t i = 0; i < bits.size(); ++i) {
+      if (i % stride >= width && bits[i] != 0xffff) return false;
+    }
+    return memory.guards_hold();
+  }
+
+  size_t n, width, stride;
+  Guarded memory;
+};
+
 struct DeviceCall {
-  DeviceCall(const AttentionSizes& sizes, size_t scratch_bytes)
+  DeviceCall(const AttentionSizes& sizes, size_t scratch_bytes, size_t gap)
       : s(sizes),
-        q(s.n() * s.query_width() * 2),
-        k(s.n() * s.kv_width() * 2),
-        v(s.n() * s.kv_width() * 2),
-        out(s.n() * s.query_width() * 2),
-        dout(s.n() * s.query_width() * 2),
-        dq(s.n() * s.query_width() * 2),
-        dk(s.n() * s.kv_width() * 2),
-        dv(s.n() * s.kv_width() * 2),
+        q(s.n(), s.query_width(), gap),
+        k(s.n(), s.kv_width(), gap),
+        v(s.n(), s.kv_width(), gap),
+        out(s.n(), s.query_width(), gap),
+        dout(s.n(), s.query_width(), gap),
+        dq(s.n(), s.query_width(), gap),
+        dk(s.n(), s.kv_width(), gap),
+        dv(s.n(), s.kv_width(), gap),
         lse(s.n() * s.num_heads * sizeof(float)),
         starts(s.starts.size() * sizeof(int32_t)),
         scratch(scratch_bytes) {
     starts.write(s.starts);
-    const auto query_width = s.query_width(), kv_width = s.kv_width();
     TmAttention& a = args.forward;
-    a.q = q.elements();
-    a.k = k.elements();
-    a.v = v.elements();
-    a.q_stride = query_width;
-    a.k_stride = a.v_stride = kv_width;
-    a.out = out.elements();
-    a.out_stride = query_width;
+    a.q = q.memory.elements();
+    a.k = k.memory.elements();
+    a.v = v.memory.elements();
+    a.q_stride = q.stride;
+    a.k_stride = a.v_stride = k.stride;
+    a.out = out.memory.elements();
+    a.out_stride = out.stride;
     a.lse = reinterpret_cast<float*>(lse.data());
     a.document_starts = reinterpret_cast<const int32_t*>(starts.data());
     a.host_document_starts = s.starts.data();
@@ -91,47 +121,45 @@ struct DeviceCall {
     a.scale = static_cast<float>(1 / std::sqrt(static_cast<double>(s.head_size)));
     a.scratch = scratch.data();
     a.scratch_bytes = scratch_bytes;
-    args.dout = dout.elements();
-    args.dq = dq.elements();
-    args.dk = dk.elements();
-    args.dv = dv.elements();
-    args.dout_stride = args.dq_stride = query_width;
-    args.dk_stride = args.dv_stride = kv_width;
+    args.dout = dout.memory.elements();
+    args.dq = dq.memory.elements();
+    args.dk = dk.memory.elements();
+    args.dv = dv.memory.elements();
+    args.dout_stride = args.dq_stride = dq.stride;
+    args.dk_stride = args.dv_stride = dk.stride;
   }
   DeviceCall(const DeviceCall&) = delete;
 
   void fill(const AttentionInputs& in) {
-    write(q, in.q);
-    write(k, in.k);
-    write(v, in.v);
-    write(dout, in.dout);
+    q.write(in.q);
+    k.write(in.k);
+    v.write(in.v);
+    dout.write(in.dout);
   }
   bool guards_hold() const {
-    for (const Guarded* rows : {&q, &k, &v, &out, &dout, &dq, &dk, &dv, &lse, &starts, &scratch}) {
-      if (!rows->guards_hold()) return false;
+    for (const Rows* rows : {&q, &k, &v, &out, &dout, &dq, &dk, &dv}) {
+      if (!rows->gaps_hold()) return false;
     }
-    return true;
+    return lse.guards_hold() && starts.guards_hold() && scratch.guards_hold();
   }
 
   const AttentionSizes& s;
-  Guarded q, k, v, out, dout, dq, dk, dv, lse, starts, scratch;
+  Rows q, k, v, out, dout, dq, dk, dv;
+  Guarded lse, starts, scratch;
   TmAttentionBackward args = {};
-
- private:
-  static void write(Guarded& to, const std::vector<double>& values) {
-    std::vector<uint16_t> rounded(values.size());
-    std::transform(values.begin(), values.end(), rounded.begin(), to_bf16);
-    to.write(rounded);
-  }
 };
 
-AttentionInputs random_inputs(const AttentionSizes& s, unsigned seed) {
-  std::mt19937 random(seed);
+// From a pool, whose size divides no row.
+AttentionInputs random_inputs(const AttentionSizes& s) {
+  std::mt19937 random(20261124);
   std::normal_distribution<double> normal;
+  std::vector<double> pool(65521);
+  for (double& x : pool) x = from_bf16(to_bf16(normal(random)));
   AttentionInputs in;
+  size_t next = 0;
   const auto fill = [&](std::vector<double>& values, size_t count) {
     values.resize(count);
-    for (double& x : values) x = from_bf16(to_bf16(normal(random)));
+    for (double& x : values) x = pool[next++ % pool.size()];
   };
   fill(in.q, s.n() * s.query_width());
   fill(in.k, s.n() * s.kv_width());
@@ -155,21 +183,14 @@ Distance distance(const std::vector<double>& found, const std::vector<double>& e
   return d;
 }
 
-std::vector<double> bf16_rows(const Guarded& rows) {
-  const auto bits = rows.read<uint16_t>();
-  std::vector<double> values(bits.size());
-  std::transform(bits.begin(), bits.end(), values.begin(), from_bf16);
-  return values;
-}
-
 struct Comparison {
   const char* what;
-  const Guarded& found;
+  const Rows& found;
   const std::vector<double>&exact, &rounded;
 };
 
 void compare(const std::string& name, const Comparison& c) {
-  const Distance found = distance(bf16_rows(c.found), c.exact);
+  const Distance found = distance(c.found.read(), c.exact);
   const Distance cost = distance(c.rounded, c.exact);
   std::printf("  %-4s rms %.2e (bf16 costs %.2e)  most %.2e (%.2e)\n", c.what, found.rms, cost.rms,
               found.most, cost.most);
@@ -191,17 +212,18 @@ void check_numbers(const std::string& name, const DeviceCall& call, const Attent
 }
 
 void check_repeats(const std::string& name, CudnnAttention& attention, DeviceCall& call) {
-  const auto dq = call.dq.read<uint16_t>();
-  const auto dk = call.dk.read<uint16_t>();
-  const auto dv = call.dv.read<uint16_t>();
+  const auto dq = call.dq.memory.read<uint16_t>();
+  const auto dk = call.dk.memory.read<uint16_t>();
+  const auto dv = call.dv.memory.read<uint16_t>();
   bool same = true;
   for (int run = 1; run < 6; ++run) {
-    for (Guarded* rows : {&call.dq, &call.dk, &call.dv, &call.scratch}) rows->poison();
+    for (Rows* rows : {&call.dq, &call.dk, &call.dv}) rows->memory.poison();
+    call.scratch.poison();
     CUDA_CHECK(cudaDeviceSynchronize());
     attention.backward(call.args);
     CUDA_CHECK(cudaDeviceSynchronize());
-    same = same && dq == call.dq.read<uint16_t>() && dk == call.dk.read<uint16_t>() &&
-           dv == call.dv.read<uint16_t>();
+    same = same && dq == call.dq.memory.read<uint16_t>() && dk == call.dk.memory.read<uint16_t>() &&
+           dv == call.dv.memory.read<uint16_t>();
   }
   CHECK(same, name + ": the backward differs when run again");
 }
@@ -211,6 +233,7 @@ struct Case {
   std::vector<int32_t> lengths;
   size_t num_heads, num_kv_heads, head_size, window;
   size_t scratch_bytes;  // 0: scratch_bytes() of the job
+  size_t gap;            // elements after each row
 };
 
 AttentionSizes sizes_of(const Case& c) {
@@ -234,8 +257,8 @@ void run_case(const Case& c, CudnnAttention& attention) {
   std::printf("%s: %zu tokens, %zu documents, %zu/%zu heads of %zu, window %zu, scratch %.1f MiB\n",
               c.name, s.n(), c.lengths.size(), s.num_heads, s.num_kv_heads, s.head_size, s.window,
               static_cast<double>(scratch) / (1 << 20));
-  const AttentionInputs in = random_inputs(s, 20261124);
-  DeviceCall call(s, scratch);
+  const AttentionInputs in = random_inputs(s);
+  DeviceCall call(s, scratch, c.gap);
   call.fill(in);
   CUDA_CHECK(cudaDeviceSynchronize());
   const bool served = attention.forward(call.args.forward) && attention.backward(call.args);
@@ -253,19 +276,20 @@ std::vector<Case> cases() {
   std::vector<int32_t> tiny;
   for (int32_t i = 0; i < 200; ++i) tiny.push_back(1 + i % 4);
   return {
-      {"odd 32/8 d128", kOdd, 32, 8, 128, 0, 0},
-      {"odd 9/3 d64", kOdd, 9, 3, 64, 0, 0},
-      {"odd 14/2 d64 windowed", kOdd, 14, 2, 64, 100, 0},
-      {"odd 32/8 d128 windowed", kOdd, 32, 8, 128, 64, 0},
-      {"odd 4/4 d128, no groups", kOdd, 4, 4, 128, 0, 0},
-      {"odd 14/2 d128 in small scratch", kOdd, 14, 2, 128, 0, size_t{24} << 20},
-      {"one of 700", {700}, 14, 2, 64, 0, 0},
-      {"one of 1", {1}, 9, 3, 64, 0, 0},
-      {"empty ones between", {0, 50, 0, 0, 90, 0}, 9, 3, 64, 0, 0},
-      {"200 tiny", tiny, 9, 3, 64, 0, 0},
-      {"dense 5 x 256", {256, 256, 256, 256, 256}, 32, 8, 64, 0, 0},
-      {"dense 3 x 384 windowed", {384, 384, 384}, 14, 2, 128, 100, 0},
-      {"dense 5 x 256 in small scratch", {256, 256, 256, 256, 256}, 32, 8, 128, 0, 20 << 20},
+      {"odd 32/8 d128", kOdd, 32, 8, 128, 0, 0, 0},
+      {"odd 9/3 d64", kOdd, 9, 3, 64, 0, 0, 0},
+      {"odd 32/8 d64 with gaps", kOdd, 32, 8, 64, 0, 0, 192},
+      {"odd 14/2 d64 windowed", kOdd, 14, 2, 64, 100, 0, 0},
+      {"odd 32/8 d128 windowed", kOdd, 32, 8, 128, 64, 0, 0},
+      {"odd 4/4 d128, no groups", kOdd, 4, 4, 128, 0, 0, 0},
+      {"odd 14/2 d128 in small scratch", kOdd, 14, 2, 128, 0, size_t{24} << 20, 0},
+      {"one of 700", {700}, 14, 2, 64, 0, 0, 0},
+      {"one of 1", {1}, 9, 3, 64, 0, 0, 0},
+      {"empty ones between", {0, 50, 0, 0, 90, 0, 0}, 9, 3, 64, 0, 0, 0},
+      {"200 tiny", tiny, 9, 3, 64, 0, 0, 0},
+      {"dense 5 x 256 with gaps", {256, 256, 256, 256, 256}, 32, 8, 64, 0, 0, 64},
+      {"dense 3 x 384 windowed", {384, 384, 384}, 14, 2, 128, 100, 0, 0},
+      {"dense 5 x 256 in small scratch", {256, 256, 256, 256, 256}, 32, 8, 128, 0, 20 << 20, 0},
   };
 }
 
@@ -293,8 +317,8 @@ void print_times(const Case& c, const std::string& folder, cudaStream_t stream) 
   const auto attention = CudnnAttention::open(folder, stream, &why);
   const AttentionSizes s = sizes_of(c);
   const size_t scratch = scratch_of(*attention, s);
-  DeviceCall call(s, scratch);
-  call.fill(random_inputs(s, 1));
+  DeviceCall call(s, scratch, c.gap);
+  call.fill(random_inputs(s));
   if (!attention->supports(call.args.forward) || !attention->supports(call.args)) {
     std::printf("%-26s not served: %s\n", c.name, attention->refusal().c_str());
     return;
@@ -320,8 +344,9 @@ void print_all_times(const std::string& folder, cudaStream_t stream) {
   };
   for (const size_t head_size : {size_t{128}, size_t{64}}) {
     for (const auto& [name, lengths] : packs) {
+      const size_t gap = 40 * head_size;  // as rows of q, k and v together
       const std::string title = std::string(name) + ", d " + std::to_string(head_size);
-      print_times({title.c_str(), lengths, 32, 8, head_size, 0, 0}, folder, stream);
+      print_times({title.c_str(), lengths, 32, 8, head_size, 0, 0, gap}, folder, stream);
     }
   }
 }

@@ -103,8 +103,9 @@ size_t round_tokens(size_t count) {
   return round_up(std::max(count, kTile), std::max(power / 4, kTile));
 }
 
-// The scores' gradients in tiles of 64 x 128, keys' and values' gradients of each query head before
-// they are added up (bf16, ragged: float rows for all heads), and a float for each row.
+// The scores' gradients in tiles of 64 x 128; keys' and values' gradients of each query head before
+// they are added up (cuDNN's frontend counts four bytes for each where ragged) and after, in narrow
+// rows; two floats for each row.
 size_t chunk_bytes(const AttentionChunk& chunk, const AttentionHeads& heads) {
   const size_t ratio = heads.num_heads / heads.num_kv_heads;
   const size_t run_heads = chunk.num_kv_heads * ratio;
@@ -113,8 +114,9 @@ size_t chunk_bytes(const AttentionChunk& chunk, const AttentionHeads& heads) {
   const size_t rows = chunk.batch * run_heads * chunk.length;
   size_t partials = 0;
   if (ratio > 1) {
-    partials = chunk.ragged ? chunk.total_tokens * heads.num_heads * heads.head_size * 8
-                            : rows * heads.head_size * 4;
+    const size_t each = 2 * heads.head_size * 2;  // both, bf16
+    partials = chunk.ragged ? chunk.total_tokens * (run_heads * 2 + chunk.num_kv_heads) * each
+                            : rows * each;
   }
   const size_t tables = 10 * (chunk.batch + 1) * sizeof(int32_t) + 11 * 256;
   return scores + partials + rows * 2 * sizeof(float) + tables;

@@ -57,6 +57,23 @@ std::array<CallTensor, kAttentionTensors> tensors_of(const Call& call) {
 }
 
 constexpr size_t kLse = static_cast<size_t>(AttentionTensor::kLse);
+constexpr size_t kDout = static_cast<size_t>(AttentionTensor::kDout);
+constexpr size_t kDk = static_cast<size_t>(AttentionTensor::kDk);
+constexpr size_t kDv = static_cast<size_t>(AttentionTensor::kDv);
+
+// cuDNN keeps the ragged gradients of keys and values for each query head in rows as wide as the
+// stride says times the heads of a group: they then go to narrow rows of the scratch first.
+bool has_narrow_rows(const Call& call, const AttentionChunk& chunk) {
+  if (call.backward == nullptr || !chunk.ragged) return false;
+  if (call.forward.num_heads == call.forward.num_kv_heads) return false;
+  const size_t width = chunk.num_kv_heads * call.forward.head_size;
+  return call.backward->dk_stride != width || call.backward->dv_stride != width;
+}
+
+size_t chunk_tokens(const Call& call, const AttentionChunk& chunk) {
+  const int32_t* starts = call.forward.host_document_starts + chunk.first_document;
+  return static_cast<size_t>(starts[chunk.num_documents] - starts[0]);
+}
 
 AttentionShape shape_of(const Call& call, const AttentionChunk& chunk) {
   const TmAttention& a = call.forward;
@@ -79,6 +96,9 @@ AttentionShape shape_of(const Call& call, const AttentionChunk& chunk) {
                               &shape.dq_stride,  &shape.dk_stride, &shape.dv_stride};
   for (size_t i = 0; i < kAttentionTensors; ++i) {
     if (strides[i] != nullptr) *strides[i] = static_cast<int64_t>(tensors[i].stride);
+  }
+  if (has_narrow_rows(call, chunk)) {
+    shape.dk_stride = shape.dv_stride = shape.num_kv_heads * shape.head_size;
   }
   return shape;
 }
@@ -119,8 +139,11 @@ class Scratch {
 // What a chunk takes of the scratch beside cuDNN's workspace.
 size_t table_bytes(const AttentionChunk& chunk, const Call& call) {
   if (chunk.ragged) {
+    const size_t width = chunk.num_kv_heads * call.forward.head_size;
+    const size_t narrow = align_up(chunk_tokens(call, chunk) * width * kElementBytes);
     return kRaggedTensors * align_up((chunk.batch + 1) * sizeof(int32_t)) +
-           align_up(chunk.batch * sizeof(int32_t)) + kAlign;
+           align_up(chunk.batch * sizeof(int32_t)) + kAlign +
+           (has_narrow_rows(call, chunk) ? 2 * narrow : 0);
   }
   const size_t ratio = call.forward.num_heads / call.forward.num_kv_heads;
   const size_t rows = chunk.batch * chunk.num_kv_heads * ratio * chunk.length;
@@ -159,8 +182,11 @@ class CudnnAttentionOnCard : public CudnnAttention {
   size_t largest_step(const Call& call) const;
   bool run(const Call& call);
   bool run_step(const Call& call, const Step& step);
+  void lay_out_lse(const Call& call, const Step& step, Scratch& scratch,
+                   AttentionPointers& pointers);
   void fill_tables(const Call& call, const Step& step, Scratch& scratch,
                    AttentionPointers& pointers);
+  void copy_narrow_rows(const Call& call, const Step& step, const AttentionPointers& narrow);
   bool check_gradients(const Call& call, const Step& step);
 
   CudnnLibrary library_;
@@ -223,8 +249,7 @@ bool CudnnAttentionOnCard::prepare(const Call& call) {
 bool CudnnAttentionOnCard::find_plans(const Call& call, const std::vector<AttentionChunk>& chunks) {
   steps_.clear();
   for (const AttentionChunk& chunk : chunks) {
-    const int32_t* starts = call.forward.host_document_starts + chunk.first_document;
-    if (starts[chunk.num_documents] == starts[0]) continue;
+    if (chunk_tokens(call, chunk) == 0) continue;
     if (chunk.ragged && major_ != 9 && major_ != 10)
       return refuse("unequal documents on this card");
     Plan* const plan = plan_for(shape_of(call, chunk));
@@ -280,46 +305,72 @@ bool CudnnAttentionOnCard::run(const Call& call) {
   return true;
 }
 
-bool CudnnAttentionOnCard::run_step(const Call& call, const Step& step) {
+// Where a chunk's first row and head lie.
+void* chunk_rows(const Call& call, const AttentionChunk& chunk, const CallTensor& tensor) {
   const TmAttention& a = call.forward;
-  const AttentionChunk& chunk = step.chunk;
   const size_t first_row = static_cast<size_t>(a.host_document_starts[chunk.first_document]);
-  const size_t first_head = chunk.first_kv_head * (a.num_heads / a.num_kv_heads);
+  const size_t ratio = tensor.is_per_kv_head ? 1 : a.num_heads / a.num_kv_heads;
+  const size_t elements =
+      first_row * tensor.stride + chunk.first_kv_head * ratio * tensor.head_width;
+  return static_cast<char*>(tensor.rows) + elements * tensor.element_bytes;
+}
+
+bool CudnnAttentionOnCard::run_step(const Call& call, const Step& step) {
   AttentionPointers pointers;
   const auto tensors = tensors_of(call);
   for (size_t i = 0; i < kAttentionTensors; ++i) {
-    const CallTensor& tensor = tensors[i];
-    if (tensor.rows == nullptr) continue;
-    const size_t head = tensor.is_per_kv_head ? chunk.first_kv_head : first_head;
-    const size_t elements = first_row * tensor.stride + head * tensor.head_width;
-    pointers.tensors[i] = static_cast<char*>(tensor.rows) + elements * tensor.element_bytes;
+    if (tensors[i].rows != nullptr) pointers.tensors[i] = chunk_rows(call, step.chunk, tensors[i]);
   }
-  Scratch scratch(a);
-  fill_tables(call, step, scratch, pointers);
+  Scratch scratch(call.forward);
+  const bool is_narrow = has_narrow_rows(call, step.chunk);
+  if (is_narrow) {
+    const size_t width = step.chunk.num_kv_heads * call.forward.head_size;
+    const size_t bytes = chunk_tokens(call, step.chunk) * width * kElementBytes;
+    pointers.tensors[kDk] = scratch.take<char>(bytes);
+    pointers.tensors[kDv] = scratch.take<char>(bytes);
+  }
+  if (step.chunk.ragged) {
+    fill_tables(call, step, scratch, pointers);
+  } else if (call.backward != nullptr) {
+    lay_out_lse(call, step, scratch, pointers);
+  }
   void* const workspace = scratch.take<char>(0);
   const std::string error = step.plan->graph->run(library_.handle(), pointers, workspace);
   if (!error.empty()) throw CudaFailure(TM_DEVICE_ERROR, "attention of cuDNN: " + error);
   CUDA_CHECK(cudaPeekAtLastError());
+  if (is_narrow) copy_narrow_rows(call, step, pointers);
   if (call.backward == nullptr || step.plan->is_checked) return true;
   return check_gradients(call, step);
 }
 
+void CudnnAttentionOnCard::copy_narrow_rows(const Call& call, const Step& step,
+                                            const AttentionPointers& narrow) {
+  const auto tensors = tensors_of(call);
+  const size_t width = step.chunk.num_kv_heads * call.forward.head_size * kElementBytes;
+  for (const size_t i : {kDk, kDv}) {
+    CUDA_CHECK(cudaMemcpy2DAsync(chunk_rows(call, step.chunk, tensors[i]),
+                                 tensors[i].stride * kElementBytes, narrow.tensors[i], width, width,
+                                 chunk_tokens(call, step.chunk), cudaMemcpyDeviceToDevice,
+                                 stream_));
+  }
+}
+
+void CudnnAttentionOnCard::lay_out_lse(const Call& call, const Step& step, Scratch& scratch,
+                                       AttentionPointers& pointers) {
+  const AttentionChunk& chunk = step.chunk;
+  const size_t heads = static_cast<size_t>(step.plan->shape.num_heads);
+  float* const lse = scratch.take<float>(chunk.batch * heads * chunk.length);
+  make_head_major({static_cast<const float*>(pointers.tensors[kLse]), call.forward.num_heads, lse,
+                   chunk.batch, heads, chunk.length},
+                  stream_);
+  pointers.tensors[kLse] = lse;
+}
+
 void CudnnAttentionOnCard::fill_tables(const Call& call, const Step& step, Scratch& scratch,
                                        AttentionPointers& pointers) {
-  const TmAttention& a = call.forward;
   const AttentionChunk& chunk = step.chunk;
-  if (!chunk.ragged) {
-    if (call.backward == nullptr) return;
-    const size_t heads = static_cast<size_t>(step.plan->shape.num_heads);
-    float* const lse = scratch.take<float>(chunk.batch * heads * chunk.length);
-    make_head_major({static_cast<const float*>(pointers.tensors[kLse]), a.num_heads, lse,
-                     chunk.batch, heads, chunk.length},
-                    stream_);
-    pointers.tensors[kLse] = lse;
-    return;
-  }
   RaggedTables tables = {};
-  tables.starts = a.document_starts + chunk.first_document;
+  tables.starts = call.forward.document_starts + chunk.first_document;
   tables.num_documents = static_cast<int>(chunk.num_documents);
   tables.batch = static_cast<int>(chunk.batch);
   const auto tensors = tensors_of(call);
@@ -329,6 +380,9 @@ void CudnnAttentionOnCard::fill_tables(const Call& call, const Step& step, Scrat
     tables.offsets[i] = scratch.take<int32_t>(chunk.batch + 1);
     pointers.offsets[i] = tables.offsets[i];
   }
+  if (has_narrow_rows(call, chunk)) {
+    tables.strides[kDk] = tables.strides[kDv] = static_cast<int32_t>(step.plan->shape.dk_stride);
+  }
   tables.lengths = scratch.take<int32_t>(chunk.batch);
   pointers.lengths = tables.lengths;
   fill_ragged_tables(tables, stream_);
@@ -337,25 +391,20 @@ void CudnnAttentionOnCard::fill_tables(const Call& call, const Step& step, Scrat
 // Some versions of cuDNN answer nothing but zeros for some ragged shapes. A plan's first gradients
 // that cannot all be zero tell; a plan that fails is not used again.
 bool CudnnAttentionOnCard::check_gradients(const Call& call, const Step& step) {
-  const TmAttention& a = call.forward;
-  const TmAttentionBackward& b = *call.backward;
   const AttentionChunk& chunk = step.chunk;
-  const int32_t* starts = a.host_document_starts + chunk.first_document;
-  const size_t first = static_cast<size_t>(starts[0]);
-  const size_t rows = static_cast<size_t>(starts[chunk.num_documents]) - first;
-  const size_t ratio = a.num_heads / a.num_kv_heads;
-  const size_t width = chunk.num_kv_heads * a.head_size;
-  const size_t column = chunk.first_kv_head * a.head_size;
-  const auto at = [](const void* base, size_t elements) {
-    return static_cast<const void*>(static_cast<const char*>(base) + elements * kElementBytes);
-  };
-  Scratch scratch(a);
+  const auto tensors = tensors_of(call);
+  const size_t rows = chunk_tokens(call, chunk);
+  const size_t width = static_cast<size_t>(step.plan->shape.head_size);
+  const size_t heads = static_cast<size_t>(step.plan->shape.num_heads);
+  Scratch scratch(call.forward);
   uint32_t* const flags = scratch.take<uint32_t>(2);
   CUDA_CHECK(cudaMemsetAsync(flags, 0, 2 * sizeof(uint32_t), stream_));
-  const void* const dout = at(b.dout, first * b.dout_stride + column * ratio);
-  const void* const dv = at(b.dv, first * b.dv_stride + column);
-  find_nonzero({dout, rows, width * ratio, b.dout_stride, &flags[0]}, stream_);
-  find_nonzero({dv, rows, width, b.dv_stride, &flags[1]}, stream_);
+  find_nonzero({chunk_rows(call, chunk, tensors[kDout]), rows, heads * width, tensors[kDout].stride,
+                &flags[0]},
+               stream_);
+  find_nonzero({chunk_rows(call, chunk, tensors[kDv]), rows, chunk.num_kv_heads * width,
+                tensors[kDv].stride, &flags[1]},
+               stream_);
   uint32_t found[2] = {};
   CUDA_CHECK(cudaMemcpyAsync(found, flags, sizeof(found), cudaMemcpyDeviceToHost, stream_));
   CUDA_CHECK(cudaStreamSynchronize(stream_));
