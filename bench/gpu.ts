@@ -4,8 +4,8 @@
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
  *   --profile              a table of every operation's time beside its floor
- *   --peers plain,compile,liger,checkpoint,torchtune   transformers' Trainer, plain, or also compiled
- *                          and so on; torchtune's recipe for LoRA; none: no peers. Default: plain
+ *   --peers LIST           of plain (the default), compile, liger and checkpoint: transformers'
+ *                          Trainer so run; torchtune: its recipe for LoRA; or none
  *   --no-ceilings          no rates of the card, and so no limit
  *   --out FILE             where rows are appended, one JSON object a line
  *   --device cpu, --plugin PATH, --libraries DIR, --loss-rows N, --threads N   to the engine
@@ -145,7 +145,8 @@ function print(row: Row, record: Record, { measured, card }: Found): void {
   else
     console.log(
       `peer       ${whole(record.peer_tokens_per_second)} tok/s (${record.peer}, ` +
-        `${record.peer_peak_gib?.toFixed(1)} GiB): ×${(speed / record.peer_tokens_per_second).toFixed(2)}`,
+        `${record.peer_peak_gib?.toFixed(1)} GiB): ` +
+        `×${(speed / record.peer_tokens_per_second).toFixed(2)}`,
     )
   const driver = record.driver_gib === null ? 'unknown' : `${record.driver_gib.toFixed(2)} GiB`
   console.log(

@@ -27,7 +27,8 @@ export function opTable(profile: OpTime[], card: Ceilings | null, work: Work): s
     .map((time) => ({ ...time, share: time.ms / total, floorMs: floorOf(time, card, work) }))
     .sort((a, b) => b.ms - a.ms)
   const floor = lines.reduce((sum, { floorMs }) => sum + (floorMs ?? 0), 0)
-  const last = `sum ${total.toFixed(3)} ms, of floors ${floor.toFixed(3)} ms; every operation waits here`
+  const sums = `sum ${total.toFixed(3)} ms, of floors ${floor.toFixed(3)} ms`
+  const last = `${sums}; every operation waits here`
   return [
     tableLine(columns, ({ title }) => title),
     ...lines.map((line) => tableLine(columns, (column) => column.text(line))),

@@ -1,4 +1,6 @@
-/** One row on the engine: runs gpu_step_bench, and asks the driver what the card holds meanwhile. */
+/**
+ * One row on the engine: runs gpu_step_bench, and asks the driver what the card holds meanwhile.
+ */
 import { spawn, spawnSync } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import type { Row } from './rows.js'

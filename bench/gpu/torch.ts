@@ -6,7 +6,8 @@ import type { Row } from './rows.js'
 /** Null where python3 has no torch that sees a card: why goes to the error output once. */
 export function torchDevice(): string | null {
   const script =
-    'import torch, transformers, peft\nprint(torch.cuda.get_device_name() if torch.cuda.is_available() else "")'
+    'import torch, transformers, peft\n' +
+    'print(torch.cuda.get_device_name() if torch.cuda.is_available() else "")'
   const done = spawnSync('python3', ['-c', script], { encoding: 'utf8' })
   const device = done.status === 0 ? done.stdout.trim() : ''
   return device === '' ? null : device
