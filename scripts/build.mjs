@@ -1,7 +1,7 @@
 // npm run build: types of the contract, TypeScript, native engine, dashboard; all into build/.
 // --product leaves out the C++ tests and benchmarks. The CUDA plugin is built where nvcc is on this
 // machine or in the project's cache already; `cuda` by name gets a toolkit first.
-// --architectures=90a: machine code for fewer cards, kept until told otherwise; PTX is always there.
+// --architectures=90a: machine code for fewer cards, kept until told otherwise, and PTX always.
 import { copyFileSync, cpSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
 import { presentNvcc, setupCuda } from './cuda-setup.mjs'

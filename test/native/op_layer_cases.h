@@ -59,13 +59,30 @@ inline OpCase norm_case(Random random, size_t n, size_t c, size_t gap, bool dx_a
   auto kernel = [=](const Device& d) {
     Matrix y = poisoned(x), out = dx;
     Floats rstd(n, kPoison), dg = dgain;
-    const TmRmsNorm forward = {x.values.data(), gain.data(), y.values.data(), rstd.data(), n, c,
-                               x.stride,        y.stride,    kEpsilon,    0};
+    const TmRmsNorm forward = {x.values.data(),
+                               gain.data(),
+                               y.values.data(),
+                               rstd.data(),
+                               n,
+                               c,
+                               x.stride,
+                               y.stride,
+                               kEpsilon,
+                               0};
     require(d.backend->rms_norm_forward(d.context, &forward), d);
-    const TmRmsNormBackward backward = {
-        dy.values.data(),  x.values.data(), gain.data(), rstd.data(),
-        out.values.data(), dg.data(),       n,           c,
-        x.stride,          dy.stride,       out.stride,  dx_add, 0};
+    const TmRmsNormBackward backward = {dy.values.data(),
+                                        x.values.data(),
+                                        gain.data(),
+                                        rstd.data(),
+                                        out.values.data(),
+                                        dg.data(),
+                                        n,
+                                        c,
+                                        x.stride,
+                                        dy.stride,
+                                        out.stride,
+                                        dx_add,
+                                        0};
     require(d.backend->rms_norm_backward(d.context, &backward), d);
     return Outputs{y.values, rstd, out.values, dg};
   };

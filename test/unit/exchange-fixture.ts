@@ -40,8 +40,8 @@ export function gradientLike(numElements: number, seed: number): Float32Array {
 }
 
 /**
- * Timers that run `speed` times as fast. Time passes by their turns, not by the wall: a machine that
- * stands still for a second makes nobody look silent.
+ * Timers that run `speed` times as fast. Time passes by their turns, not by the wall: a machine
+ * that stands still for a second makes nobody look silent.
  */
 export function fastClock(speed: number): DataPlaneClock {
   let nowMs = 0
