@@ -182,8 +182,8 @@ void Bench::add_attention() {
     longest = std::max(longest, length);
     pairs += 0.5 * double(length) * double(length + 1);
   }
-  const size_t bytes =
-      backend_->attention_scratch_bytes(context_, longest, kHeads, kKvHeads, kHeadSize);
+  const TmAttentionJob job = {n, longest, kHeads, kKvHeads, kHeadSize, true};
+  const size_t bytes = backend_->attention_scratch_bytes(context_, &job);
   TmAttentionBackward b{};
   b.forward = {floats(n * wide),
                floats(n * narrow),

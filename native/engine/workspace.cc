@@ -141,9 +141,13 @@ void Workspace::reserve(const ModelConfig& config, const Device& device, Arena& 
 
   normed = arena.take_elements("scratch", n * strides.normed);
   swiglu = arena.take_elements("scratch", n * strides.swiglu);
-  attention_scratch_bytes =
-      device.ops().attention_scratch_bytes(device.context(), std::min(spec.longest_document, n),
-                                           config.num_heads, config.num_kv_heads, config.head_size);
+  const TmAttentionJob job = {n,
+                              std::min(spec.longest_document, n),
+                              config.num_heads,
+                              config.num_kv_heads,
+                              config.head_size,
+                              spec.has_backward};
+  attention_scratch_bytes = device.ops().attention_scratch_bytes(device.context(), &job);
   attention_scratch = arena.take_bytes("attention scratch", attention_scratch_bytes);
 
   const size_t rows = spec.loss_rows;

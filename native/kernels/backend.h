@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define TM_BACKEND_ABI 4
+#define TM_BACKEND_ABI 5
 
 // Opaque to the engine, which computes no address from it but through element_bytes(). A backend
 // whose elements are always float says so before it includes this header.
@@ -151,9 +151,16 @@ typedef struct {
   size_t window;
   float scale;
   void* scratch;
-  size_t scratch_bytes;                 // attention_scratch_bytes()
+  size_t scratch_bytes;                 // at least what TmAttentionJob takes
   const int32_t* host_document_starts;  // the same numbers as document_starts, in host memory
 } TmAttention;
+
+// What the scratch of a job's attention is planned from.
+typedef struct {
+  size_t tokens, longest_document;  // at most, of one call
+  size_t num_heads, num_kv_heads, head_size;
+  int has_backward;
+} TmAttentionJob;
 
 // Attention of the newest token of a sequence, whose keys and values are rows of a cache:
 // out = softmax(scale q k^T) v over rows [first, end), with a window the last `window` of them.
@@ -370,8 +377,7 @@ typedef struct TmBackend {
   TmStatus (*bias_grad_add)(TmContext*, const TmElement* dy, size_t n, size_t c, size_t stride,
                             float* dbias);
   TmStatus (*rope)(TmContext*, const TmRope*);
-  size_t (*attention_scratch_bytes)(TmContext*, size_t longest_document, size_t num_heads,
-                                    size_t num_kv_heads, size_t head_size);
+  size_t (*attention_scratch_bytes)(TmContext*, const TmAttentionJob*);
   TmStatus (*attention_forward)(TmContext*, const TmAttention*);
   TmStatus (*attention_backward)(TmContext*, const TmAttentionBackward*);
   TmStatus (*swiglu_forward)(TmContext*, const TmSwiGlu*);

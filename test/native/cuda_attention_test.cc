@@ -248,7 +248,7 @@ size_t scratch_of(const CudnnAttention& attention, const AttentionSizes& s) {
     longest = std::max(longest, s.starts[d + 1] - s.starts[d]);
   }
   return attention.scratch_bytes(
-      {s.n(), static_cast<size_t>(longest), s.num_heads, s.num_kv_heads, s.head_size});
+      {s.n(), static_cast<size_t>(longest), s.num_heads, s.num_kv_heads, s.head_size, true});
 }
 
 void run_case(const Case& c, CudnnAttention& attention) {

@@ -27,8 +27,8 @@ inline Outputs attention_kernel(const Device& d, const AttentionShape& s,
   }
   Matrix out = poisoned(in.dout), dq = poisoned(in.q), dk = poisoned(in.k), dv = poisoned(in.v);
   Floats lse(n * s.heads, kPoison);
-  const size_t bytes =
-      d.backend->attention_scratch_bytes(d.context, longest, s.heads, s.kv_heads, s.size);
+  const TmAttentionJob job = {n, longest, s.heads, s.kv_heads, s.size, true};
+  const size_t bytes = d.backend->attention_scratch_bytes(d.context, &job);
   Floats scratch(bytes / sizeof(float), kPoison);
   TmAttentionBackward b{};
   b.forward = {in.q.values.data(),

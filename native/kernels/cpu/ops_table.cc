@@ -184,11 +184,11 @@ size_t part_floats(size_t num_heads, size_t num_kv_heads, size_t head_size) {
   return 2 * (num_heads - num_kv_heads) * head_size;
 }
 
-size_t attention_scratch_bytes(TmContext* context, size_t longest, size_t num_heads,
-                               size_t num_kv_heads, size_t head_size) {
+size_t attention_scratch_bytes(TmContext* context, const TmAttentionJob* job) {
   const size_t threads = static_cast<size_t>(context->pool.num_threads());
-  const size_t parts = longest * part_floats(num_heads, num_kv_heads, head_size);
-  return sizeof(float) * (threads * attention_thread_floats(longest, head_size) + parts);
+  const size_t longest = job->longest_document;
+  const size_t parts = longest * part_floats(job->num_heads, job->num_kv_heads, job->head_size);
+  return sizeof(float) * (threads * attention_thread_floats(longest, job->head_size) + parts);
 }
 
 size_t longest_document(const TmAttention& a) {
@@ -218,8 +218,9 @@ TmStatus check_attention(TmContext* context, const TmAttention& a) {
                   static_cast<int>(a.document_starts[d + 1]));
     }
   }
-  const size_t needed = attention_scratch_bytes(context, longest_document(a), a.num_heads,
-                                                a.num_kv_heads, a.head_size);
+  const TmAttentionJob job = {a.n, longest_document(a), a.num_heads, a.num_kv_heads, a.head_size,
+                              true};
+  const size_t needed = attention_scratch_bytes(context, &job);
   if (a.scratch_bytes < needed) {
     return fail(TM_BAD_ARGUMENT,
                 "attention: scratch has %zu bytes, a document of %zu tokens needs %zu; plan with "

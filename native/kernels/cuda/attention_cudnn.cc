@@ -162,7 +162,7 @@ class CudnnAttentionOnCard : public CudnnAttention {
   std::string version() const override { return library_.version(); }
   const std::string& refusal() const override { return refusal_; }
   size_t largest_workspace() const override { return largest_workspace_; }
-  size_t scratch_bytes(const AttentionJob& job) const override;
+  size_t scratch_bytes(const TmAttentionJob& job) const override;
 
   bool supports(const TmAttention& args) override { return prepare({args, nullptr}); }
   bool supports(const TmAttentionBackward& args) override { return prepare({args.forward, &args}); }
@@ -199,12 +199,13 @@ class CudnnAttentionOnCard : public CudnnAttention {
   size_t largest_workspace_ = 0;
 };
 
-size_t CudnnAttentionOnCard::scratch_bytes(const AttentionJob& job) const {
+size_t CudnnAttentionOnCard::scratch_bytes(const TmAttentionJob& job) const {
   const AttentionHeads heads = {job.num_heads, job.num_kv_heads, job.head_size};
   const size_t least = least_chunk_bytes(std::min(job.tokens, job.longest_document), heads);
   const size_t best = best_chunk_bytes(job.tokens, job.longest_document, heads);
   const size_t room = kWorkspaceLimit - kChunkSlack - kAlign;
-  if (least > room) return 0;
+  const size_t forward_tables = kRaggedTensors * 2 * (job.tokens + kAlign) * sizeof(int32_t);
+  if (job.has_backward == 0 || least > room) return kChunkSlack + forward_tables + kAlign;
   return std::max(least, std::min(best, room)) + kChunkSlack + kAlign;
 }
 

@@ -17,11 +17,6 @@
 
 namespace tunemesh::cuda {
 
-struct AttentionJob {
-  size_t tokens, longest_document;  // at most, of one call
-  size_t num_heads, num_kv_heads, head_size;
-};
-
 class CudnnAttention {
  public:
   // Null, and one line in `why`, where there is no fit cuDNN or the plugin was built without it.
@@ -30,10 +25,10 @@ class CudnnAttention {
   virtual ~CudnnAttention() = default;
 
   virtual std::string version() const = 0;  // "9.19.0"; bits depend on it
-  // Bytes of TmAttention.scratch: for the job's full packs at once, `limit` at most; but never less
-  // than one document with one key/value head takes, and 0 where even that is beyond the limit
-  // (then the backward of long documents is not served).
-  virtual size_t scratch_bytes(const AttentionJob& job) const = 0;
+  // Bytes of TmAttention.scratch: for the backward of the job's full packs at once, 1.5 GiB at most
+  // and then in parts; where one document with one key/value head takes more than that, what the
+  // forward takes (such documents' backward is not served).
+  virtual size_t scratch_bytes(const TmAttentionJob& job) const = 0;
   // Does nothing and answers false where the call is not served; builds plans as it needs them.
   virtual bool supports(const TmAttention& args) = 0;
   virtual bool supports(const TmAttentionBackward& args) = 0;

@@ -250,7 +250,7 @@ void check_attention(const TmAttention& a) {
 }
 
 // Keys and values are summed by the block that owns them, delta where it is used.
-size_t attention_scratch_bytes(TmContext*, size_t, size_t, size_t, size_t) { return 0; }
+size_t attention_scratch_bytes(TmContext*, const TmAttentionJob*) { return 0; }
 
 TmStatus attend_forward(TmContext* context, const TmAttention* args) {
   return with_element(context, [&](auto element) {
