@@ -63,15 +63,27 @@ describe('command line against a coordinator', () => {
     assert.equal(coordinator.submits.length, 1)
   })
 
-  test('train: Ctrl-C ends the wait for a command that looks', async () => {
-    coordinator.publishEndpoint(folder, true)
-    const cli = new CliProcess([...base, 'train', jobPath])
-    await cli.until(/waiting up to 10 s/)
-    cli.interrupt()
-    const done = await cli.ended
-    assert.equal(done.code, 3, done.stderr)
-    assert.match(done.stderr, /Interrupted while waiting for the state folder/)
-    assert.equal(coordinator.submits.length, 0)
+  for (const verb of [
+    ['train', jobPath],
+    ['plan', jobPath],
+    ['chat', '--model', 'm'],
+  ]) {
+    test(`${verb[0]}: Ctrl-C ends the wait for a command that looks`, async () => {
+      coordinator.publishEndpoint(folder, true)
+      const cli = new CliProcess([...base, ...verb])
+      await cli.until(/waiting up to 10 s/)
+      cli.interrupt()
+      const done = await cli.ended
+      assert.equal(done.code, 3, done.stderr)
+      assert.match(done.stderr, /Interrupted while waiting for the state folder/)
+      assert.equal(coordinator.submits.length, 0)
+    })
+  }
+
+  test('train: a mistake in the job file is found before a coordinator is looked for', async () => {
+    const done = await runCli(['--server', '127.0.0.1:1', 'train', jobPath, '--set', 'learnin=1'])
+    assert.equal(done.code, 2, done.stderr)
+    assert.match(done.stderr, /^JOB_INVALID --set learnin: there is no such key/)
   })
 
   test('train: plain lines for people, ending with where the result is', async () => {

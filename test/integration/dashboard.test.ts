@@ -148,6 +148,26 @@ describe('dashboard in Chromium', { skip }, () => {
     assert.deepEqual(complaints, [])
     await context.close()
   })
+
+  test('page: a window made narrow while it is open is wide enough too', async () => {
+    const context = await browser.newContext({ viewport: { width: 1280, height: 740 } })
+    const { page } = await openPage(context, url)
+    await untilPoints(page, 10)
+    await page.setViewportSize({ width: 360, height: 740 })
+    // The charts follow in one of the next frames.
+    const content = await page.evaluate<number>(
+      `new Promise((resolve) => {
+        const look = (frame) => {
+          const { scrollWidth } = document.documentElement
+          if (scrollWidth === 360 || frame === 300) resolve(scrollWidth)
+          else requestAnimationFrame(() => look(frame + 1))
+        }
+        look(0)
+      })`,
+    )
+    assert.equal(content, 360)
+    await context.close()
+  })
 })
 
 const untilPoints = (page: Page, count: number) =>
