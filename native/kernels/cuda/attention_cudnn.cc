@@ -215,6 +215,11 @@ bool CudnnAttentionOnCard::has_fit_form(const Call& call) {
   const size_t widest = major_ == 9 ? 256 : 128;
   if (a.head_size % 8 != 0 || a.head_size > widest) return refuse("head size");
   if (a.num_documents == 0 || a.n == 0 || a.scratch == nullptr) return refuse("empty call");
+  const int32_t* starts = a.host_document_starts;
+  if (starts == nullptr || starts[0] != 0 || static_cast<size_t>(starts[a.num_documents]) != a.n ||
+      !std::is_sorted(starts, starts + a.num_documents + 1)) {
+    return refuse("documents that do not span the tokens");  // the own kernels tell of it
+  }
   if (a.num_kv_heads == 0 || a.num_heads % a.num_kv_heads != 0) return refuse("heads");
   for (const CallTensor& tensor : tensors_of(call)) {
     if (tensor.rows == nullptr || tensor.element_bytes != kElementBytes) continue;
