@@ -26,7 +26,7 @@ export async function checkGpus(): Promise<Finding[]> {
   }
 }
 
-function findingsOf({ plugin, gpus, problem }: GpuReport): Finding[] {
+export function findingsOf({ plugin, gpus, problem }: GpuReport): Finding[] {
   if (plugin === '') {
     const seen = `the GPU plugin is not built. ${onCpu}`
     const advice = 'For NVIDIA GPUs (docs/cuda.md): node scripts/build.mjs cuda'

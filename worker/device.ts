@@ -60,7 +60,7 @@ export function chooseDevice(wanted: string, index: number): string {
   return count > 0 ? `cuda:${index % count}` : 'cpu'
 }
 
-export interface GpuReport {
+interface GpuReport {
   /** The GPU plugin; empty: it is not built. */
   plugin: string
   gpus: { device: string; description: string; memoryBytes: number }[]

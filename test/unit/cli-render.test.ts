@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { instructionPathOf } from '../../cli/doctor-engine.js'
+import { findingsOf } from '../../cli/doctor-gpus.js'
 import { escapeLine, escapeText, shorten } from '../../cli/escape.js'
 import {
   formatBytes,
@@ -118,6 +119,22 @@ test('step lines: with logging_steps every Nth, the first and the last', () => {
   assert.deepEqual(shown({ specJson: '{"logging_steps":10}' }), [1, 10, 20, 23])
   assert.equal(shown({ specJson: '{"logging_steps":null}' }).length, 23)
   assert.equal(shown({ specJson: '' }).length, 23)
+})
+
+test('doctor: every GPU that is seen, or why there is none', () => {
+  const gpu = { device: 'cuda:0', description: 'a card', memoryBytes: 80 * 2 ** 30 }
+  const seen = (report: Parameters<typeof findingsOf>[0]) =>
+    findingsOf(report).map((finding) => `${finding.verdict} ${finding.seen}`)
+  assert.deepEqual(seen({ plugin: 'p.so', gpus: [gpu], problem: '' }), [
+    'good cuda:0: a card, 80.0 GiB',
+  ])
+  assert.deepEqual(seen({ plugin: 'p.so', gpus: [gpu], problem: 'cuda:1 is lost' }), [
+    'good cuda:0: a card, 80.0 GiB',
+    'warn cuda:1 is lost',
+  ])
+  assert.deepEqual(seen({ plugin: 'p.so', gpus: [], problem: 'no driver' }), ['warn no driver'])
+  const [none] = findingsOf({ plugin: '', gpus: [], problem: '' })
+  assert.deepEqual([none?.verdict, none?.advice.includes('scripts/build.mjs cuda')], ['good', true])
 })
 
 test('job file: a mistake is found before anything is started', (t) => {
