@@ -120,6 +120,7 @@ struct Choice {
   int num_threads = 2;
   const char* path = "auto";
   const TmBackend* backend = tm_cpu_backend();
+  TmPrecision precision = TM_FP32;
 };
 
 inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
@@ -127,6 +128,7 @@ inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
   options.config = from.config;
   options.device.num_threads = choice.num_threads;
   options.device.instruction_path = choice.path;
+  options.device.precision = choice.precision;
   auto engine = std::make_unique<Engine>(choice.backend, options,
                                          std::make_unique<MemorySource>(from.source));
   engine->load();

@@ -2,9 +2,14 @@
 // logits, gradients of every trained tensor, updates and generated text, for LoRA on any subset of
 // the linears and for full fine-tuning. The groups are plain loops (host_groups.h); the single
 // linears are checked against a float64 model in engine_test.cc.
+//
+//   engine_groups_test [tunemesh_cuda.so]   where there is a card, CUDA's groups against CUDA's
+//                                           single linears too: no further from the CPU than those
 #include <atomic>
 #include <cstdio>
+#include <filesystem>
 
+#include "engine/backend_plugin.h"
 #include "engine/engine.h"
 #include "engine_case.h"
 #include "host_groups.h"
@@ -46,8 +51,6 @@ std::vector<int32_t> generated(Engine& engine, const Case& made) {
   return engine.generate(options, {[](int32_t) {}, &is_aborted}).ids;
 }
 
-// Where no row of the batch is trained, only the loss of the others stays; untrained modules of a
-// layer have no border.
 void test_case(uint64_t seed, const Modules& modules) {
   const Case made = random_case(seed);
   const TrainSpec spec = spec_of(made, modules);
@@ -95,10 +98,77 @@ void test_job_after_inference() {
           "job after inference");
 }
 
+// Relative distance of all gradients together.
+double distance(const std::vector<TensorValues>& found, const std::vector<TensorValues>& wanted) {
+  std::vector<float> a, b;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    a.insert(a.end(), found[i].values.begin(), found[i].values.end());
+    b.insert(b.end(), wanted[i].values.begin(), wanted[i].values.end());
+  }
+  return distance(a, b);
+}
+
+struct Devices {
+  Choice single, grouped;
+};
+
+void test_device_case(const Devices& devices, uint64_t seed, const Modules& modules) {
+  const Case made = random_case(seed);
+  const TrainSpec spec = spec_of(made, modules);
+  const bool is_bf16 = devices.grouped.precision == TM_BF16;
+  const std::string what = std::string(is_bf16 ? "cuda bf16" : "cuda fp32") + ", seed " +
+                           std::to_string(seed) + ", modules " + std::to_string(modules.size());
+  const auto cpu = engine_of(made);
+  const auto single = engine_of(made, devices.single);
+  const auto grouped = engine_of(made, devices.grouped);
+  for (Engine* engine : {cpu.get(), single.get(), grouped.get()}) engine->prepare(spec);
+  move_adapter(*cpu, made);
+  const std::string state = "engine_groups_test.safetensors";
+  cpu->write_state(state, 1);
+  for (Engine* engine : {single.get(), grouped.get()}) engine->read_state(state);
+  std::remove(state.c_str());
+  const double divisor = static_cast<double>(made.num_targets());
+  const auto wanted = cpu->gradients(made.batch(), divisor);
+  const double of_single = distance(single->gradients(made.batch(), divisor), wanted);
+  const double of_grouped = distance(grouped->gradients(made.batch(), divisor), wanted);
+  std::printf("%s: gradients %.2g from the CPU in single linears, %.2g in groups\n", what.c_str(),
+              of_single, of_grouped);
+  // Either way rounds at other places; in float32 both are at the noise of a few layers.
+  CHECK_BELOW(of_grouped, 2 * of_single + 2e-5, what + ": gradients");
+  const auto logits = cpu->logits(made.batch());
+  CHECK_BELOW(distance(grouped->logits(made.batch()), logits),
+              2 * distance(single->logits(made.batch()), logits) + 1e-5, what + ": logits");
+  if (!is_bf16) CHECK(generated(*grouped, made) == generated(*cpu, made), what + ": other text");
+}
+
+void test_cuda(const std::string& path, const Modules& all) {
+  if (!std::filesystem::exists(path)) {
+    std::printf("skipped: no CUDA plugin at %s\n", path.c_str());
+    return;
+  }
+  const TmBackend* backend = find_backend("cuda", path);
+  if (backend->num_devices() == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return;
+  }
+  static TmBackend single = *backend;
+  single.group_forward = nullptr;
+  for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
+    const Devices devices = {{0, "auto", &single, precision}, {0, "auto", backend, precision}};
+    for (uint64_t seed = 1; seed <= 6; ++seed) {
+      test_device_case(devices, seed, all);
+      if (precision == TM_BF16) test_device_case(devices, seed, {});
+    }
+    test_device_case(devices, 7, {"q_proj", "v_proj"});
+    test_device_case(devices, 8, {"down_proj"});
+    test_device_case(devices, 9, {"o_proj", "up_proj"});
+  }
+}
+
 }  // namespace
 }  // namespace tunemesh::test
 
-int main() {
+int main(int argc, char** argv) {
   using namespace tunemesh::test;
   const Modules all = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   // Biases, q/k norm, windows, tied and untied heads by the seed (random_case).
@@ -115,5 +185,7 @@ int main() {
   test_case(5, {"k_proj", "v_proj", "up_proj"});
   test_case(6, {"o_proj", "gate_proj"});
   test_job_after_inference();
+  const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
+  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so", all);
   return finish("engine_groups_test");
 }

@@ -1,0 +1,149 @@
+// A linear group with seeded operands on a device: its operations, and what they should give by
+// sums in double over the very elements that the device holds.
+#pragma once
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/device.h"
+#include "engine_case.h"
+#include "test_check.h"
+
+namespace tunemesh::test {
+
+using Floats = std::vector<float>;
+constexpr float kPoison = NAN;
+
+inline float rounded_to_bf16(double value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(value));
+  return std::bit_cast<float>((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000);
+}
+
+// Memory of a device, or of the host where the device computes there.
+class DeviceBytes {
+ public:
+  DeviceBytes(const Device& device, size_t bytes) : device_(device) {
+    TM_RUN(device, allocate, bytes + 64, &data_);
+    TM_RUN(device, fill_zero, data_, bytes + 64);
+  }
+  ~DeviceBytes() { device_.ops().release(device_.context(), data_); }
+  DeviceBytes(const DeviceBytes&) = delete;
+  DeviceBytes& operator=(const DeviceBytes&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  const Device& device_;
+  void* data_ = nullptr;
+};
+
+// A matrix of elements in rows of `stride`.
+class Elements {
+ public:
+  Elements(const Device& device, const Floats& values)
+      : device_(device), count_(values.size()), memory_(device, count_ * device.element_bytes()) {
+    write(values);
+  }
+  TmElement* data() const { return static_cast<TmElement*>(memory_.data()); }
+  // pack_weight() rounds a device's elements; the host's are floats as they are.
+  void write(const Floats& values) {
+    if (device_.is_host()) {
+      std::memcpy(memory_.data(), values.data(), count_ * sizeof(float));
+    } else {
+      TM_RUN(device_, pack_weight, values.data(), 1, count_, data());
+    }
+  }
+  Floats read() const {
+    Floats values(count_);
+    if (device_.is_host()) {
+      std::memcpy(values.data(), memory_.data(), count_ * sizeof(float));
+    } else {
+      TM_RUN(device_, read_elements, values.data(), data(), count_);
+    }
+    return values;
+  }
+
+ private:
+  const Device& device_;
+  size_t count_;
+  DeviceBytes memory_;
+};
+
+struct GroupCase {
+  TmGroupShape shape;
+  size_t n, gap;      // elements behind a row's border that nobody may touch
+  bool has_residual;  // of groups of one part
+  bool is_apart;      // each part's y in a matrix of its own
+};
+
+struct GroupValues {
+  Floats weight, bias, lora_a, lora_b;  // of one part
+};
+
+inline Floats normals(Random& random, size_t count, double scale) {
+  Floats values(count);
+  for (float& value : values) value = static_cast<float>(random.symmetric(scale));
+  return values;
+}
+
+// The parts' values, rounded to the device's elements: what the packed group should hold.
+inline std::vector<GroupValues> group_values(const Device& device, const GroupCase& made,
+                                             Random& random) {
+  std::vector<GroupValues> parts;
+  for (size_t part = 0; part < made.shape.num_parts; ++part) {
+    const size_t out = made.shape.out[part];
+    const size_t rank = made.shape.is_adapted[part] ? made.shape.rank : 0;
+    GroupValues values = {normals(random, out * made.shape.in, 0.3),
+                          normals(random, made.shape.has_bias ? out : 0, 1),
+                          normals(random, rank * made.shape.in, 0.3),
+                          normals(random, out * rank, 0.5)};
+    if (device.element_bytes() == 2) {
+      for (Floats* each : {&values.weight, &values.bias, &values.lora_a, &values.lora_b}) {
+        for (float& value : *each) value = rounded_to_bf16(value);
+      }
+    }
+    parts.push_back(std::move(values));
+  }
+  return parts;
+}
+
+// How far `got` is from `want`, and how far straightforward code would be: sums in float where
+// elements are floats, else exact sums rounded once.
+class Closeness {
+ public:
+  explicit Closeness(bool is_bf16) : is_bf16_(is_bf16) {}
+  void add(float got, double want, float plain) {
+    const double reached = is_bf16_ ? rounded_to_bf16(want) : plain;
+    error_ += (got - want) * (got - want);
+    plain_ += (reached - want) * (reached - want);
+    norm_ += want * want;
+    if (std::isnan(got)) error_ = INFINITY;
+  }
+  // Half a unit of float32 is allowed where straightforward code happens to be exact.
+  void check(const std::string& what) const {
+    const double norm = std::sqrt(norm_) + 1e-30;
+    CHECK_BELOW(std::sqrt(error_) / norm, 2 * std::sqrt(plain_) / norm + 6e-8, what);
+  }
+
+ private:
+  bool is_bf16_;
+  double error_ = 0, plain_ = 0, norm_ = 0;
+};
+
+// Sum of products in double, and as plain float code would.
+struct Chain {
+  double exact = 0;
+  float plain = 0;
+  void add(double factor, float a, float b) {
+    exact += factor * a * b;
+    plain += static_cast<float>(factor) * a * b;
+  }
+  void add(float value) {
+    exact += value;
+    plain += value;
+  }
+};
+
+}  // namespace tunemesh::test
