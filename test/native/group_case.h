@@ -109,6 +109,64 @@ inline std::vector<GroupValues> group_values(const Device& device, const GroupCa
   return parts;
 }
 
+// Base from the host, adapters (or in a second run everything) from the device's floats.
+class PackedGroup {
+ public:
+  PackedGroup(const Device& device, const TmGroupShape& shape,
+              const std::vector<GroupValues>& parts)
+      : device_(device),
+        shape_(shape),
+        memory_(device, device.ops().group_packed_elements(&shape) * device.element_bytes()) {
+    for (size_t part = 0; part < shape.num_parts; ++part) {
+      TmGroupPack base = {};
+      base.shape = &shape_;
+      base.packed = packed();
+      base.weight[part] = parts[part].weight.data();
+      base.bias[part] = shape.has_bias ? parts[part].bias.data() : nullptr;
+      TM_RUN(device, pack_group_base, &base);
+    }
+    TmGroupPack trained = {};
+    trained.shape = &shape_;
+    trained.packed = packed();
+    for (size_t part = 0; part < shape.num_parts; ++part) {
+      if (!shape.is_adapted[part]) continue;
+      trained.lora_a[part] = on_device(parts[part].lora_a);
+      trained.lora_b[part] = on_device(parts[part].lora_b);
+    }
+    TM_RUN(device, pack_group_trained, &trained);
+  }
+  TmElement* packed() const { return static_cast<TmElement*>(memory_.data()); }
+  // Everything anew from the device, as after an update of a full fine-tuning.
+  void pack_all(const std::vector<GroupValues>& parts) {
+    TmGroupPack trained = {};
+    trained.shape = &shape_;
+    trained.packed = packed();
+    for (size_t part = 0; part < shape_.num_parts; ++part) {
+      trained.weight[part] = on_device(parts[part].weight);
+      trained.bias[part] = shape_.has_bias ? on_device(parts[part].bias) : nullptr;
+    }
+    TM_RUN(device_, pack_group_trained, &trained);
+  }
+
+ private:
+  const float* on_device(const Floats& values) {
+    floats_.push_back(std::make_unique<DeviceBytes>(device_, values.size() * sizeof(float)));
+    TM_RUN(device_, copy_in, floats_.back()->data(), values.data(), values.size() * sizeof(float));
+    return static_cast<const float*>(floats_.back()->data());
+  }
+
+  const Device& device_;
+  const TmGroupShape& shape_;
+  DeviceBytes memory_;
+  std::vector<std::unique_ptr<DeviceBytes>> floats_;
+};
+
+inline size_t out_width(const TmGroupShape& shape) {
+  size_t width = 0;
+  for (size_t part = 0; part < shape.num_parts; ++part) width += shape.out[part];
+  return width;
+}
+
 // How far `got` is from `want`, and how far straightforward code would be: sums in float where
 // elements are floats, else exact sums rounded once.
 class Closeness {
