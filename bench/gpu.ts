@@ -186,6 +186,9 @@ async function main(): Promise<number> {
       continue
     }
     const hasPeer = torch !== null && variants.length > 0
+    // Peers take minutes where they compile: what is known stands already.
+    if (hasPeer)
+      console.log(`\n${row.name}  ${measured.step.ms.toFixed(2)} ms a step; now the peer`)
     const peer = hasPeer ? bestPeer(peersDir, row, variants) : null
     const found = { measured, card, peer }
     const record = recordOf(row, found)
