@@ -19,6 +19,7 @@ const requestSchema = z.strictObject({
   maxSteps: z.int().min(1).optional(),
   outputDir: z.string().optional(),
   gradientCodec: z.enum(['q24', 'q12', 'q8']).optional(),
+  precision: z.enum(['fp32', 'bf16']).optional(),
 })
 
 const trainingSchema = z.object({
@@ -83,6 +84,7 @@ export async function prepareGoldenJob(text: string, putBlob: PutBlob): Promise<
         numSteps * data.microBatchesPerStep * data.packsPerMicroBatch,
       ),
     },
+    precision: request.precision ?? 'fp32',
     startAdapter: request.finetuning === 'lora' ? join(request.folder, 'adapter') : null,
     report: reportOf(train, rows.length),
   }

@@ -62,6 +62,7 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
       validation: validations[0]?.dataset ?? null,
       validations,
       schedule: scheduleOf(spec, train.numPacks),
+      precision: 'fp32',
       startAdapter: null,
       report: preflightReport({
         ...data,

@@ -37,6 +37,7 @@ function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSp
             useRslora: spec.use_rslora,
           }
         : null,
+    precision: prepared.precision,
     seed: spec.seed,
     tokensPerMicroBatch: longestPack * schedule.packsPerMicroBatch,
     longestDocument: Math.max(...datasets.map((set) => set.longestDocument)),

@@ -2,6 +2,7 @@
 import type { PreflightReport__Output } from '../proto/gen/tunemesh/v1/PreflightReport.js'
 import type { JobSpec } from '../proto/job-spec.js'
 import type { ModelConfig } from '../proto/model-config.js'
+import type { Precision } from '../proto/train-spec.js'
 
 /** Where a blob ended up. */
 interface BlobRef {
@@ -73,6 +74,7 @@ export interface PreparedJob {
   /** Validation sets, judged apart, by name: "validation" where there is only one. */
   validations: NamedDataset[]
   schedule: RunSchedule
+  precision: Precision
   /** Folder of an adapter to start from; only golden jobs have one. */
   startAdapter: string | null
   report: PreflightReport__Output
@@ -104,4 +106,5 @@ export interface GoldenRequest {
   maxSteps?: number
   outputDir?: string
   gradientCodec?: JobSpec['gradient_codec']
+  precision?: Precision
 }

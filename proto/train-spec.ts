@@ -6,6 +6,11 @@ import type { ModelConfig } from './model-config.js'
 
 type FinetuningMethod = 'lora' | 'full'
 type GradientCodec = 'q24' | 'q12' | 'q8'
+/**
+ * Of activations and matrix products; sums, master weights, gradients and moments are float32 in
+ * both. bf16 needs a GPU.
+ */
+export type Precision = 'fp32' | 'bf16'
 
 interface LoraSpec {
   loraRank: number
@@ -18,6 +23,7 @@ interface LoraSpec {
 export interface TrainSpec {
   finetuning: FinetuningMethod
   lora: LoraSpec | null
+  precision: Precision
   seed: number
   /** Most tokens of one micro-batch (all its packs together). */
   tokensPerMicroBatch: number

@@ -2,10 +2,10 @@
 import { existsSync } from 'node:fs'
 import { totalmem } from 'node:os'
 import { TunemeshError } from '../proto/errors.js'
+import type { Precision } from '../proto/train-spec.js'
 import { callAddon, nativePlaces } from './addon.js'
 
 type InstructionPath = 'auto' | 'generic' | 'avx2' | 'avx512'
-export type Precision = 'fp32' | 'bf16'
 
 /** How a worker was started; the same for all its jobs. */
 export interface DeviceOptions {

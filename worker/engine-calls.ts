@@ -36,7 +36,8 @@ export class EngineCalls {
     let engine: Engine | null = null
     try {
       const { config, spec } = JSON.parse(call.trainSpecJson) as TrainRequest
-      engine = openEngine({ modelPath: call.modelPath, config, ...this.device })
+      const { modelPath } = call
+      engine = openEngine({ modelPath, config, precision: spec.precision, ...this.device })
       const { totalBytes, uses, numTrainedParameters, numBlocks } = engine.plan(spec)
       const plan = { memory: { totalBytes, uses }, numTrainedParameters, numBlocks }
       if (!call.withSpeed) return plan

@@ -7,9 +7,9 @@
  */
 import { TunemeshError } from '../proto/errors.js'
 import type { ModelConfig } from '../proto/model-config.js'
-import type { TrainSpec } from '../proto/train-spec.js'
+import type { Precision, TrainSpec } from '../proto/train-spec.js'
 import { asTunemeshError, callAddon, calling, settling } from './addon.js'
-import { type DeviceOptions, nativeDevice, type Precision } from './device.js'
+import { type DeviceOptions, nativeDevice } from './device.js'
 
 export interface EngineOptions extends DeviceOptions {
   /** Hugging Face folder or .gguf file. */

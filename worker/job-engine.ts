@@ -65,10 +65,12 @@ export class JobEngine {
     const train = await files.packShard(prepare.datasetDigest)
     const splits = new Map<string, PackShard>()
     for (const { name, digest } of prepare.splits) splits.set(name, await files.packShard(digest))
-    const engine = openEngine({ modelPath: prepare.modelPath, config: request.config, ...device })
+    const { config, spec } = request
+    const { precision } = spec
+    const engine = openEngine({ modelPath: prepare.modelPath, config, precision, ...device })
     try {
       await engine.load()
-      const { memory, tensors } = await engine.prepare(request.spec)
+      const { memory, tensors } = await engine.prepare(spec)
       if (prepare.adapterPath) await engine.loadAdapter(prepare.adapterPath)
       const ready = {
         planHash: planHashOf(request, tensors),

@@ -57,6 +57,22 @@ export function maxAbsDifference(a: ArrayLike<number>, b: ArrayLike<number>): nu
   return most
 }
 
+/** 1 − cosine, and how far ‖a‖ is from ‖b‖; both 0 where both vanish. */
+export function directionErrors(a: ArrayLike<number>, b: ArrayLike<number>) {
+  if (a.length !== b.length) return { cosine: Number.NaN, norm: Number.NaN }
+  let product = 0
+  let aSize = 0
+  let bSize = 0
+  for (let i = 0; i < a.length; i++) {
+    product += (a[i] as number) * (b[i] as number)
+    aSize += (a[i] as number) ** 2
+    bSize += (b[i] as number) ** 2
+  }
+  if (aSize === 0 && bSize === 0) return { cosine: 0, norm: 0 }
+  const cosine = 1 - product / Math.sqrt(aSize * bSize)
+  return { cosine, norm: Math.abs(Math.sqrt(aSize / bSize) - 1) }
+}
+
 /** ‖a − b‖ / ‖b‖, in float64; 0 where both vanish. */
 export function relativeError(a: ArrayLike<number>, b: ArrayLike<number>): number {
   const { difference, size } = norms(a, b)

@@ -6,9 +6,9 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { modelConfigFromJson } from '../../proto/model-config.js'
 import { planSlices } from '../../proto/slices.js'
-import type { TrainSpec } from '../../proto/train-spec.js'
+import type { Precision, TrainSpec } from '../../proto/train-spec.js'
 import { type Engine, openEngine, type TokenBatch } from '../../worker/engine.js'
-import { type CheckList, maxAbsDifference, relativeError } from './checks.js'
+import { type CheckList, directionErrors, maxAbsDifference, relativeError } from './checks.js'
 import { floats, integers, readTensors } from './safetensors.js'
 
 /** What expected.json of a family's folder holds. */
@@ -35,6 +35,9 @@ const limits = {
   loss: 1e-5,
 }
 
+/** Where elements are bf16, whose rounding is 2e-3: of each tensor's gradient, and of the loss. */
+const halfLimits = { logits: 3e-2, gradientCosine: 1e-2, gradientNorm: 2e-2, loss: 1e-2 }
+
 export const expectedOf = (folder: string): Expected =>
   JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')) as Expected
 
@@ -42,6 +45,7 @@ type Method = 'full' | 'lora'
 interface Subject {
   folder: string
   device: string
+  precision: Precision
 }
 
 export async function checkEngine(subject: Subject, list: CheckList): Promise<void> {
@@ -56,17 +60,18 @@ async function checkMethod(subject: Subject, method: Method, list: CheckList): P
   const batch = batchAt(folder, 0)
   const engine = await openAt(subject, method, batch)
   try {
+    const isHalf = subject.precision === 'bf16'
     const logits = await engine.logits(batch)
-    list.within(
-      `${method} logits`,
-      maxAbsDifference(logits, floats(reference, 'logits')),
-      limits.logits,
-    )
+    const wanted = floats(reference, 'logits')
+    if (isHalf) list.within(`${method} logits`, relativeError(logits, wanted), halfLimits.logits)
+    else list.within(`${method} logits`, maxAbsDifference(logits, wanted), limits.logits)
     const { lossSum, numTargetTokens } = await engine.evaluate(batch)
     const loss = method === 'full' ? expected.loss : expected.lora_loss
-    list.within(`${method} loss`, Math.abs(lossSum / numTargetTokens - loss) / loss, limits.loss)
-    await checkGradients(engine, { batch, reference, method }, list)
-    if (method === 'full') await checkGreedy(engine, expected, list)
+    const { loss: lossLimit } = isHalf ? halfLimits : limits
+    list.within(`${method} loss`, Math.abs(lossSum / numTargetTokens - loss) / loss, lossLimit)
+    await checkGradients(engine, { batch, reference, method, isHalf }, list)
+    // In bf16 two tokens may be as likely as each other.
+    if (method === 'full' && !isHalf) await checkGreedy(engine, expected, list)
   } finally {
     await engine.close()
   }
@@ -74,26 +79,42 @@ async function checkMethod(subject: Subject, method: Method, list: CheckList): P
 
 async function checkGradients(
   engine: Engine,
-  what: { batch: TokenBatch; reference: ReturnType<typeof readTensors>; method: string },
+  what: {
+    batch: TokenBatch
+    reference: ReturnType<typeof readTensors>
+    method: string
+    isHalf: boolean
+  },
   list: CheckList,
 ): Promise<void> {
   const divisor = what.batch.targets.reduce((sum, target) => sum + (target >= 0 ? 1 : 0), 0)
   const gradients = await engine.gradients(what.batch, divisor)
-  let worst = { error: 0, name: 'none' }
-  for (const { name, values } of gradients) {
-    const key = `grad.${name.replace(/^base_model\.model\./, '')}`
-    const other = what.reference.get(key) ?? what.reference.get(`grad.${name}`)
-    const error = other ? relativeError(values, other.values as Float32Array) : Number.NaN
-    if (!(error <= worst.error)) worst = { error, name }
+  const checks = what.isHalf
+    ? [
+        { label: 'gradients, 1 - cosine', limit: halfLimits.gradientCosine, measure: cosineError },
+        { label: 'gradients, norm', limit: halfLimits.gradientNorm, measure: normError },
+      ]
+    : [{ label: 'gradients', limit: limits.gradient, measure: relativeError }]
+  for (const { label, limit, measure } of checks) {
+    let worst = { error: 0, name: 'none' }
+    for (const { name, values } of gradients) {
+      const key = `grad.${name.replace(/^base_model\.model\./, '')}`
+      const other = what.reference.get(key) ?? what.reference.get(`grad.${name}`)
+      const error = other ? measure(values, other.values as Float32Array) : Number.NaN
+      if (!(error <= worst.error)) worst = { error, name }
+    }
+    list.within(`${what.method} ${label}`, worst.error, limit, `worst ${worst.name}`)
   }
   const numExpected = [...what.reference.keys()].filter((key) => key.startsWith('grad.')).length
-  list.within(`${what.method} gradients`, worst.error, limits.gradient, `worst ${worst.name}`)
   list.equal(
     `${what.method} gradients, all there`,
     gradients.length === numExpected,
     `${gradients.length} of ${numExpected}`,
   )
 }
+
+const cosineError: typeof relativeError = (a, b) => directionErrors(a, b).cosine
+const normError: typeof relativeError = (a, b) => directionErrors(a, b).norm
 
 async function checkGreedy(engine: Engine, expected: Expected, list: CheckList): Promise<void> {
   const { prompt, continuation } = expected.greedy
@@ -125,7 +146,7 @@ function batchAt(folder: string, index: number): TokenBatch {
 }
 
 async function openAt(
-  { folder, device }: Subject,
+  { folder, device, precision }: Subject,
   method: Method,
   batch: TokenBatch,
 ): Promise<Engine> {
@@ -141,14 +162,15 @@ async function openAt(
     instructionPath: 'auto',
     packedCacheDir: null,
     device,
+    precision,
   })
   await engine.load()
-  await engine.prepare(specFor(method, batch))
+  await engine.prepare({ ...specFor(method, batch), precision })
   if (method === 'lora') await engine.loadAdapter(join(folder, 'adapter'))
   return engine
 }
 
-function specFor(method: 'full' | 'lora', batch: TokenBatch): TrainSpec {
+function specFor(method: Method, batch: TokenBatch): Omit<TrainSpec, 'precision'> {
   const targetModules = [
     'q_proj',
     'k_proj',

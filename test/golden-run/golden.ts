@@ -1,5 +1,6 @@
 /**
- * `npm run golden -- DIR… [--device cpu|cuda] [--workers N] [--fetch] [--no-skips] [--json]`
+ * `npm run golden -- DIR… [--device cpu|cuda] [--precision fp32|bf16] [--workers N] [--fetch]
+ *   [--no-skips] [--json]`
  *
  * Runs folders in the format of test/golden/README.md against the engine and, for training, against
  * an embedded mesh. One line a check with the error reached; exit 1 if any fails.
@@ -21,6 +22,7 @@ const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
     device: { type: 'string', default: 'cpu' },
+    precision: { type: 'string', default: 'fp32' },
     workers: { type: 'string' },
     fetch: { type: 'boolean', default: false },
     json: { type: 'boolean', default: false },
@@ -30,6 +32,7 @@ const { values, positionals } = parseArgs({
 })
 
 const device = values.device === 'cuda' ? 'cuda:0' : values.device
+const precision = values.precision === 'bf16' ? 'bf16' : 'fp32'
 
 /** One embedded mesh for each number of workers, started when first asked for. */
 class Meshes {
@@ -82,17 +85,22 @@ function realModelFile(): string | null {
 async function runFolder(folder: string, meshes: Meshes, list: CheckList): Promise<void> {
   if (basename(folder) === 'tokenizers') return checkTokenizers(folder, list)
   if (isRealModelFolder(folder)) {
+    if (precision === 'bf16') return list.skipped('the real model', 'its limits are those of fp32')
     const gguf = realModelFile()
     if (gguf === null)
       return list.skipped('the real model', 'its 98 MB are not in the cache; --fetch gets them')
     const client = (numWorkers: number) => meshes.client(numWorkers)
     return checkRealModel({ folder, gguf, device, client }, list)
   }
-  await checkEngine({ folder, device }, list)
+  await checkEngine({ folder, device, precision }, list)
   const counts = values.workers ? [Number(values.workers)] : [1, 2]
   for (const finetuning of ['full', 'lora'] as const)
     for (const numWorkers of counts)
-      await checkTraining(await meshes.client(numWorkers), { folder, finetuning, numWorkers }, list)
+      await checkTraining(
+        await meshes.client(numWorkers),
+        { folder, finetuning, numWorkers, precision },
+        list,
+      )
 }
 
 function printCheck(check: Check): void {
@@ -111,6 +119,10 @@ function foldersGiven(): string[] {
   }
   if (!/^(cpu|cuda(:\d+)?)$/.test(values.device)) {
     console.error(`--device is "${values.device}"; use cpu, cuda, or cuda:1 and so on.`)
+    process.exit(2)
+  }
+  if (!/^(fp32|bf16)$/.test(values.precision)) {
+    console.error(`--precision is "${values.precision}"; use fp32 or bf16.`)
     process.exit(2)
   }
   const folders = positionals.map((path) => resolve(path))

@@ -278,6 +278,7 @@ const inferenceSpec = (expected: ExpectedReal): TrainSpec => ({
     targetModules: expected.lora_training.target_modules,
     useRslora: false,
   },
+  precision: 'fp32',
   seed: 0,
   tokensPerMicroBatch: 512,
   longestDocument: 512,

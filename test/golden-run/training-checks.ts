@@ -6,6 +6,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Job, TunemeshClient } from '../../client/client.js'
+import type { Precision } from '../../proto/train-spec.js'
 import { type CheckList, norms } from './checks.js'
 import { expectedOf } from './engine-checks.js'
 import { readTensors, type Tensor } from './safetensors.js'
@@ -19,12 +20,16 @@ const limits = {
   changeEach: 1e-2,
 }
 
+/** With bf16 elements: of each of the 20 steps. AdamW makes the change of weights no measure. */
+const halfLimits = { loss: 1e-2, gradNorm: 2e-2 }
+
 export interface GoldenJob {
   folder: string
   finetuning: 'lora' | 'full'
   model?: string
   outputDir: string
   gradientCodec?: 'q24' | 'q12' | 'q8'
+  precision?: Precision
 }
 
 export interface StepFigures {
@@ -50,16 +55,23 @@ export async function runGoldenJob(
 
 export async function checkTraining(
   client: TunemeshClient,
-  what: { folder: string; finetuning: 'lora' | 'full'; numWorkers: number },
+  what: {
+    folder: string
+    finetuning: 'lora' | 'full'
+    numWorkers: number
+    precision: Precision
+  },
   list: CheckList,
 ): Promise<void> {
-  const { folder, finetuning, numWorkers } = what
+  const { folder, finetuning, numWorkers, precision } = what
+  const most = precision === 'bf16' ? halfLimits : limits
   const label = `${finetuning} 20 steps, ${numWorkers} worker${numWorkers > 1 ? 's' : ''}`
   const outputDir = mkdtempSync(join(tmpdir(), 'tunemesh-golden-'))
   try {
     const { job, steps } = await runGoldenJob(client, {
       folder,
       finetuning,
+      precision,
       outputDir: join(outputDir, 'out'),
     })
     if (job.state !== 'SUCCEEDED') {
@@ -74,14 +86,14 @@ export async function checkTraining(
     list.within(
       `${label}: loss`,
       worst((i) => relative(steps[i]?.loss, expected[i]?.loss ?? 0)),
-      limits.loss,
+      most.loss,
     )
     list.within(
       `${label}: gradient norm`,
       worst((i) => relative(steps[i]?.gradNorm, expected[i]?.grad_norm ?? 0)),
-      limits.gradNorm,
+      most.gradNorm,
     )
-    await checkWeights(client, { ...what, job, label, outputDir }, list)
+    if (precision === 'fp32') await checkWeights(client, { ...what, job, label, outputDir }, list)
   } finally {
     rmSync(outputDir, { recursive: true, force: true })
   }

@@ -48,6 +48,7 @@ export const numTargets = (batch: TokenBatch) => batch.targets.filter((id) => id
 export const goldenSpec: TrainSpec = {
   finetuning: 'full',
   lora: null,
+  precision: 'fp32',
   seed: 1,
   tokensPerMicroBatch: 48,
   longestDocument: 24,
