@@ -174,11 +174,12 @@ void Workspace::reserve_backward(const ModelConfig& config, const Device& device
     dv = arena.take_elements("scratch", n * strides.value_grad);
   }
   dattention = arena.take_elements("scratch", n * config.query_width());
-  dswiglu = arena.take_elements("scratch", n * strides.swiglu);
   if (!spec.groups.is_used) {
+    dswiglu = arena.take_elements("scratch", n * strides.swiglu);
     lora_du = arena.take_elements("scratch", n * spec.lora_rank);
     return;
   }
+  dswiglu = swiglu;
   size_t largest = 0;
   for (const Group group : {kQkvGroup, kGateUpGroup}) {
     largest = std::max(largest, spec.groups.borders[group] * config.hidden_size);

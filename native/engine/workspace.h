@@ -77,7 +77,7 @@ struct Workspace {
   TmElement *dx = nullptr, *dnormed = nullptr;            // [N, C]
   TmElement *dq = nullptr, *dk = nullptr, *dv = nullptr;  // as q, k, v
   TmElement* dattention = nullptr;                        // [N, H*F]
-  TmElement* dswiglu = nullptr;                           // [N, D]
+  TmElement* dswiglu = nullptr;                           // [N, D]; with groups it is swiglu
   TmElement* lora_du = nullptr;                           // [N, r]; without groups
   float* adapter_grads = nullptr;  // a group's A gradients in one [sum of ranks, in]
   TmElement* loss_dx = nullptr;    // [R, C]

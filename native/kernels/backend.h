@@ -200,7 +200,7 @@ typedef struct {
   const TmElement* up;
   TmElement* dgate;
   TmElement* dup;  // may alias gate and up
-  TmElement* out;  // recomputed silu(gate)*up, null if not wanted
+  TmElement* out;  // recomputed silu(gate)*up, null if not wanted; may be dout
   size_t n, d, in_stride, out_stride;
 } TmSwiGluBackward;
 

@@ -4,7 +4,7 @@
 //
 //   shapes  gate, up, dgate, dup [n, d] in rows of in_stride; out, dout [n, d] in rows of
 //           out_stride
-//   alias   dgate and dup may be gate and up
+//   alias   dgate and dup may be gate and up, out may be dout
 //   launch  grid.cuh: a chunk of 16 bytes a thread
 //   floor   forward 3 s n d bytes, backward 5 s n d (6 with out)
 //   source  Shazeer 2020
