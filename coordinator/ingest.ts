@@ -62,7 +62,7 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
       validation: validations[0]?.dataset ?? null,
       validations,
       schedule: scheduleOf(spec, train.numPacks),
-      precision: 'fp32',
+      precision: spec.bf16 ? 'bf16' : 'fp32',
       startAdapter: null,
       report: preflightReport({
         ...data,

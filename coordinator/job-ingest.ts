@@ -1,4 +1,5 @@
 /** Preflight of a job: ingest, and the plan that a worker's engine makes of it. */
+import { TunemeshError } from '../proto/errors.js'
 import type { PlanRequest__Output } from '../proto/gen/tunemesh/v1/PlanRequest.js'
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
@@ -65,12 +66,16 @@ export interface WorkerPlan {
   layout: SliceLayout
 }
 
-/** @throws TunemeshError DEVICE_MEMORY_SHORT with the nearest settings that fit */
+/**
+ * @throws TunemeshError DEVICE_MEMORY_SHORT with the nearest settings that fit; JOB_INVALID where
+ *   the worker's device lacks the job's precision
+ */
 export async function planOn(
   mesh: Mesh,
   worker: FleetWorker,
   prepared: PreparedJob,
 ): Promise<WorkerPlan> {
+  assertPrecision(prepared, worker)
   const ask = async (job: PreparedJob): Promise<WorkerPlan> => {
     const { modelPath } = job
     // Measuring beside a job that trains would tell the wrong speed, and slow that job down.
@@ -92,6 +97,16 @@ export async function planOn(
   const fitting = isShort ? await fittingBatch(prepared, memoryBytes, ask) : null
   assertFits(plan.answer, { id: worker.id, memoryBytes }, fitting)
   return plan
+}
+
+function assertPrecision(prepared: PreparedJob, worker: FleetWorker): void {
+  const { device } = worker.hello
+  if (prepared.precision === 'fp32' || !device.startsWith('cpu')) return
+  throw new TunemeshError(
+    'JOB_INVALID',
+    `bf16: true needs GPUs; worker ${worker.id} computes on "${device}". ` +
+      'Leave bf16 out, or attach workers with --device cuda.',
+  )
 }
 
 /**

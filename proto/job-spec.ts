@@ -197,6 +197,12 @@ const numerics = {
     .describe(
       'Rounding of gradients on the wire. q24 is as good as float32; q12 and q8 are lossy.',
     ),
+  bf16: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Compute in bfloat16, on GPUs only; master weights, gradients and moments stay float32.',
+    ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }
 
@@ -264,6 +270,7 @@ export const foreignKeys: Readonly<Record<string, JobKey>> = {
   excess_length_strategy: 'on_long_row',
   save_every: 'save_steps',
   torch_dtype: 'dtype',
+  mixed_precision: 'bf16',
 }
 
 /** What one key alone cannot say. Returns [key, problem] pairs. */

@@ -103,4 +103,10 @@ describe('tunemesh plan', { skip: engineMissing(), timeout: 120_000 }, () => {
     assert.equal(wrong.code, 2)
     assert.match(wrong.stderr, /^JOB_INVALID .*learning_rate/m)
   })
+
+  test('bf16 on a worker of the CPU is refused by name', async () => {
+    const done = await plan('--device', 'cpu', '--set', 'bf16=true')
+    assert.equal(done.code, 2, done.stdout + done.stderr)
+    assert.match(done.stderr, /^JOB_INVALID bf16: true needs GPUs; worker \S+ computes on "cpu/m)
+  })
 })

@@ -68,6 +68,7 @@ describe('job file', () => {
       eval_steps: 50,
       eval_on_start: false,
       gradient_codec: 'q24',
+      bf16: false,
       dtype: 'float32',
     } satisfies JobSpec)
   })
