@@ -10,8 +10,8 @@ namespace {
 constexpr int kBlock = 256;
 constexpr int kBlocksOfCard =
     4;                    // at least so many on a multiprocessor, or too few loads are under way
-constexpr int kKept = 4;  // chunks of a thread that stay in registers between the two passes
-constexpr size_t kWidestWarpRow = 1024;
+constexpr int kKept = 2;  // chunks of a thread that stay in registers between the two passes
+constexpr size_t kWidestWarpRow = 512;
 
 // kThreads threads have one row: a warp or the whole block.
 template <typename Element, int kThreads>
@@ -62,6 +62,7 @@ __device__ inline void for_each_chunk(const Row<Element, kThreads>& row, size_t 
   for (int k = 0; k < kKept; ++k) {
     if (row.column(k) < c) visit(k, row.column(k));
   }
+#pragma unroll 1
   for (size_t k = kKept; row.column(k) < c; ++k) visit(kKept, row.column(k));
 }
 

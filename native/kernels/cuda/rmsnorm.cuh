@@ -7,12 +7,12 @@
 //           q/k norm a row is one head: n = tokens * heads, c = stride = F, or
 //           with `heads` the rows lie in wider ones, row i at i / heads * stride + i % heads * F
 //   alias   y may be x; dx may be dy (not where dx_add)
-//   launch  c <= 1024: a warp a row, 8 rows a block of 256; above: a block of 256 a row.
+//   launch  c <= 512: a warp a row, 8 rows a block of 256; above: a block of 256 a row.
 //           dgain: column_sum.cuh, and before dx, which may overwrite dy
 //   order   sums over c: a chain of fma a thread, its chunks of 16 bytes ascending by the number of
 //           threads, then block_reduce.cuh's tree; rstd and k in double, rounded once. dgain:
 //           column_sum.cuh
-//   memory  a row is read once where it has at most 4 chunks a thread, else twice
+//   memory  a row is read once where it has at most 2 chunks a thread (4096 bfloat16), else twice
 //   floor   forward 2 s n c bytes, backward 3 s n c (4 where dx_add), plus 2 s n c for dgain
 //   source  Zhang & Sennrich 2019, with epsilon inside the root as in the Llama checkpoints
 #pragma once
