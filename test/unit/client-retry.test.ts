@@ -56,8 +56,11 @@ test('retry: the delay lies between half and the whole of its ceiling, at any at
 })
 
 test('endpoint: what a dying coordinator left half written is the same as none', () => {
-  const whole = { grpc: '127.0.0.1:1', token: 't', dashboard: 'http://x/', pid: 7 }
+  const old = { grpc: '127.0.0.1:1', token: 't', dashboard: 'http://x/', pid: 7 }
+  const whole = { ...old, isHeld: true, numWorkers: 2 }
   assert.deepEqual(parseEndpoint(JSON.stringify({ ...whole, version: '9' })), whole)
+  // Of a version that did not say these: it runs jobs, with workers that nobody counted.
+  assert.deepEqual(parseEndpoint(JSON.stringify(old)), { ...old, isHeld: false, numWorkers: 0 })
   assert.equal(parseEndpoint(null), null)
   assert.equal(parseEndpoint('{"grpc": "127.0'), null)
   assert.equal(parseEndpoint('{"grpc": "127.0.0.1:1"}'), null)

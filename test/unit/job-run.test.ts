@@ -12,7 +12,7 @@ function runThatFails(error: TunemeshError) {
   })
   const read = () => Readable.from([]).destroy(error)
   const parts = {
-    mesh: { blobs: { read }, options: { tuning: {} } },
+    mesh: { blobs: { read }, options: { tuning: {} }, fleet: { want: () => {} } },
     job: { preparedDigest: 'd' },
     told,
   }
