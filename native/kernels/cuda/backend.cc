@@ -249,12 +249,16 @@ void check_attention(const TmAttention& a) {
   if (a.n > 0 && a.num_documents == 0) refuse("attention: ", a.n, " tokens in no document");
 }
 
-// Keys and values are summed by the block that owns them, delta where it is used.
-size_t attention_scratch_bytes(TmContext*, const TmAttentionJob*) { return 0; }
+// Of cuDNN. The own kernels need none: keys and values are summed by the block that owns them,
+// delta where it is used.
+size_t attention_scratch_bytes(TmContext* context, const TmAttentionJob* job) {
+  return context->cudnn() == nullptr ? 0 : context->cudnn()->scratch_bytes(*job);
+}
 
 TmStatus attend_forward(TmContext* context, const TmAttention* args) {
   return with_element(context, [&](auto element) {
     check_attention(*args);
+    if (context->cudnn() != nullptr && context->cudnn()->forward(*args)) return;
     attention_forward<decltype(element)>(*args, context->fault(), context->stream());
   });
 }
@@ -262,6 +266,7 @@ TmStatus attend_forward(TmContext* context, const TmAttention* args) {
 TmStatus attend_backward(TmContext* context, const TmAttentionBackward* args) {
   return with_element(context, [&](auto element) {
     check_attention(args->forward);
+    if (context->cudnn() != nullptr && context->cudnn()->backward(*args)) return;
     attention_backward<decltype(element)>(*args, context->stream());
   });
 }

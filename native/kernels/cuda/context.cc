@@ -73,9 +73,15 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
   int driver = 0;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   CUDA_CHECK(cudaDriverGetVersion(&driver));
+  std::string attention, why;
+  if (precision == TM_BF16) {
+    cudnn_ = tunemesh::cuda::CudnnAttention::open(library_folder, stream(), &why);
+    attention = cudnn_ != nullptr ? ", cuDNN " + cudnn_->version() : ", no cuDNN";
+  }
   instruction_path_ = std::string(properties.name) + " (sm_" + std::to_string(properties.major) +
                       std::to_string(properties.minor) + "), cuBLASLt " +
-                      gemm_->library().version() + (precision == TM_BF16 ? ", bf16" : "");
+                      gemm_->library().version() + attention +
+                      (precision == TM_BF16 ? ", bf16" : "");
   description_ = "cuda: " + instruction_path_ + ", driver CUDA " + std::to_string(driver / 1000) +
                  "." + std::to_string(driver % 1000 / 10);
   memory_bytes_ = properties.totalGlobalMem;

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
@@ -22,6 +23,8 @@ struct TmContext {
   }
   TmPrecision precision() const { return precision_; }
   tunemesh::cuda::Gemm& gemm() { return *gemm_; }
+  // Null in float32 and where there is no cuDNN: the own attention then serves.
+  tunemesh::cuda::CudnnAttention* cudnn() { return cudnn_.get(); }
   // Made when first used; bfloat16 only.
   tunemesh::cuda::ElementTransfer& transfer();
   const std::string& description() const { return description_; }
@@ -51,4 +54,5 @@ struct TmContext {
   tunemesh::cuda::PinnedBuffer host_;  // a fault or an outcome, read back
   std::unique_ptr<tunemesh::cuda::Gemm> gemm_;
   std::unique_ptr<tunemesh::cuda::ElementTransfer> transfer_;
+  std::unique_ptr<tunemesh::cuda::CudnnAttention> cudnn_;
 };
