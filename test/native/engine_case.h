@@ -136,7 +136,7 @@ inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
 }
 
 // Gives the adapter a B by one AdamW step away from zero along its own gradient.
-inline void move_adapter(Engine& engine, const Case& from) {
+inline void move_adapter(Engine& engine, const Case& from, float learning_rate = 0.1f) {
   ExchangeBuffers& exchange = *engine.exchange();
   engine.micro_batch(from.batch(), static_cast<double>(from.num_targets()), 0);
   for (size_t slice = 0; slice < exchange.num_slices(); ++slice) {
@@ -145,7 +145,7 @@ inline void move_adapter(Engine& engine, const Case& from) {
     exchange.finish_slice(1, slice);
   }
   AdamWNumbers numbers = {};
-  numbers.learning_rate = 0.1f;
+  numbers.learning_rate = learning_rate;
   numbers.clip_factor = 1;
   numbers.bias_correction1 = 0.1f;
   numbers.bias_correction2_sqrt = std::sqrt(0.001f);

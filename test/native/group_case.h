@@ -167,41 +167,49 @@ inline size_t out_width(const TmGroupShape& shape) {
   return width;
 }
 
-// How far `got` is from `want`, and how far straightforward code would be: sums in float where
-// elements are floats, else exact sums rounded once.
+// A sum of products in double, and as straightforward float code makes it: products rounded first,
+// or fused into the sum.
+struct Chain {
+  double exact = 0;
+  float plain = 0, fused = 0;
+  void add(double factor, float a, float b) {
+    const float scaled = static_cast<float>(factor) * a;
+    exact += factor * a * b;
+    plain += scaled * b;
+    fused = std::fma(scaled, b, fused);
+  }
+  void add(float value) {
+    exact += value;
+    plain += value;
+    fused += value;
+  }
+};
+
+// How far results are from exact sums, and how far straightforward code would be: float chains
+// where elements are floats, else exact sums rounded once. Of the two chains the worse counts: one
+// alone may be exact by luck where results are few (the tail of one token at rank 3: rounded
+// products are 1.4e-7 off, fused ones 2.4e-7, an H100's kernel 4.6e-7).
 class Closeness {
  public:
   explicit Closeness(bool is_bf16) : is_bf16_(is_bf16) {}
-  void add(float got, double want, float plain) {
-    const double reached = is_bf16_ ? rounded_to_bf16(want) : plain;
-    error_ += (got - want) * (got - want);
-    plain_ += (reached - want) * (reached - want);
-    norm_ += want * want;
+  void add(float got, const Chain& sum) {
+    const auto square = [&](double value) { return (value - sum.exact) * (value - sum.exact); };
+    error_ += square(got);
+    plain_ += square(is_bf16_ ? rounded_to_bf16(sum.exact) : sum.plain);
+    fused_ += is_bf16_ ? 0 : square(sum.fused);
+    norm_ += sum.exact * sum.exact;
     if (std::isnan(got)) error_ = INFINITY;
   }
   // Half a unit of float32 is allowed where straightforward code happens to be exact.
   void check(const std::string& what) const {
     const double norm = std::sqrt(norm_) + 1e-30;
-    CHECK_BELOW(std::sqrt(error_) / norm, 2 * std::sqrt(plain_) / norm + 6e-8, what);
+    const double reached = std::sqrt(std::fmax(plain_, fused_)) / norm;
+    CHECK_BELOW(std::sqrt(error_) / norm, 2 * reached + 6e-8, what);
   }
 
  private:
   bool is_bf16_;
-  double error_ = 0, plain_ = 0, norm_ = 0;
-};
-
-// Sum of products in double, and as plain float code would.
-struct Chain {
-  double exact = 0;
-  float plain = 0;
-  void add(double factor, float a, float b) {
-    exact += factor * a * b;
-    plain += static_cast<float>(factor) * a * b;
-  }
-  void add(float value) {
-    exact += value;
-    plain += value;
-  }
+  double error_ = 0, plain_ = 0, fused_ = 0, norm_ = 0;
 };
 
 }  // namespace tunemesh::test

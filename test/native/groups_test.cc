@@ -68,7 +68,7 @@ void check_forward(const Tested& t, const Floats& x, size_t x_stride, const Floa
       for (size_t j = 0; j < shape.in; ++j) {
         sum.add(kScale, row[j], t.parts[part].lora_a[k * shape.in + j]);
       }
-      tail.add(row[shape.in + column], sum.exact, sum.plain);
+      tail.add(row[shape.in + column], sum);
     });
     for (size_t j = shape.in + t.border; j < x_stride; ++j) is_gap_kept &= std::isnan(row[j]);
     for (size_t part = 0; part < shape.num_parts; ++part) {
@@ -84,7 +84,7 @@ void check_forward(const Tested& t, const Floats& x, size_t x_stride, const Floa
         });
         if (shape.has_bias) sum.add(t.parts[part].bias[o]);
         if (t.made.has_residual) sum.add(residual[i * shape.out[0] + o]);
-        result.add(y[part][i * y_strides[part] + o], sum.exact, sum.plain);
+        result.add(y[part][i * y_strides[part] + o], sum);
       }
     }
   }
@@ -154,7 +154,7 @@ void check_backward(const Tested& t, const Floats& dy, size_t dy_stride, const F
       for (size_t o = 0; o < shape.out[part]; ++o) {
         sum.add(kScale, row[first_row[part] + o], t.parts[part].lora_b[o * shape.rank + k]);
       }
-      tail.add(row[t.out + column], sum.exact, sum.plain);
+      tail.add(row[t.out + column], sum);
     });
     for (size_t j = t.out + t.border; j < dy_stride; ++j) is_gap_kept &= std::isnan(row[j]);
     for (size_t j = 0; j < dx_stride; ++j) {
@@ -172,7 +172,7 @@ void check_backward(const Tested& t, const Floats& dy, size_t dy_stride, const F
       for_each_rank(shape, [&](size_t part, size_t k, size_t column) {
         sum.add(1, row[t.out + column], t.parts[part].lora_a[k * shape.in + j]);
       });
-      result.add(got, sum.exact, sum.plain);
+      result.add(got, sum);
     }
   }
   const std::string name = name_of(t.device, t.made, "backward");
