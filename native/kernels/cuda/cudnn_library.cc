@@ -4,6 +4,8 @@
 #include <limits.h>
 #include <link.h>
 
+#include <mutex>
+
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/library_search.h"
 
@@ -88,7 +90,11 @@ void check(cudnnStatus_t status, const char* call) {
 }  // namespace
 
 CudnnLibrary::CudnnLibrary(const std::string& option_folder, cudaStream_t stream) {
-  if (table().cudnnCreate == nullptr) table() = load(option_folder);
+  {
+    static std::mutex loading;  // engines may start on threads of their own
+    const std::lock_guard lock(loading);
+    if (table().cudnnCreate == nullptr) table() = load(option_folder);
+  }
   check(cudnnCreate(&handle_), "cudnnCreate");
   const cudnnStatus_t status = cudnnSetStream(handle_, stream);
   if (status != CUDNN_STATUS_SUCCESS) cudnnDestroy(handle_);
