@@ -13,15 +13,18 @@ import { version } from '../../proto/version.js'
 /** A worker whose engine needs ten bytes for each token, and a job of ten-token packs. */
 function planWith(memoryBytes: number, packsPerMicroBatch: number) {
   const fleet = new Fleet({ deadAfterMs: 1_000, nowMs: () => 0, maxWorkers: 1 })
-  const worker: FleetWorker = fleet.attach({ version, memoryBytes } as Hello__Output, {
-    end: () => {},
-    send: ({ planCall }) => {
-      const { spec } = JSON.parse(planCall?.trainSpecJson ?? '') as TrainRequest
-      const memory = { totalBytes: spec.tokensPerMicroBatch * 10, uses: [] }
-      const planResult = { callId: planCall?.callId, memory, numBlocks: 8, error: null }
-      queueMicrotask(() => fleet.receive(worker, { planResult } as unknown as FromWorker__Output))
+  const worker: FleetWorker = fleet.attach(
+    { version, device: 'cpu', memoryBytes } as Hello__Output,
+    {
+      end: () => {},
+      send: ({ planCall }) => {
+        const { spec } = JSON.parse(planCall?.trainSpecJson ?? '') as TrainRequest
+        const memory = { totalBytes: spec.tokensPerMicroBatch * 10, uses: [] }
+        const planResult = { callId: planCall?.callId, memory, numBlocks: 8, error: null }
+        queueMicrotask(() => fleet.receive(worker, { planResult } as unknown as FromWorker__Output))
+      },
     },
-  })
+  )
   const prepared = {
     spec: { finetuning: 'full' },
     train: { longestPack: 10, longestDocument: 10 },
