@@ -27,6 +27,7 @@ function planWith(memoryBytes: number, packsPerMicroBatch: number) {
   )
   const prepared = {
     spec: { finetuning: 'full' },
+    precision: 'fp32',
     train: { longestPack: 10, longestDocument: 10 },
     validations: [],
     schedule: { packsPerMicroBatch },
