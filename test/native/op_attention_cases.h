@@ -100,10 +100,14 @@ inline OpCase attention_case(Random random, const AttentionShape& s) {
       random_matrix(random, n, wide, s.gap), random_matrix(random, n, narrow, 2 * s.gap),
       random_matrix(random, n, narrow, s.gap), random_matrix(random, n, wide, 3 * s.gap),
       1.0f / sqrtf(float(s.size))};
-  return make_case(
+  OpCase op = make_case(
       named("attention", {n, s.starts.size() - 1, s.heads, s.kv_heads, s.size, s.window}),
       [=](const Device& d) { return attention_kernel(d, s, in); },
       [=](auto real) { return attention_reference<decltype(real)>(s, in); });
+  // The weights, or their gradients, and the result: tensor cores take both factors in bf16. cuDNN
+  // 9.19 on an H100 lost at most 2.4 times one rounding in these cases.
+  op.num_roundings = 2;
+  return op;
 }
 
 struct DecodeShape {
