@@ -6,6 +6,7 @@ import { childrenNamed } from '../integration/child-processes.js'
 import { TestCoordinator, tinyJob } from '../integration/open-coordinator.js'
 import { temporaryFolder } from '../integration/open-nats.js'
 import { writePoisonedRow } from '../integration/poisoned-row.js'
+import { processesNaming, untilNone } from '../integration/process-session.js'
 import { type ChaosCase, chaosLayout, type Life } from './chaos-cases.js'
 
 const maxLives = 5
@@ -32,7 +33,7 @@ export async function runCase(chaos: ChaosCase): Promise<ChaosOutcome> {
     const seconds = (performance.now() - startMs) / 1000
     return { state, error, weightsSha256, reached, hasKilledNats, seconds }
   } finally {
-    run.removeFiles()
+    await run.removeFiles()
   }
 }
 
@@ -83,7 +84,9 @@ class ChaosRun {
     return null
   }
 
-  removeFiles(): void {
+  /** After kill -9 of a coordinator its nats-server still writes until its watcher ends it. */
+  async removeFiles(): Promise<void> {
+    await untilNone(() => processesNaming(this.#folder))
     rmSync(this.#folder, { recursive: true, force: true })
   }
 

@@ -21,13 +21,29 @@ function isInSession(pid: number, sessionId: number): boolean {
   }
 }
 
+export const untilGone = (sessionId: number) => untilNone(() => processesOf(sessionId))
+
+/** Live processes whose command line names `path`: a zombie has none. */
+export const processesNaming = (path: string): number[] =>
+  readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name) && commandOf(name).includes(path))
+    .map(Number)
+
+function commandOf(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8')
+  } catch {
+    return '' // it ended while we looked
+  }
+}
+
 /**
  * The kernel tells nobody that a stranger's process has ended, so this one looks again and again.
  */
-export async function untilGone(sessionId: number, withinMs = 20_000): Promise<void> {
+export async function untilNone(alive: () => number[], withinMs = 20_000): Promise<void> {
   const deadline = performance.now() + withinMs
   for (;;) {
-    const left = processesOf(sessionId)
+    const left = alive()
     if (left.length === 0) return
     if (performance.now() > deadline) throw new Error(`still alive: ${left.join(', ')}`)
     await delay(25)
