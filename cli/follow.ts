@@ -8,6 +8,7 @@ import { loggingStepsOf } from './logging-steps.js'
 import type { Mesh } from './mesh.js'
 import { progressView } from './progress.js'
 import { renderSuccess, type WatchedSteps } from './render-jobs.js'
+import { afterEvent, endedJob } from './told-job.js'
 
 /** @throws TunemeshError the job's own error when it failed, JOB_STOPPED when it was stopped */
 export async function followJob(
@@ -24,6 +25,7 @@ export async function followJob(
     else stopNow.abort(stoppedNow(jobId))
   })
   let firstLoss: number | null = null
+  let told = job
   const skipped = new Set<number>()
   try {
     const events = mesh.client.watch(jobId, {
@@ -32,6 +34,7 @@ export async function followJob(
       onReconnect: () => output.note('The coordinator does not answer; trying again…'),
     })
     for await (const event of events) {
+      told = afterEvent(told, event)
       if (event.step) firstLoss ??= event.step.loss
       if (event.stepSkipped) skipped.add(event.stepSkipped.step)
       output.record('event', withoutEmpty(event))
@@ -45,7 +48,7 @@ export async function followJob(
     restore()
   }
   const numSkipped = skipped.size
-  reportEnd(context, await mesh.client.get(jobId), { firstLoss, numSkipped })
+  reportEnd(context, await endedJob(mesh.client, told), { firstLoss, numSkipped })
 }
 
 function reportEnd({ output }: Context, job: Job, seen: WatchedSteps): void {
