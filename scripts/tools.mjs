@@ -1,6 +1,6 @@
 // Where the tools of a build are: on the machine, or in the project's own cache, which this file
 // fills.
-import { spawnSync } from 'node:child_process'
+import { execFileSync, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, renameSync, rmSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -37,6 +37,21 @@ export function run(command, args, options = {}) {
   if (done.status === 0) return
   const how = done.error?.message ?? `status ${done.status ?? done.signal}`
   throw new SetupError(`${[command, ...args].join(' ')} failed: ${how}`)
+}
+
+/** Answers what a program printed; its failure is one line, the last that it said. */
+export function execute(command, args, options) {
+  try {
+    return execFileSync(command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] })
+  } catch (error) {
+    if (error.code === 'ENOENT') throw new Error(`${command} is not on this machine`)
+    throw new Error(
+      String(error.stderr || error.message)
+        .trim()
+        .split('\n')
+        .at(-1),
+    )
+  }
 }
 
 export function needCompiler() {
