@@ -3,10 +3,11 @@
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
 import { checkCompiler, checkEngine, checkInstructions } from './doctor-engine.js'
-import { checkGpus } from './doctor-gpus.js'
+import { checkGpus, checkLibraryFolder } from './doctor-gpus.js'
 import { checkCoordinator, checkNode, checkPorts, checkStateDirAndDisk } from './doctor-machine.js'
 import { checkNats } from './doctor-nats.js'
 import { escapeLine } from './escape.js'
+import { type InstallOptions, installLibs } from './install-libs.js'
 import type { Style } from './style.js'
 
 export interface Finding {
@@ -19,8 +20,17 @@ export interface Finding {
   advice: string
 }
 
-export async function doctor(context: Context): Promise<void> {
+export interface DoctorOptions {
+  installLibs?: string
+  index?: string
+}
+
+export async function doctor(context: Context, options: DoctorOptions): Promise<void> {
   const { output } = context
+  if (options.installLibs !== undefined) {
+    await installAndCheck(context, { folder: options.installLibs, index: options.index })
+    return
+  }
   const checks = await Promise.all([
     checkNode(process.versions.node),
     checkEngine(),
@@ -44,6 +54,17 @@ export async function doctor(context: Context): Promise<void> {
       : 'ENGINE_MISSING',
     `Not ready to train: ${names}. Each line above says what to do.`,
   )
+}
+
+/** Tells the line that makes workers find the libraries: they inherit the environment. */
+async function installAndCheck(context: Context, options: InstallOptions): Promise<void> {
+  const { output } = context
+  const folder = await installLibs(context, options)
+  const findings = await checkLibraryFolder(folder)
+  output.record('libraries', { folder, findings })
+  for (const finding of findings) output.line(renderFinding(finding, output.style))
+  output.line('Workers find them by this line:')
+  output.line(`  export TUNEMESH_CUDA_LIBRARY_PATH=${folder}`)
 }
 
 const marks = { good: '✓', warn: '!', bad: '✗' } as const

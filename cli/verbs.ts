@@ -3,7 +3,7 @@ import { type Command, InvalidArgumentError } from 'commander'
 import { type ChatOptions, chat } from './chat.js'
 import type { Context } from './context.js'
 import { defaultPorts } from './default-ports.js'
-import { doctor } from './doctor.js'
+import { type DoctorOptions, doctor } from './doctor.js'
 import { type JobsOptions, jobs } from './jobs.js'
 import { type LogsOptions, logs } from './logs.js'
 import { type PlanOptions, plan } from './plan.js'
@@ -23,7 +23,9 @@ export function addVerbs(program: Command, context: ContextNow): void {
   program
     .command('doctor')
     .description('check this machine, and say what to do about what is missing')
-    .action(() => doctor(context()))
+    .option('--install-libs <folder>', "put NVIDIA's cuBLASLt and cuDNN there (0.9 GB to fetch)")
+    .option('--index <url>', 'package index to fetch from (default: pip, else PIP_INDEX_URL)')
+    .action((options: DoctorOptions) => doctor(context(), options))
 }
 
 function addTraining(program: Command, context: ContextNow): void {

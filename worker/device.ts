@@ -64,15 +64,18 @@ interface GpuReport {
   /** The GPU plugin; empty: it is not built. */
   plugin: string
   gpus: { device: string; description: string; memoryBytes: number }[]
+  /** Driver and libraries, as the plugin finds them; GPU or not. */
+  libraries: { name: string; isGood: boolean; text: string }[]
   /** Why none can be used, or why not all; empty: nothing is wrong. */
   problem: string
 }
 
 /** Every GPU that the plugin sees, for `tunemesh doctor`; never throws. */
 export function listGpus(libraryFolder: string): GpuReport {
-  const report: GpuReport = { plugin: findPlugin(), gpus: [], problem: '' }
+  const report: GpuReport = { plugin: findPlugin(), gpus: [], libraries: [], problem: '' }
   if (report.plugin === '') return report
   try {
+    report.libraries = callAddon('findLibraries', 'cuda', report.plugin, libraryFolder)
     const count = callAddon<number>('countDevices', 'cuda', report.plugin)
     // The first one is opened in any case: its error says why there is none.
     for (let index = 0; index < Math.max(1, count); index++) {

@@ -28,12 +28,28 @@ Napi::Value count_devices(Info info) {
   return Napi::Number::New(info.Env(), backend->num_devices());
 }
 
+Napi::Value find_device_libraries(Info info) {
+  const std::vector<LibraryFinding> found =
+      find_libraries(text_value(info[0], "backend"), text_value(info[1], "pluginPath"),
+                     text_value(info[2], "libraryFolder"));
+  auto out = Napi::Array::New(info.Env(), found.size());
+  for (uint32_t i = 0; i < found.size(); ++i) {
+    auto finding = Napi::Object::New(info.Env());
+    finding.Set("name", found[i].name);
+    finding.Set("isGood", found[i].is_good);
+    finding.Set("text", found[i].text);
+    out.Set(i, finding);
+  }
+  return out;
+}
+
 }  // namespace
 
 void register_devices(Napi::Env env, Napi::Object exports) {
   (void)env;
   set_method(exports, "describeDevice", describe_device);
   set_method(exports, "countDevices", count_devices);
+  set_method(exports, "findLibraries", find_device_libraries);
 }
 
 }  // namespace tunemesh

@@ -123,8 +123,8 @@ test('step lines: with logging_steps every Nth, the first and the last', () => {
 
 test('doctor: every GPU that is seen, or why there is none', () => {
   const gpu = { device: 'cuda:0', description: 'a card', memoryBytes: 80 * 2 ** 30 }
-  const seen = (report: Parameters<typeof findingsOf>[0]) =>
-    findingsOf(report).map((finding) => `${finding.verdict} ${finding.seen}`)
+  const seen = (report: Omit<Parameters<typeof findingsOf>[0], 'libraries'>) =>
+    findingsOf({ ...report, libraries: [] }).map((finding) => `${finding.verdict} ${finding.seen}`)
   assert.deepEqual(seen({ plugin: 'p.so', gpus: [gpu], problem: '' }), [
     'good cuda:0: a card, 80.0 GiB',
   ])
@@ -133,8 +133,20 @@ test('doctor: every GPU that is seen, or why there is none', () => {
     'warn cuda:1 is lost',
   ])
   assert.deepEqual(seen({ plugin: 'p.so', gpus: [], problem: 'no driver' }), ['warn no driver'])
-  const [none] = findingsOf({ plugin: '', gpus: [], problem: '' })
+  const [none] = findingsOf({ plugin: '', gpus: [], libraries: [], problem: '' })
   assert.deepEqual([none?.verdict, none?.advice.includes('scripts/build.mjs cuda')], ['good', true])
+})
+
+test('doctor: libraries are told where there is a driver to use them', () => {
+  const cublas = { name: 'cuBLASLt', isGood: true, text: '13.0.2 at /l/libcublasLt.so.13' }
+  const cudnn = { name: 'cuDNN', isGood: false, text: '9.19.0 does not go with cuBLASLt' }
+  const told = (driver: { name: string; isGood: boolean; text: string }) =>
+    findingsOf({ plugin: 'p.so', gpus: [], libraries: [driver, cublas, cudnn], problem: 'no GPU' })
+      .map(({ name, verdict }) => `${name} ${verdict}`)
+      .join(', ')
+  const driver = { name: 'driver', isGood: true, text: 'the driver is for CUDA 13.0' }
+  assert.equal(told(driver), 'gpu warn, driver good, cuBLASLt good, cuDNN warn')
+  assert.equal(told({ ...driver, isGood: false }), 'gpu warn')
 })
 
 test('job file: a mistake is found before anything is started', (t) => {

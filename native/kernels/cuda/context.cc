@@ -16,15 +16,23 @@ constexpr size_t kBlockElements = 256;
 constexpr size_t kStagedBlocks = 4096;
 static_assert(sizeof(DeviceFault) <= kHostBytes);
 
+// "13.0" of 13000.
+std::string cuda_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
 // Refuses an index that is not there and a card that is too old, by name.
 cudaDeviceProp select_device(int index) {
   int num_devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&num_devices);
   if (error != cudaSuccess || num_devices == 0) {
     cudaGetLastError();
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
     throw CudaFailure(TM_DEVICE_ERROR,
                       std::string("no CUDA device: ") +
                           (error != cudaSuccess ? cudaGetErrorString(error) : "none is visible") +
+                          (driver == 0 ? "" : "; the driver is for CUDA " + cuda_text(driver)) +
                           ". Use the CPU, or install NVIDIA's driver 580 or newer");
   }
   if (index < 0 || index >= num_devices) {
@@ -82,8 +90,7 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
                       std::to_string(properties.minor) + "), cuBLASLt " +
                       gemm_->library().version() + attention +
                       (precision == TM_BF16 ? ", bf16" : "");
-  description_ = "cuda: " + instruction_path_ + ", driver CUDA " + std::to_string(driver / 1000) +
-                 "." + std::to_string(driver % 1000 / 10);
+  description_ = "cuda: " + instruction_path_ + ", driver CUDA " + cuda_text(driver);
   memory_bytes_ = properties.totalGlobalMem;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
 }

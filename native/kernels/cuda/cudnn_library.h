@@ -5,9 +5,9 @@
 
 #include <string>
 
-namespace tunemesh::cuda {
+#include "kernels/cuda/cudnn_versions.h"
 
-inline constexpr size_t kOldestCudnn = 91200;  // writes log-sum-exps in the layout asked for
+namespace tunemesh::cuda {
 
 class CudnnLibrary {
  public:

@@ -55,7 +55,8 @@ class Search {
     error += "). Tried: ";
     for (size_t i = 0; i < tried_.size(); ++i) error += (i == 0 ? "" : "; ") + tried_[i];
     error += std::string(". Install it (pip install ") + names_.pip_package +
-             ") or name its folder by " + kPathVariable + ".";
+             ", or tunemesh doctor --install-libs DIR) or name its folder by " + kPathVariable +
+             ".";
     return result_;
   }
 

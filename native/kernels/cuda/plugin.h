@@ -16,6 +16,17 @@ const TmBackend* tm_cuda_backend(void);
 // (may be null) then has one line that lives until the thread's next call.
 int tm_cuda_num_devices(const char** reason);
 
+typedef struct TmCudaFinding {
+  const char* name;  // "driver", "cuBLASLt", "cuDNN"
+  int is_good;
+  const char* text;  // what was seen and, where that is not good, what to do
+} TmCudaFinding;
+
+// What there is of driver and libraries, searched in `folder` (may be null) first, and whether they
+// go together; no device is needed. Answers how many findings there are; they live until the
+// thread's next call.
+size_t tm_cuda_libraries(const char* folder, const TmCudaFinding** findings);
+
 #ifdef __cplusplus
 }
 #endif
