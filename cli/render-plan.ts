@@ -83,7 +83,8 @@ function renderWarnings(warnings: string[], style: Style): string[] {
 export function renderPlan(plan: Plan, style: Style): string[] {
   const steps =
     `${formatCount(plan.numSteps)} steps of ${formatCount(plan.microBatchesPerStep)} ` +
-    `micro-batches, ${formatLarge(plan.numTrainedParameters)} trained parameters`
+    `micro-batches, ${formatLarge(plan.numTrainedParameters)} trained parameters` +
+    (plan.precision ? `, in ${plan.precision}` : '')
   return [
     labelled(style, 'Plan', steps),
     ...(plan.memory ? [labelled(style, 'Memory', memoryLines(plan.memory))] : []),

@@ -42,7 +42,7 @@ export async function* generateText(
     const { stopIds } = await pool.call('describe')
     const limit = request.maxNewTokens || defaultNewTokens
     const waitMs = mesh.options.numWorkers > 0 ? workerWaitMs : uncertainWaitMs
-    const worker = await idleWorker(mesh.fleet, waitMs, signal)
+    const worker = await idleWorker(mesh.fleet, { waitMs, signal })
     const results = askGenerate(mesh.fleet, worker, {
       request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
       adapterPath: choice.adapterPath,

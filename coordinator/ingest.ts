@@ -14,6 +14,7 @@ import { numPacks, type PackShard, packShardBytes } from '../proto/pack-shard.js
 import { type BaseModel, digestOf, readBaseModel } from './ingest-model.js'
 import { heldOut, type IngestedFile, type IngestedRow, ingestRows } from './ingest-rows.js'
 import { learningRates } from './ingest-schedule.js'
+import { askedPrecision } from './job-precision.js'
 import { countTargets, lengthBucketTokens, packRows } from './packing.js'
 import { preflightReport, spansOf } from './preflight.js'
 import type {
@@ -62,7 +63,7 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
       validation: validations[0]?.dataset ?? null,
       validations,
       schedule: scheduleOf(spec, train.numPacks),
-      precision: spec.bf16 ? 'bf16' : 'fp32',
+      precision: askedPrecision(spec),
       startAdapter: null,
       report: preflightReport({
         ...data,

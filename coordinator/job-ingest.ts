@@ -1,17 +1,19 @@
 /** Preflight of a job: ingest, and the plan that a worker's engine makes of it. */
-import { TunemeshError } from '../proto/errors.js'
 import type { PlanRequest__Output } from '../proto/gen/tunemesh/v1/PlanRequest.js'
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import { keyPlaces, readJobFile } from '../proto/job-file.js'
 import type { SliceLayout } from '../proto/slices.js'
+import type { Precision } from '../proto/train-spec.js'
 import type { Mesh } from './coordinator.js'
 import type { FleetWorker } from './fleet.js'
 import { prepareGoldenJob } from './golden-job.js'
 import { prepareJob } from './ingest.js'
 import { assertFits, layoutFor, planResponseOf, trainRequestJson } from './job-plan.js'
+import { assertCanBegin, canCompute, settled, settlePrecision } from './job-precision.js'
 import type { JobRecord } from './job-store.js'
-import type { PreparedJob } from './prepared-job.js'
+import type { PreparedJob, SettledJob } from './prepared-job.js'
+import { defaultRunLimits } from './run-events.js'
 import { anyWorker, askPlan } from './worker-calls.js'
 
 /** Where workers are expected, how long a plan waits for the first of them. */
@@ -43,23 +45,42 @@ export async function planRequest(mesh: Mesh, request: PlanRequest__Output): Pro
   const fileName = request.jobFileName || 'job.yaml'
   const file = { text: request.jobFile, fileName, overrides: request.overrides }
   const spec = readJobFile(file)
+  const places = keyPlaces(file)
+  assertCanBegin(mesh, spec, places.get('bf16') ?? fileName)
   const prepared = await prepareJob({
     spec,
     baseDir: request.baseDir,
     jobFileName: fileName,
-    keyPlaces: keyPlaces(file),
+    keyPlaces: places,
     putBlob: (pieces) => mesh.blobs.write(pieces),
   })
   const hasWorkers = mesh.options.numWorkers > 0 || mesh.fleet.workers.length > 0
   if (!hasWorkers) return planResponseOf(prepared, null, 0)
-  const worker = await anyWorker(mesh.fleet, workerWaitMs)
-  const { answer } = await planOn(mesh, worker, prepared)
-  return planResponseOf(prepared, answer, wantedWorkers(mesh))
+  const job = await settleJob(mesh, prepared, { waitMs: workerWaitMs })
+  const isAble = (worker: FleetWorker) => canCompute(worker, job.precision)
+  const worker = await anyWorker(mesh.fleet, { waitMs: workerWaitMs, isAble })
+  const { answer } = await planOn(mesh, worker, job)
+  return planResponseOf(job, answer, wantedWorkers(mesh, job.precision))
+}
+
+/** By the workers that are here, or expected soon. */
+export async function settleJob(
+  { fleet, options }: Mesh,
+  prepared: PreparedJob,
+  wait: { waitMs: number; signal?: AbortSignal },
+): Promise<SettledJob> {
+  const gatherMs = options.tuning.limits.gatherMs ?? defaultRunLimits.gatherMs
+  const wanted = Math.max(1, options.numWorkers)
+  const precision = await settlePrecision(fleet, prepared.precision, { ...wait, gatherMs, wanted })
+  return settled(prepared, precision)
 }
 
 /** How many workers a job will have, as far as is known before it runs. */
-export const wantedWorkers = ({ options, fleet }: Mesh): number =>
-  Math.max(1, options.numWorkers, fleet.workers.length)
+export function wantedWorkers({ options, fleet }: Mesh, precision: Precision): number {
+  const numAble = fleet.workers.filter((worker) => canCompute(worker, precision)).length
+  const numUnable = fleet.workers.length - numAble
+  return Math.max(1, options.numWorkers - numUnable, numAble)
+}
 
 export interface WorkerPlan {
   answer: PlanResult__Output
@@ -67,16 +88,15 @@ export interface WorkerPlan {
 }
 
 /**
- * @throws TunemeshError DEVICE_MEMORY_SHORT with the nearest settings that fit; JOB_INVALID where
- *   the worker's device lacks the job's precision
+ * @param worker one that can compute in the job's precision
+ * @throws TunemeshError DEVICE_MEMORY_SHORT with the nearest settings that fit
  */
 export async function planOn(
   mesh: Mesh,
   worker: FleetWorker,
-  prepared: PreparedJob,
+  prepared: SettledJob,
 ): Promise<WorkerPlan> {
-  assertPrecision(prepared, worker)
-  const ask = async (job: PreparedJob): Promise<WorkerPlan> => {
+  const ask = async (job: SettledJob): Promise<WorkerPlan> => {
     const { modelPath } = job
     // Measuring beside a job that trains would tell the wrong speed, and slow that job down.
     const isFree = worker.state === 'idle'
@@ -99,24 +119,14 @@ export async function planOn(
   return plan
 }
 
-function assertPrecision(prepared: PreparedJob, worker: FleetWorker): void {
-  const { device } = worker.hello
-  if (prepared.precision === 'fp32' || !device.startsWith('cpu')) return
-  throw new TunemeshError(
-    'JOB_INVALID',
-    `bf16: true needs GPUs; worker ${worker.id} computes on "${device}". ` +
-      'Leave bf16 out, or attach workers with --device cuda.',
-  )
-}
-
 /**
  * The largest batch that fits, by asking the engine for smaller ones: the nearest setting, never
  * guessed.
  */
 async function fittingBatch(
-  prepared: PreparedJob,
+  prepared: SettledJob,
   memoryBytes: number,
-  ask: (job: PreparedJob) => Promise<WorkerPlan>,
+  ask: (job: SettledJob) => Promise<WorkerPlan>,
 ): Promise<string | null> {
   const { packsPerMicroBatch } = prepared.schedule
   let fitting = 0

@@ -10,7 +10,7 @@ import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import { maxChunkBlocks, planSlices, type SliceLayout } from '../proto/slices.js'
 import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
 import { estimateTime } from './job-estimate.js'
-import type { PreparedJob } from './prepared-job.js'
+import type { PreparedJob, SettledJob } from './prepared-job.js'
 import type { Tuning } from './tuning.js'
 
 /** Rows of logits computed at a time: bounds the loss's memory whatever the vocabulary is. */
@@ -22,7 +22,7 @@ const lossChunkRows = 128
 const numContributionSlots = 4
 
 /** A first spec, good enough to ask how many blocks there are; slices follow from the answer. */
-function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSpec {
+function trainSpecOf(prepared: SettledJob, layout: SliceLayout | null): TrainSpec {
   const { spec, train, validations, schedule } = prepared
   const datasets = [train, ...validations.map(({ dataset }) => dataset)]
   const longestPack = Math.max(...datasets.map((set) => set.longestPack))
@@ -54,7 +54,7 @@ function trainSpecOf(prepared: PreparedJob, layout: SliceLayout | null): TrainSp
 }
 
 /** `train_spec_json` of Prepare and PlanCall: proto/train-spec.ts TrainRequest. */
-export const trainRequestJson = (prepared: PreparedJob, layout: SliceLayout | null): string => {
+export const trainRequestJson = (prepared: SettledJob, layout: SliceLayout | null): string => {
   const request: TrainRequest = {
     config: prepared.modelConfig,
     spec: trainSpecOf(prepared, layout),
@@ -72,7 +72,7 @@ export function layoutFor(numBlocks: number, tuning: Tuning): SliceLayout {
 
 export interface PlannedJob {
   jobId: string
-  prepared: PreparedJob
+  prepared: SettledJob
   layout: SliceLayout
 }
 
@@ -111,6 +111,7 @@ export function planResponseOf(
     numTrainedParameters: answer?.numTrainedParameters ?? 0,
     estimatedSeconds: seconds ?? 0,
     timeBasis: basis,
+    precision: prepared.precision === 'auto' ? '' : prepared.precision,
   }
 }
 

@@ -7,7 +7,8 @@ import type { Logger } from 'pino'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { SubmitRequest__Output } from '../proto/gen/tunemesh/v1/SubmitRequest.js'
 import type { JobId } from '../proto/ids.js'
-import { readJobFile } from '../proto/job-file.js'
+import { keyPlaces, readJobFile } from '../proto/job-file.js'
+import type { JobSpec } from '../proto/job-spec.js'
 import type { BlobStore } from './blob-store.js'
 import type { EventLog } from './event-log.js'
 import { hasEnded, type JobRecord, type JobState, type JobStore, newJobId } from './job-store.js'
@@ -30,6 +31,11 @@ export interface JobQueueOptions {
   events: EventLog
   blobs: BlobStore
   ingest: Ingest
+  /**
+   * Refuses what no worker here could run, before anything is stored or read.
+   * @throws TunemeshError
+   */
+  admit: (spec: JobSpec, keyPlaces: ReadonlyMap<string, string>) => void
   /** `told` resolves when the job's new state is stored; the run begins then. */
   run: (job: JobRecord, told: Promise<unknown>) => RunningJob
   /** Queued jobs wait until the coordinator is started without this. */
@@ -183,6 +189,7 @@ export class JobQueue {
     const { store, nowMs } = this.options
     const golden = request.goldenJson === '' ? null : goldenOf(request.goldenJson)
     const spec = golden === null ? readJobFile(fileOf(request)) : null
+    if (spec !== null) this.options.admit(spec, keyPlaces(fileOf(request)))
     const outputDir = resolve(request.baseDir || '/', spec?.output_dir ?? golden?.outputDir ?? '')
     assertOutputFree(outputDir, this.#jobsToCome())
     const createdAtMs = nowMs()

@@ -6,19 +6,19 @@ import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
 import { workerMessage } from './fleet.js'
-import { planOn, wantedWorkers } from './job-ingest.js'
+import { planOn, settleJob, wantedWorkers } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
+import { settled, workerFor } from './job-precision.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
 import { JobRunner } from './job-runner.js'
 import type { JobRecord, JobState } from './job-store.js'
 import type { NatsConnection } from './nats-connection.js'
 import { deliver, runRecordName } from './output-folder.js'
 import { loadPrepared } from './prepared-blob.js'
-import type { PreparedJob } from './prepared-job.js'
+import type { PreparedJob, SettledJob } from './prepared-job.js'
 import { defaultRunLimits, type RunConfig, type RunLimits, type RunOutcome } from './run-events.js'
 import { runRecord } from './run-record.js'
 import { untoldSteps } from './untold-steps.js'
-import { anyWorker } from './worker-calls.js'
 
 export interface RunParts {
   mesh: Mesh
@@ -68,21 +68,38 @@ const isStop = (error: { code?: string; name?: string }) =>
   error.code === 'JOB_STOPPED' || error.name === 'AbortError'
 
 interface Planned {
-  prepared: PreparedJob
+  prepared: SettledJob
   layout: SliceLayout
 }
 
 /**
  * Waits for a first worker and asks its engine what the job takes; refuses a job that does not fit.
  */
-async function plan({ mesh, job }: RunParts, signal: AbortSignal): Promise<Planned> {
-  const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
-  const limits = limitsOf(mesh)
-  const worker = await anyWorker(mesh.fleet, limits.noWorkersMs, signal)
+async function plan(parts: RunParts, signal: AbortSignal): Promise<Planned> {
+  const { mesh, job } = parts
+  const stored = await loadPrepared(mesh.blobs, job.preparedDigest)
+  const { noWorkersMs: waitMs, gatherMs } = limitsOf(mesh)
+  const prepared = await settlePrecisionOf(parts, stored, { waitMs, signal })
+  const { precision } = prepared
+  const worker = await workerFor(mesh, job, { precision, waitMs, gatherMs, signal })
   const { answer, layout } = await planOn(mesh, worker, prepared)
-  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer, wantedWorkers(mesh)) })
+  const numWorkers = wantedWorkers(mesh, precision)
+  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer, numWorkers) })
   signal.throwIfAborted()
   return { prepared, layout }
+}
+
+/** Once in a job's life, and stored: whoever goes on with it computes as it began. */
+async function settlePrecisionOf(
+  { mesh, job }: RunParts,
+  prepared: PreparedJob,
+  wait: { waitMs: number; signal: AbortSignal },
+): Promise<SettledJob> {
+  const known = mesh.store.get(job.jobId).precision
+  if (known) return settled(prepared, known)
+  const begun = await settleJob(mesh, prepared, wait)
+  await mesh.store.update(job.jobId, () => ({ precision: begun.precision }))
+  return begun
 }
 
 /** Of an earlier coordinator's run, which ended between a commit and its event. */
@@ -145,7 +162,8 @@ function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): R
     prepare: prepareMessage({ jobId: job.jobId, prepared, layout }),
     outputDir: job.outputDir,
     baseModelName: spec.model,
-    wantedWorkers: wantedWorkers(mesh),
+    precision: prepared.precision,
+    wantedWorkers: wantedWorkers(mesh, prepared.precision),
     limits: limitsOf(mesh),
   }
 }
@@ -193,14 +211,16 @@ function withWorkers({ fleet }: Mesh, event: JobEvent): JobEvent {
   if (!event.fleet) return event
   const workers = (event.fleet.workers ?? []).map((told) => {
     const worker = fleet.get(told.workerId ?? '')
-    return worker === undefined ? told : { ...workerMessage(worker), state: told.state ?? '' }
+    if (worker === undefined) return told
+    const { state = '', deviceClass = '' } = told
+    return { ...workerMessage(worker), state, deviceClass }
   })
   return { ...event, fleet: { ...event.fleet, workers } }
 }
 
 async function settle(
   parts: RunParts,
-  prepared: PreparedJob,
+  prepared: SettledJob,
   outcome: RunOutcome,
 ): Promise<Partial<JobRecord> & { state: JobState }> {
   switch (outcome.kind) {
@@ -227,7 +247,7 @@ async function settle(
 
 async function settleSuccess(
   { mesh, job }: RunParts,
-  prepared: PreparedJob,
+  prepared: SettledJob,
   outcome: RunOutcome & { kind: 'succeeded' },
 ): Promise<Partial<JobRecord> & { state: JobState }> {
   const { artifacts, weightsSha256, step } = outcome

@@ -86,8 +86,8 @@ export class JobRunner {
 
   readonly #onAttached = (worker: FleetWorker) => {
     worker.jobId = this.options.config.jobId
-    const { deviceClass, host, device } = worker.hello
-    const attached = { workerId: worker.id, deviceClass, host, device }
+    const { deviceClass, host, device, precisions } = worker.hello
+    const attached = { workerId: worker.id, deviceClass, host, device, precisions }
     this.#take({ kind: 'workerAttached', worker: attached })
   }
 
@@ -223,6 +223,7 @@ export class JobRunner {
     if ('prepare' in message || 'loadState' in message) worker.state = 'preparing'
     if ('stepPlan' in message) worker.state = 'training'
     if ('releaseJob' in message) worker.state = 'idle'
+    worker.jobId = worker.state === 'idle' ? '' : this.options.config.jobId
   }
 
   #releaseWorkers(): void {

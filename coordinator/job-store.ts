@@ -10,6 +10,7 @@ import type { Job } from '../proto/gen/tunemesh/v1/Job.js'
 import { type JobId, jobId } from '../proto/ids.js'
 import { readSubject } from '../proto/nats-client.js'
 import { jobStream, jobSubject } from '../proto/subjects.js'
+import type { Precision } from '../proto/train-spec.js'
 import { fileStorage, type NatsConnection } from './nats-connection.js'
 
 export type JobState =
@@ -53,6 +54,8 @@ export interface JobRecord {
   idempotencyKey: string
   /** Blob of the prepared job (coordinator/prepared-blob.ts); empty before ingest has ended. */
   preparedDigest: string
+  /** What `bf16: auto` came to when the job was first planned; absent or empty before. */
+  precision?: Precision | ''
   /** Order in the queue; a resumed job goes to its end. */
   queuedAtMs: number
 }
@@ -201,4 +204,5 @@ export const jobMessage = (record: JobRecord): Job => ({
   adapterDigest: record.adapterDigest,
   artifacts: record.artifacts,
   weightsSha256: record.weightsSha256,
+  precision: record.precision ?? '',
 })

@@ -74,10 +74,16 @@ export interface PreparedJob {
   /** Validation sets, judged apart, by name: "validation" where there is only one. */
   validations: NamedDataset[]
   schedule: RunSchedule
-  precision: Precision
+  /** `auto`: not settled yet (coordinator/job-precision.ts). */
+  precision: Precision | 'auto'
   /** Folder of an adapter to start from; only golden jobs have one. */
   startAdapter: string | null
   report: PreflightReport__Output
+}
+
+/** As it is planned and run. */
+export interface SettledJob extends PreparedJob {
+  precision: Precision
 }
 
 /** Argument of `prepareJob` (coordinator/ingest.ts). */

@@ -11,6 +11,7 @@ import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
+import type { Precision } from '../proto/train-spec.js'
 
 export interface RunConfig {
   jobId: string
@@ -39,6 +40,8 @@ export interface RunConfig {
   prepare: Prepare
   outputDir: string
   baseModelName: string
+  /** Workers whose devices lack it are left idle. */
+  precision: Precision
   /**
    * The first fleet is formed when so many workers are ready, or `gatherMs` have passed with one.
    */
@@ -124,6 +127,8 @@ export interface AttachedWorker {
   deviceClass: string
   host: string
   device: string
+  /** What the device computes in, by its Hello. */
+  precisions: readonly string[]
 }
 
 export type RunEffect =

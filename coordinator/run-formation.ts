@@ -19,12 +19,15 @@ export function formFleet(run: Run): void {
   const candidates = candidatesOf(run)
   const waitedMs = run.nowMs - run.gatheringSinceMs
   if (candidates.length === 0) {
-    if (run.exhausted && run.workers.size === 0) return fail(run, run.exhausted)
+    const idle = [...run.workers.values()].filter((worker) => worker.status === 'refused')
+    if (run.exhausted && run.workers.size === idle.length) return fail(run, run.exhausted)
     if (waitedMs > run.config.limits.noWorkersMs && run.busLostAtMs === null) {
+      const others = idle.map(({ workerId }) => workerId).join(', ')
       fail(run, {
         code: 'NO_WORKERS',
         message:
           `no worker for ${Math.round(waitedMs / 1000)} s; ` +
+          `${others && `${others} can not take part. Otherwise `}` +
           'start one with: tunemesh worker --join URL',
       })
     }
@@ -247,9 +250,11 @@ export function reportFleet(run: Run, reason: string): void {
           deviceClass: worker.deviceClass,
           state: worker.isDraining
             ? 'draining'
-            : worker.status === 'member'
-              ? 'training'
-              : 'preparing',
+            : worker.status === 'refused'
+              ? 'idle'
+              : worker.status === 'member'
+                ? 'training'
+                : 'preparing',
           tokensPerSecond: worker.tokensPerSecond,
           jobId: run.config.jobId,
         })),

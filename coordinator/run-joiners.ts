@@ -5,7 +5,7 @@ import type { ProbeResult__Output } from '../proto/gen/tunemesh/v1/ProbeResult.j
 import type { StateLoaded__Output } from '../proto/gen/tunemesh/v1/StateLoaded.js'
 import type { StateUploaded__Output } from '../proto/gen/tunemesh/v1/StateUploaded.js'
 import { holdsTrueState, isBackingOff, isNear, sendEpoch, sendLoad } from './run-formation.js'
-import { declareDead, dropSnapshot } from './run-membership.js'
+import { declareDead, dropSnapshot, refuse } from './run-membership.js'
 import { type FleetWorker, log, members, type Run, send } from './run-state.js'
 import { lossDivisor, sendCommit } from './run-steps.js'
 
@@ -166,15 +166,11 @@ export function recordProbe(run: Run, senderId: string, message: ProbeResult__Ou
       worker.stage = 'proved'
       continue
     }
-    log(
-      run,
-      'error',
-      `PLAN_MISMATCH worker ${worker.workerId} computes ${probe.own} for a micro-batch at step ` +
-        `${probe.step}, worker ${probe.partnerId} of the same device class ` +
-        `${probe.partner}; refused`,
-    )
-    worker.status = 'refused'
-    worker.stage = null
-    send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId } })
+    refuse(run, worker, {
+      level: 'error',
+      reason:
+        `PLAN_MISMATCH it computes ${probe.own} for a micro-batch at step ${probe.step}, ` +
+        `worker ${probe.partnerId} of the same device class ${probe.partner}`,
+    })
   }
 }

@@ -4,12 +4,10 @@
  * proto/PROTOCOL.md is normative; the other run-*.ts files hold the parts.
  */
 import type { LoggedRecord } from '../proto/commit-record.js'
-import { errorKinds, isErrorCode } from '../proto/errors.js'
 import type { Applied__Output } from '../proto/gen/tunemesh/v1/Applied.js'
 import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { LeaseDone__Output } from '../proto/gen/tunemesh/v1/LeaseDone.js'
 import type { SliceDone__Output } from '../proto/gen/tunemesh/v1/SliceDone.js'
-import type { WorkerFailure__Output } from '../proto/gen/tunemesh/v1/WorkerFailure.js'
 import {
   beginCheckpoint,
   beginWorkAt,
@@ -24,25 +22,16 @@ import {
   recordUploaded,
 } from './run-checkpoint.js'
 import type { RunConfig, RunEffect, RunEvent } from './run-events.js'
+import { takeFailure } from './run-failures.js'
 import * as formation from './run-formation.js'
 import * as joiners from './run-joiners.js'
 import * as commitLog from './run-log.js'
 import * as membership from './run-membership.js'
-import { failWhereNobodyCan, shiftWaits, watch } from './run-stall.js'
+import { shiftWaits, watch } from './run-stall.js'
 import { type FleetWorker, fail, finish, members, newRun, type Run } from './run-state.js'
 import { reportSkip, reportStep } from './run-step-events.js'
-import {
-  announce,
-  commitWhenComplete,
-  planSteps,
-  repairSteps,
-  skipStep,
-  stepsAhead,
-} from './run-steps.js'
+import { announce, commitWhenComplete, planSteps, repairSteps, stepsAhead } from './run-steps.js'
 import * as steps from './step-run.js'
-
-/** Failures that another worker would meet as well: trying elsewhere helps nobody. */
-const maxWorkerFailures = 3
 
 export class RunMachine {
   readonly run: Run
@@ -360,30 +349,4 @@ function takeAppliedAhead(run: Run, step: number): void {
     worker.appliedAhead = worker.appliedAhead.filter((message) => message.step > step)
     for (const message of known) takeApplied(run, worker, message)
   }
-}
-
-function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Output): void {
-  const code = isErrorCode(failure.error?.code) ? failure.error.code : 'WORKER_FAILED'
-  const message = failure.error?.message ?? 'no reason given'
-  const where = `worker ${worker.workerId}, step ${failure.step}, micro-batch ${failure.microBatch}`
-  if (code === 'NON_FINITE_GRADIENT' || code === 'GRADIENT_OUT_OF_RANGE') {
-    if (worker.status !== 'member' || failure.step !== run.log.committedStep + 1) return
-    const isSkippable = code === 'NON_FINITE_GRADIENT' && failure.microBatch >= 0
-    if (run.config.onNonFinite === 'skip' && isSkippable) return skipStep(run, failure)
-    return fail(run, { code, message: `${where}, ${failure.tensor}: ${message}` })
-  }
-  if (code === 'STATE_CONFLICT') {
-    // It lacks sums that nobody has any more: it comes back and takes a snapshot.
-    return membership.declareDead(run, worker.workerId, message)
-  }
-  worker.numFailures++
-  if (worker.status === 'preparing') {
-    worker.status = 'refused'
-    return failWhereNobodyCan(run, code, message)
-  }
-  if (errorKinds[code].exit === 2 || worker.numFailures >= maxWorkerFailures) {
-    const isAlone = members(run).length <= 1
-    if (isAlone) return fail(run, { code, message: `${where}: ${message}` })
-  }
-  membership.declareDead(run, worker.workerId, `${code} ${message}`)
 }

@@ -41,24 +41,43 @@ export function attach(run: Run, attached: AttachedWorker): void {
     numFailures: 0,
   }
   run.workers.set(worker.workerId, worker)
+  const { precision } = run.config
+  if (precision !== 'fp32' && !worker.precisions.includes(precision)) {
+    return refuse(run, worker, {
+      level: 'warn',
+      reason: `the job computes in ${precision}, which its device "${worker.device}" can not`,
+    })
+  }
   if (run.phase !== 'opening') prepare(run, worker)
+}
+
+/** It takes no part in this job, is told why, and stays for others. */
+export function refuse(
+  run: Run,
+  worker: FleetWorker,
+  { level, reason }: { level: 'warn' | 'error'; reason: string },
+): void {
+  worker.status = 'refused'
+  worker.stage = null
+  const message = `worker ${worker.workerId} on ${worker.host} is left idle: ${reason}`
+  log(run, level, message)
+  run.effects.push({ kind: 'event', event: { log: { level, message } } })
+  send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId, reason } })
 }
 
 export function recordPrepared(run: Run, worker: FleetWorker, prepared: Prepared__Output): void {
   if (worker.status !== 'preparing') return
   worker.planHash = prepared.planHash
   worker.numBlocks = prepared.numBlocks
+  worker.deviceClass = prepared.deviceClass || worker.deviceClass
   const expected = run.log.planHash || firstPlanHash(run)
   if (expected !== '' && prepared.planHash !== expected) {
-    worker.status = 'refused'
-    log(
-      run,
-      'error',
-      `PLAN_MISMATCH worker ${worker.workerId} has plan ${prepared.planHash}, the job ` +
-        `${expected}. Use the same tunemesh version and model on every machine.`,
-    )
-    send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId } })
-    return
+    return refuse(run, worker, {
+      level: 'error',
+      reason:
+        `PLAN_MISMATCH its plan is ${prepared.planHash}, the job's ${expected}. ` +
+        'Use the same tunemesh version and model on every machine.',
+    })
   }
   run.numBlocks = prepared.numBlocks
   run.numSlices = numSlicesOf(run.config, prepared.numBlocks)

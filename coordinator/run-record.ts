@@ -4,12 +4,12 @@ import type { WorkerInfo } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
 import { version } from '../proto/version.js'
 import type { StoredEvent } from './event-log.js'
 import type { JobRecord } from './job-store.js'
-import type { PreparedJob } from './prepared-job.js'
+import type { SettledJob } from './prepared-job.js'
 import type { RunOutcome } from './run-events.js'
 
 export interface RunRecordParts {
   job: JobRecord
-  prepared: PreparedJob
+  prepared: SettledJob
   outcome: RunOutcome & { kind: 'succeeded' }
   events: StoredEvent[]
   commits: LoggedRecord[]
@@ -26,6 +26,7 @@ export function runRecord(parts: RunRecordParts) {
     jobFile: job.jobFile,
     overrides: job.overrides,
     spec: prepared.spec,
+    precision: prepared.precision,
     model: { path: prepared.modelPath, digest: prepared.modelDigest },
     data: {
       train: prepared.train.shard.digest,

@@ -14,9 +14,17 @@ const answerTimeoutMs = 120_000
 /** Tokens that a slow reader may leave unread; one generation has fewer. */
 const maxUnreadResults = 100_000
 
+export interface WorkerWanted {
+  waitMs: number
+  signal?: AbortSignal | undefined
+  /** Which ones will do; by default all. */
+  isAble?: (worker: FleetWorker) => boolean
+}
+
 /** Resolves with an attached worker, the idlest one; waits for one to come. */
-export async function anyWorker(fleet: Fleet, waitMs: number, signal?: AbortSignal) {
-  const found = idlest(fleet)
+export async function anyWorker(fleet: Fleet, wanted: WorkerWanted) {
+  const { waitMs, signal, isAble = () => true } = wanted
+  const found = idlest(fleet.workers.filter(isAble))
   if (found !== null) return found
   if (fleet.exhausted) fleet.want()
   return new Promise<FleetWorker>((resolve, reject) => {
@@ -27,7 +35,9 @@ export async function anyWorker(fleet: Fleet, waitMs: number, signal?: AbortSign
       signal?.removeEventListener('abort', onAbort)
       act()
     }
-    const onAttached = (worker: FleetWorker) => settle(() => resolve(worker))
+    const onAttached = (worker: FleetWorker) => {
+      if (isAble(worker)) settle(() => resolve(worker))
+    }
     const onExhausted = (error: Error) => settle(() => reject(error))
     const onAbort = () => settle(() => reject(stopped()))
     const timer = setTimeout(() => settle(() => reject(noWorkers(waitMs))), waitMs)
@@ -42,8 +52,8 @@ export async function anyWorker(fleet: Fleet, waitMs: number, signal?: AbortSign
  * One that may load a model beside the plan of any job: a job's memory is counted without it.
  * @throws TunemeshError STATE_CONFLICT when all attached workers train
  */
-export async function idleWorker(fleet: Fleet, waitMs: number, signal?: AbortSignal) {
-  const worker = await anyWorker(fleet, waitMs, signal)
+export async function idleWorker(fleet: Fleet, wanted: WorkerWanted) {
+  const worker = await anyWorker(fleet, wanted)
   if (worker.state === 'idle') return worker
   const job = worker.jobId === '' ? 'the job that runs' : `job ${worker.jobId}`
   throw new TunemeshError(
@@ -140,8 +150,8 @@ async function* answersOf<Answer>(
   }
 }
 
-function idlest(fleet: Fleet): FleetWorker | null {
-  const workers = fleet.workers.filter((worker) => worker.state !== 'draining')
+function idlest(all: FleetWorker[]): FleetWorker | null {
+  const workers = all.filter((worker) => worker.state !== 'draining')
   return workers.find((worker) => worker.state === 'idle') ?? workers[0] ?? null
 }
 

@@ -198,10 +198,12 @@ const numerics = {
       'Rounding of gradients on the wire. q24 is as good as float32; q12 and q8 are lossy.',
     ),
   bf16: z
-    .boolean()
-    .default(false)
+    .union([z.literal('auto'), z.boolean()])
+    .default('auto')
     .describe(
-      'Compute in bfloat16, on GPUs only; master weights, gradients and moments stay float32.',
+      'Compute in bfloat16; master weights, gradients and moments stay float32. auto: where every ' +
+        'worker that is there when the job is first planned has a GPU, else in float32; a job ' +
+        'keeps what it began with. true: on GPUs only, workers without one stay idle.',
     ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }

@@ -8,7 +8,7 @@ type FinetuningMethod = 'lora' | 'full'
 type GradientCodec = 'q24' | 'q12' | 'q8'
 /**
  * Of activations and matrix products; sums, master weights, gradients and moments are float32 in
- * both. bf16 needs a GPU.
+ * both. bf16 needs a GPU: a worker's Hello says what its device can.
  */
 export type Precision = 'fp32' | 'bf16'
 

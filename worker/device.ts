@@ -26,16 +26,23 @@ export interface DeviceDescription {
   deviceClass: string
   numThreads: number
   memoryBytes: number
+  /** What jobs it can compute. */
+  precisions: Precision[]
 }
 
 /** What a worker says of its device before it has any job. */
 export function describeDevice(options: DeviceOptions): DeviceDescription {
   const described = openOnce(options)
-  return { ...described, memoryBytes: described.memoryBytes || totalmem() }
+  return {
+    ...described,
+    memoryBytes: described.memoryBytes || totalmem(),
+    // The plugin refuses cards that lack bfloat16 products.
+    precisions: options.device?.startsWith('cuda') ? ['fp32', 'bf16'] : ['fp32'],
+  }
 }
 
 /** A device that cannot be opened at all is one that the user has to mend, or to leave out. */
-function openOnce(options: DeviceOptions): DeviceDescription {
+function openOnce(options: DeviceOptions): Omit<DeviceDescription, 'precisions'> {
   try {
     return callAddon<DeviceDescription>('describeDevice', nativeDevice(options, 'fp32'))
   } catch (cause) {

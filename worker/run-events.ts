@@ -54,6 +54,8 @@ export type WorkerEvent =
       numBlocks: number
       numTrainedParameters: number
       weightsSha256: string
+      /** Of the engine as this job opened it. */
+      deviceClass: string
     }
   | ({
       kind: 'microBatchDone'

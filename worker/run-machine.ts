@@ -191,7 +191,7 @@ function recordEngine(
 function answerPrepared(run: WorkerRun): void {
   if (!run.owesPrepared || !run.prepared || !isSettled(run)) return
   run.owesPrepared = false
-  const { planHash, memory, numBlocks, numTrainedParameters } = run.prepared
+  const { planHash, memory, numBlocks, numTrainedParameters, deviceClass } = run.prepared
   send(run, {
     prepared: {
       jobId: run.jobId,
@@ -203,6 +203,7 @@ function answerPrepared(run: WorkerRun): void {
       appliedStep: run.appliedStep,
       weightsSha256: run.weightsSha256,
       appliedSequence: run.appliedSequence,
+      deviceClass,
     },
   })
   if (run.isDraining) send(run, { drain: { reason: 'asked before' } })

@@ -155,6 +155,7 @@ export class StepLoop {
     this.#job = job
     this.#dataPlane = await this.options.openDataPlane(job, (event) => this.handle(event))
     const { memory, planHash, weightsSha256 } = job.ready
+    const { deviceClass } = job.engine
     this.handle({
       kind: 'enginePrepared',
       planHash,
@@ -162,6 +163,7 @@ export class StepLoop {
       numBlocks: memory.numBlocks,
       numTrainedParameters: memory.numTrainedParameters,
       weightsSha256,
+      deviceClass,
     })
   }
 

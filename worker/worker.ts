@@ -52,7 +52,7 @@ export class Worker {
 
   constructor(private readonly options: WorkerOptions) {
     assertLoopback(options.coordinator)
-    const { device, deviceClass, numThreads, memoryBytes } = describeDevice(options.device)
+    const described = describeDevice(options.device)
     this.#stream = new AttachStream({
       address: options.coordinator,
       token: options.token,
@@ -60,10 +60,7 @@ export class Worker {
       hello: {
         version,
         host: options.host,
-        device,
-        deviceClass,
-        numThreads,
-        memoryBytes,
+        ...described,
         processId: process.pid,
       },
       onWelcome: (welcome) => this.#attached(welcome),
@@ -146,6 +143,11 @@ export class Worker {
     this.#loop?.handle({ kind: 'message', message })
     if (message.releaseJob) {
       this.#doing = 'idle'
+      const { jobId, reason } = message.releaseJob
+      if (reason !== '') {
+        const waits = 'This worker waits for other jobs.'
+        this.options.log('warn', `left idle while ${jobId} goes on: ${reason}. ${waits}`)
+      }
       this.#closeIfDrained()
     }
   }

@@ -6,6 +6,7 @@ import { after, before, describe, test } from 'node:test'
 import { BlobStore } from '../../coordinator/blob-store.js'
 import { prepareJob } from '../../coordinator/ingest.js'
 import { layoutFor, trainRequestJson } from '../../coordinator/job-plan.js'
+import { settled } from '../../coordinator/job-precision.js'
 import { parseTuning } from '../../coordinator/tuning.js'
 import { keyPlaces, readJobFile } from '../../proto/job-file.js'
 import type { TrainRequest } from '../../proto/train-spec.js'
@@ -17,6 +18,7 @@ interface PlanLine {
   memory: { totalBytes: number; uses: { purpose: string; sizeBytes: number }[] }
   numSteps: number
   numTrainedParameters: number
+  precision: string
   warnings: string[]
   preflight: { numRows: number; kind: string; samples: unknown[] }
 }
@@ -58,7 +60,7 @@ describe('tunemesh plan', { skip: engineMissing(), timeout: 120_000 }, () => {
       packedCacheDir: join(folder.stateDir, '..', 'packed'),
     })
     const specWith = (layout: Parameters<typeof trainRequestJson>[1]) =>
-      (JSON.parse(trainRequestJson(prepared, layout)) as TrainRequest).spec
+      (JSON.parse(trainRequestJson(settled(prepared, 'fp32'), layout)) as TrainRequest).spec
     const { numBlocks } = engine.plan(specWith(null))
     const plan = engine.plan(specWith(layoutFor(numBlocks, parseTuning('{}'))))
     await engine.close()
@@ -104,9 +106,10 @@ describe('tunemesh plan', { skip: engineMissing(), timeout: 120_000 }, () => {
     assert.match(wrong.stderr, /^JOB_INVALID .*learning_rate/m)
   })
 
-  test('bf16 on a worker of the CPU is refused by name', async () => {
+  test('bf16: true where the workers use the CPU is refused, auto is float32 there', async () => {
     const done = await plan('--device', 'cpu', '--set', 'bf16=true')
     assert.equal(done.code, 2, done.stdout + done.stderr)
-    assert.match(done.stderr, /^JOB_INVALID bf16: true needs GPUs; worker \S+ computes on "cpu/m)
+    assert.match(done.stderr, /^JOB_INVALID --set bf16: true needs a GPU; .*CPU.* bf16: auto/m)
+    assert.equal((await planned('--device', 'cpu')).precision, 'fp32')
   })
 })

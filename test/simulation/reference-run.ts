@@ -59,6 +59,7 @@ export function configFor(options: SimulationOptions, coordinatorId: string): Ru
     prepare: { jobId: 'job', sliceBlocks: 1, chunkBlocks: 1, trainSpecJson: '{}' },
     outputDir: 'out',
     baseModelName: 'toy',
+    precision: 'fp32',
     wantedWorkers: options.numWorkers,
     limits: {
       ...defaultRunLimits,

@@ -51,7 +51,13 @@ export class SimulatedCoordinator extends SimulatedProcess {
     this.#streams.set(workerId, end)
     this.advance({
       kind: 'workerAttached',
-      worker: { workerId, deviceClass: worker.deviceClass, host: 'host', device: 'toy' },
+      worker: {
+        workerId,
+        deviceClass: worker.deviceClass,
+        host: 'host',
+        device: 'toy',
+        precisions: ['fp32'],
+      },
     })
     return workerId
   }

@@ -179,6 +179,7 @@ export class SimulatedWorker extends SimulatedProcess {
           numBlocks: world.options.numSlices,
           numTrainedParameters: world.options.numSlices,
           weightsSha256: toy.weightsDigest(this.weights),
+          deviceClass: this.deviceClass,
         })
       case 'releaseJob':
         this.dataPlane.clear()

@@ -56,6 +56,7 @@ const job: Job = {
   lastLoss: 1.87,
   adapterDigest: 'sha256:aa',
   artifacts: [{ path: 'adapter_model.safetensors', digest: 'sha256:aa', sizeBytes: 9 }],
+  precision: 'fp32',
   weightsSha256: 'abcd',
   name: 'drug-names',
 }

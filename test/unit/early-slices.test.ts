@@ -118,6 +118,7 @@ function computing() {
     numBlocks: 3,
     numTrainedParameters: 768,
     weightsSha256: '',
+    deviceClass: 'cpu',
   })
   hear({ message: 'epoch', epoch: { jobId, fleetEpoch, workerIds: ['w1', 'w2'] } })
   const effects = hear({

@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import type { Mesh } from '../../coordinator/coordinator.js'
 import { Fleet, type FleetWorker } from '../../coordinator/fleet.js'
 import { planOn } from '../../coordinator/job-ingest.js'
-import type { PreparedJob } from '../../coordinator/prepared-job.js'
+import type { SettledJob } from '../../coordinator/prepared-job.js'
 import { parseTuning } from '../../coordinator/tuning.js'
 import type { FromWorker__Output } from '../../proto/gen/tunemesh/v1/FromWorker.js'
 import type { Hello__Output } from '../../proto/gen/tunemesh/v1/Hello.js'
@@ -31,7 +31,7 @@ function planWith(memoryBytes: number, packsPerMicroBatch: number) {
     train: { longestPack: 10, longestDocument: 10 },
     validations: [],
     schedule: { packsPerMicroBatch },
-  } as unknown as PreparedJob
+  } as unknown as SettledJob
   const mesh = { fleet, options: { tuning: parseTuning('{}') } } as unknown as Mesh
   return planOn(mesh, worker, prepared)
 }

@@ -49,6 +49,7 @@ class OneJob {
       events: { append } as unknown as EventLog,
       blobs: {} as BlobStore,
       ingest: () => Promise.reject(new Error('not asked for')),
+      admit: () => {},
       run: (_job, told) => this.#run(told),
       isHeld,
       nowMs: () => 1,

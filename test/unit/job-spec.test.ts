@@ -68,7 +68,7 @@ describe('job file', () => {
       eval_steps: 50,
       eval_on_start: false,
       gradient_codec: 'q24',
-      bf16: false,
+      bf16: 'auto',
       dtype: 'float32',
     } satisfies JobSpec)
   })

@@ -22,6 +22,14 @@ export interface FixtureOptions {
   config?: Partial<RunConfig>
 }
 
+interface AttachedState {
+  appliedStep?: number
+  appliedSequence?: number
+  precisions?: string[]
+  /** Told by Prepared; by default that of Hello. */
+  deviceClass?: string
+}
+
 export class RunFixture {
   readonly machine: RunMachine
   readonly log: LoggedRecord[] = []
@@ -65,11 +73,12 @@ export class RunFixture {
   }
 
   /** Attached and prepared, holding nothing unless told. */
-  attach(workerId: string, state: { appliedStep?: number; appliedSequence?: number } = {}): void {
-    const worker = { workerId, deviceClass: 'cpu', host: 'host', device: 'cpu' }
+  attach(workerId: string, state: AttachedState = {}): void {
+    const { precisions = ['fp32'], ...held } = state
+    const worker = { workerId, deviceClass: 'cpu', host: 'host', device: 'cpu', precisions }
     this.advance({ kind: 'workerAttached', worker })
     const numBlocks = this.options.numSlices ?? 4
-    this.say(workerId, { prepared: { jobId: 'job', planHash, numBlocks, ...state } })
+    this.say(workerId, { prepared: { jobId: 'job', planHash, numBlocks, ...held } })
   }
 
   say(workerId: string, message: FromWorker): void {
@@ -198,6 +207,7 @@ function configFor(options: FixtureOptions): RunConfig {
     prepare: { jobId: 'job', sliceBlocks: 1, chunkBlocks: 1, trainSpecJson: '{}' },
     outputDir: 'out',
     baseModelName: 'base',
+    precision: 'fp32',
     wantedWorkers: 1,
     limits: defaultRunLimits,
     ...options.config,

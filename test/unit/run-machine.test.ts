@@ -315,3 +315,37 @@ test('non-finite: a failure that names no micro-batch is no step to skip', () =>
   nonFinite(run, 1, -1)
   assert.equal(run.outcome?.kind, 'failed')
 })
+
+test('precision: a worker that lacks it is told by name and left idle, the others go on', () => {
+  const run = new RunFixture({ config: { precision: 'bf16' } })
+  run.attach('cpu1', { precisions: ['fp32'] })
+  assert.deepEqual(run.toWorker('cpu1', 'prepare'), [])
+  const reason = 'the job computes in bf16, which its device "cpu" can not'
+  assert.deepEqual(run.toWorker('cpu1', 'releaseJob'), [{ jobId: 'job', reason }])
+  const told = run.events.flatMap(({ log }) => (log ? [log] : []))
+  const message = `worker cpu1 on host is left idle: ${reason}`
+  assert.deepEqual(told, [{ level: 'warn', message }])
+  run.attach('gpu1', { precisions: ['fp32', 'bf16'] })
+  run.tick(5_000)
+  assert.equal(run.plannedThrough('gpu1'), 2)
+  assert.deepEqual(run.toWorker('cpu1', 'stepPlan'), [])
+  run.attach('cpu2', { precisions: ['fp32'] })
+  run.finishPlanned(['gpu1'])
+  assert.deepEqual([run.outcome, run.run.workers.get('cpu2')?.status], [null, 'refused'])
+})
+
+test('precision: with nobody left who has it the run waits, then names who can not take part', () => {
+  const run = new RunFixture({ config: { precision: 'bf16' } })
+  run.attach('cpu1', { precisions: ['fp32'] })
+  run.tick(1)
+  run.tick(600_001)
+  assert.match(JSON.stringify(run.outcome), /NO_WORKERS.*cpu1 can not take part/)
+})
+
+test('precision: the class of the engine that the job opened is the one that commits name', () => {
+  const run = new RunFixture({ config: { precision: 'bf16' } })
+  run.attach('gpu1', { precisions: ['fp32', 'bf16'], deviceClass: 'with cuDNN 9.12' })
+  run.finishPlanned(['gpu1'])
+  const commit = run.log.find(({ record }) => record.kind === 'commit')?.record
+  assert.match(JSON.stringify(commit), /"deviceClass":"with cuDNN 9\.12"/)
+})

@@ -29,6 +29,7 @@ class WorkerFixture {
       numBlocks: numSlices,
       numTrainedParameters: numSlices,
       weightsSha256: '',
+      deviceClass: 'cpu',
     })
     this.epoch(1, 0)
   }

@@ -1,0 +1,148 @@
+/**
+ * The precision that a job computes in: settled once, when it is planned, by the workers there are;
+ * and which workers can compute in it.
+ */
+import { once } from 'node:events'
+import { TunemeshError } from '../proto/errors.js'
+import type { JobSpec } from '../proto/job-spec.js'
+import type { Precision } from '../proto/train-spec.js'
+import type { Mesh } from './coordinator.js'
+import type { Fleet, FleetWorker } from './fleet.js'
+import type { JobRecord } from './job-store.js'
+import type { PreparedJob, SettledJob } from './prepared-job.js'
+import { anyWorker } from './worker-calls.js'
+
+/** By `bf16` of the job file. */
+export const askedPrecision = ({ bf16 }: JobSpec): PreparedJob['precision'] =>
+  bf16 === 'auto' ? 'auto' : bf16 ? 'bf16' : 'fp32'
+
+/** Every device computes in float32. */
+export const canCompute = ({ hello }: FleetWorker, precision: Precision): boolean =>
+  precision === 'fp32' || hello.precisions.includes(precision)
+
+/**
+ * What `asked` means to these workers. `auto` is bf16 where each of them can, so that none is left
+ * out. null: whoever is still expected decides.
+ * @throws TunemeshError JOB_INVALID where bf16 is asked for and no worker has it
+ */
+export function precisionAmong(
+  workers: readonly FleetWorker[],
+  asked: PreparedJob['precision'],
+  isEveryoneHere: boolean,
+): Precision | null {
+  if (asked === 'fp32') return 'fp32'
+  const able = workers.filter((worker) => canCompute(worker, 'bf16'))
+  if (asked === 'auto') {
+    if (able.length < workers.length) return 'fp32'
+    return isEveryoneHere && workers.length > 0 ? 'bf16' : null
+  }
+  if (able.length > 0) return 'bf16'
+  if (isEveryoneHere && workers.length > 0) throw noneCan(workers)
+  return null
+}
+
+export interface SettleOptions {
+  /** How long the first worker may take, and how long others may after it. */
+  waitMs: number
+  gatherMs: number
+  /** Workers that are expected: those that this coordinator starts. */
+  wanted: number
+  signal?: AbortSignal
+}
+
+/** Waits for as many workers as the answer takes. */
+export async function settlePrecision(
+  fleet: Fleet,
+  asked: PreparedJob['precision'],
+  { waitMs, gatherMs, wanted, signal }: SettleOptions,
+): Promise<Precision> {
+  if (asked === 'fp32') return asked
+  await anyWorker(fleet, { waitMs, signal })
+  const over = AbortSignal.timeout(gatherMs)
+  for (;;) {
+    const isEveryoneHere = over.aborted || fleet.workers.length >= wanted
+    const precision = precisionAmong(fleet.workers, asked, isEveryoneHere)
+    if (precision !== null) return precision
+    // Everyone has left again: the next one is waited for.
+    if (over.aborted) await anyWorker(fleet, { waitMs, signal })
+    else await nextAttached(fleet, over, signal)
+  }
+}
+
+/** Or the end of the time for it. */
+async function nextAttached(fleet: Fleet, over: AbortSignal, signal?: AbortSignal): Promise<void> {
+  const either = signal === undefined ? over : AbortSignal.any([over, signal])
+  await once(fleet, 'attached', { signal: either }).catch(() => signal?.throwIfAborted())
+}
+
+/** The job as it is planned and run. */
+export const settled = (prepared: PreparedJob, precision: Precision): SettledJob => ({
+  ...prepared,
+  precision,
+})
+
+/**
+ * Before anything is read or taken: `bf16: true` where the workers that are here, or that this
+ * coordinator is about to start, are known not to have it.
+ * @throws TunemeshError JOB_INVALID
+ */
+export function assertCanBegin(
+  { fleet, options }: Pick<Mesh, 'fleet' | 'options'>,
+  spec: JobSpec,
+  place: string,
+): void {
+  if (spec.bf16 !== true) return
+  const { workers } = fleet
+  const isKnown = workers.length > 0 || (options.numWorkers > 0 && options.device === 'cpu')
+  if (isKnown && !workers.some((worker) => canCompute(worker, 'bf16'))) {
+    throw noneCan(workers, place)
+  }
+}
+
+function noneCan(workers: readonly FleetWorker[], place = ''): TunemeshError {
+  const who =
+    workers.length === 0
+      ? 'the workers started here use the CPU'
+      : workers.length === 1
+        ? `worker ${workers[0]?.id} computes on "${workers[0]?.hello.device}"`
+        : `none of ${workers.length} workers has one, such as ${workers[0]?.id} on ` +
+          `"${workers[0]?.hello.device}"`
+  return new TunemeshError(
+    'JOB_INVALID',
+    `${place === '' ? '' : `${place} `}bf16: true needs a GPU; ${who}. Use bf16: auto, which is ` +
+      'float32 here, or attach a worker with a GPU: tunemesh worker --device cuda:0.',
+  )
+}
+
+/**
+ * A worker for a job whose precision is settled. Where none can compute in it, others get a moment
+ * to come back; then what is missing is told.
+ * @throws TunemeshError NO_WORKERS
+ */
+export async function workerFor(
+  { fleet, options, events }: Mesh,
+  { jobId }: JobRecord,
+  { precision, gatherMs, ...wait }: WorkerWait,
+): Promise<FleetWorker> {
+  const isAble = (worker: FleetWorker) => canCompute(worker, precision)
+  await anyWorker(fleet, wait)
+  try {
+    return await anyWorker(fleet, { ...wait, waitMs: gatherMs, isAble })
+  } catch (error) {
+    if (!(error instanceof TunemeshError) || error.code !== 'NO_WORKERS') throw error
+  }
+  const message =
+    `This job began in ${precision}, in which no worker here can compute: ` +
+    `${fleet.workers.map(({ id, hello }) => `${id} on "${hello.device}"`).join(', ')}. ` +
+    'Attach one with a GPU: tunemesh worker --device cuda:0.'
+  if (options.numWorkers > 0) throw new TunemeshError('NO_WORKERS', message)
+  events.append(jobId, { log: { level: 'warn', message } })
+  return anyWorker(fleet, { ...wait, isAble })
+}
+
+interface WorkerWait {
+  precision: Precision
+  waitMs: number
+  gatherMs: number
+  signal: AbortSignal
+}

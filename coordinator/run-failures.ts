@@ -1,0 +1,36 @@
+/** What a worker's report of a failure means for the run. PROTOCOL.md §6, §8. */
+import { errorKinds, isErrorCode } from '../proto/errors.js'
+import type { WorkerFailure__Output } from '../proto/gen/tunemesh/v1/WorkerFailure.js'
+import { declareDead, refuse } from './run-membership.js'
+import { failWhereNobodyCan } from './run-stall.js'
+import { type FleetWorker, fail, members, type Run } from './run-state.js'
+import { skipStep } from './run-steps.js'
+
+/** Failures that another worker would meet as well: trying elsewhere helps nobody. */
+const maxWorkerFailures = 3
+
+export function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Output): void {
+  const code = isErrorCode(failure.error?.code) ? failure.error.code : 'WORKER_FAILED'
+  const message = failure.error?.message ?? 'no reason given'
+  const where = `worker ${worker.workerId}, step ${failure.step}, micro-batch ${failure.microBatch}`
+  if (code === 'NON_FINITE_GRADIENT' || code === 'GRADIENT_OUT_OF_RANGE') {
+    if (worker.status !== 'member' || failure.step !== run.log.committedStep + 1) return
+    const isSkippable = code === 'NON_FINITE_GRADIENT' && failure.microBatch >= 0
+    if (run.config.onNonFinite === 'skip' && isSkippable) return skipStep(run, failure)
+    return fail(run, { code, message: `${where}, ${failure.tensor}: ${message}` })
+  }
+  if (code === 'STATE_CONFLICT') {
+    // It lacks sums that nobody has any more: it comes back and takes a snapshot.
+    return declareDead(run, worker.workerId, message)
+  }
+  worker.numFailures++
+  if (worker.status === 'preparing') {
+    refuse(run, worker, { level: 'error', reason: `it can not prepare: ${code} ${message}` })
+    return failWhereNobodyCan(run, code, message)
+  }
+  if (errorKinds[code].exit === 2 || worker.numFailures >= maxWorkerFailures) {
+    const isAlone = members(run).length <= 1
+    if (isAlone) return fail(run, { code, message: `${where}: ${message}` })
+  }
+  declareDead(run, worker.workerId, `${code} ${message}`)
+}

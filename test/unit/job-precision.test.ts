@@ -1,0 +1,143 @@
+import assert from 'node:assert/strict'
+import { describe, it } from 'node:test'
+import type { Mesh } from '../../coordinator/coordinator.js'
+import { Fleet, type FleetWorker } from '../../coordinator/fleet.js'
+import {
+  assertCanBegin,
+  precisionAmong,
+  settlePrecision,
+  workerFor,
+} from '../../coordinator/job-precision.js'
+import type { JobRecord } from '../../coordinator/job-store.js'
+import type { Hello__Output } from '../../proto/gen/tunemesh/v1/Hello.js'
+import { readJobFile } from '../../proto/job-file.js'
+import { version } from '../../proto/version.js'
+
+const newFleet = () => new Fleet({ deadAfterMs: 1_000, nowMs: () => 0, maxWorkers: 9 })
+
+const devices = {
+  cpu: { device: 'cpu: 2 threads, avx512', precisions: ['fp32'] },
+  gpu: { device: 'cuda: NVIDIA H100', precisions: ['fp32', 'bf16'] },
+}
+
+function attach(fleet: Fleet, kind: keyof typeof devices): FleetWorker {
+  const hello = { version, ...devices[kind] } as Hello__Output
+  const worker = fleet.attach(hello, { send: () => {}, end: () => {} })
+  fleet.announce(worker)
+  return worker
+}
+
+function fleetOf(...kinds: (keyof typeof devices)[]): Fleet {
+  const fleet = newFleet()
+  for (const kind of kinds) attach(fleet, kind)
+  return fleet
+}
+
+const fileOf = (bf16: string) =>
+  readJobFile({ text: `model: m\ndata: d\nbf16: ${bf16}`, fileName: 'job.yaml' })
+
+describe('the precision that a job computes in', () => {
+  it('auto: bf16 where every worker has it, float32 as soon as one has not', () => {
+    assert.equal(precisionAmong(fleetOf('gpu', 'gpu').workers, 'auto', true), 'bf16')
+    assert.equal(precisionAmong(fleetOf('gpu', 'cpu').workers, 'auto', true), 'fp32')
+    assert.equal(precisionAmong(fleetOf('cpu').workers, 'auto', false), 'fp32')
+  })
+
+  it('auto: waits while more workers are expected that may lack it', () => {
+    assert.equal(precisionAmong(fleetOf('gpu').workers, 'auto', false), null)
+    assert.equal(precisionAmong([], 'auto', true), null)
+  })
+
+  it('true: one worker is enough; none is refused by name, saying what to do', () => {
+    assert.equal(precisionAmong(fleetOf('cpu', 'gpu').workers, 'bf16', false), 'bf16')
+    assert.equal(precisionAmong(fleetOf('cpu').workers, 'bf16', false), null)
+    const one = fleetOf('cpu')
+    const message = new RegExp(`worker ${one.workers[0]?.id} computes on "cpu: 2.*tunemesh worker`)
+    assert.throws(() => precisionAmong(one.workers, 'bf16', true), {
+      code: 'JOB_INVALID',
+      message,
+    })
+    const two = fleetOf('cpu', 'cpu').workers
+    assert.throws(() => precisionAmong(two, 'bf16', true), { message: /none of 2 workers/ })
+  })
+
+  it('the second of two expected workers settles it when it attaches', async () => {
+    for (const [second, expected] of [
+      ['cpu', 'fp32'],
+      ['gpu', 'bf16'],
+    ] as const) {
+      const fleet = fleetOf('gpu')
+      const settling = settlePrecision(fleet, 'auto', { waitMs: 9e5, gatherMs: 9e5, wanted: 2 })
+      attach(fleet, second)
+      assert.equal(await settling, expected)
+    }
+  })
+
+  it('where the second one never comes, those that are here settle it', async () => {
+    const options = { waitMs: 9e5, gatherMs: 1, wanted: 2 }
+    const running = setInterval(() => {}, 1_000) // the wait alone keeps no process alive
+    assert.equal(await settlePrecision(fleetOf('gpu'), 'auto', options), 'bf16')
+    clearInterval(running)
+  })
+
+  it('a stop ends the wait', async () => {
+    const stop = new AbortController()
+    const options = { waitMs: 9e5, gatherMs: 9e5, wanted: 2, signal: stop.signal }
+    const settling = settlePrecision(fleetOf('gpu'), 'auto', options)
+    stop.abort()
+    await assert.rejects(settling, { name: 'AbortError' })
+  })
+})
+
+describe('a job file with bf16: true', () => {
+  const mesh = (fleet: Fleet, options: { numWorkers: number; device: string }) =>
+    ({ fleet, options }) as unknown as Mesh
+
+  it('is refused at once by workers that lack it, with its place', () => {
+    const attached = mesh(fleetOf('cpu'), { numWorkers: 0, device: 'auto' })
+    const expected = { code: 'JOB_INVALID', message: /^job\.yaml:3 bf16: true needs a GPU/ }
+    assert.throws(() => assertCanBegin(attached, fileOf('true'), 'job.yaml:3'), expected)
+    const toCome = mesh(newFleet(), { numWorkers: 2, device: 'cpu' })
+    assert.throws(() => assertCanBegin(toCome, fileOf('true'), 'job.yaml:3'), expected)
+  })
+
+  it('is taken where a worker has it or nothing is known; auto and false always are', () => {
+    const unknown = mesh(newFleet(), { numWorkers: 1, device: 'auto' })
+    assertCanBegin(unknown, fileOf('true'), 'job.yaml:3')
+    const mixed = mesh(fleetOf('cpu', 'gpu'), { numWorkers: 0, device: 'auto' })
+    assertCanBegin(mixed, fileOf('true'), 'job.yaml:3')
+    const cpu = mesh(fleetOf('cpu'), { numWorkers: 0, device: 'cpu' })
+    for (const value of ['auto', 'false']) assertCanBegin(cpu, fileOf(value), 'job.yaml:3')
+  })
+})
+
+describe('a worker for a job that began in bf16', () => {
+  const job = { jobId: 'job-x' } as JobRecord
+  const wait = { precision: 'bf16', waitMs: 9e5, gatherMs: 1 } as const
+
+  it('is one that has it, also where another attached first', async () => {
+    const mesh = { fleet: fleetOf('cpu', 'gpu'), options: { numWorkers: 0 } } as unknown as Mesh
+    const { signal } = new AbortController()
+    assert.match((await workerFor(mesh, job, { ...wait, signal })).hello.device, /^cuda/)
+  })
+
+  it('is waited for aloud where workers come by themselves', async () => {
+    const told: string[] = []
+    const fleet = fleetOf('cpu')
+    const append = (_id: string, event: { log?: { message: string } }) => {
+      told.push(event.log?.message ?? '')
+      attach(fleet, 'gpu')
+    }
+    const mesh = { fleet, options: { numWorkers: 0 }, events: { append } } as unknown as Mesh
+    const { signal } = new AbortController()
+    assert.match((await workerFor(mesh, job, { ...wait, signal })).hello.device, /^cuda/)
+    assert.match(told.join(), /began in bf16, in which no worker here can compute: w-\w+ on "cpu/)
+  })
+
+  it('ends a run whose own workers lack it', async () => {
+    const mesh = { fleet: fleetOf('cpu'), options: { numWorkers: 1 } } as unknown as Mesh
+    const { signal } = new AbortController()
+    const expected = { code: 'NO_WORKERS', message: /Attach one with a GPU/ }
+    await assert.rejects(workerFor(mesh, job, { ...wait, signal }), expected)
+  })
+})
