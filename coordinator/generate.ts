@@ -2,14 +2,17 @@
  * Text from a model on one of the workers: template and tokenizer in a thread here, tokens from
  * there.
  */
+import { existsSync, readFileSync } from 'node:fs'
 import { mkdir, rename, rm, symlink } from 'node:fs/promises'
 import { dirname, isAbsolute, join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import type { GenerateRequest__Output } from '../proto/gen/tunemesh/v1/GenerateRequest.js'
 import type { GenerateResponse } from '../proto/gen/tunemesh/v1/GenerateResponse.js'
+import type { Precision } from '../proto/train-spec.js'
 import { borrowTokenizer } from './answer-tokenizer.js'
 import type { Mesh } from './coordinator.js'
 import { readBaseModel } from './ingest-model.js'
+import { canCompute } from './job-precision.js'
 import type { JobRecord } from './job-store.js'
 import { loadPrepared } from './prepared-blob.js'
 import type { TokenizerPool } from './tokenizer-pool.js'
@@ -27,6 +30,8 @@ interface ModelChoice {
   adapterPath: string
   /** Beyond those that the model itself names. */
   stopIds: number[]
+  /** Of the job; null: as the model is stored. */
+  precision: Precision | null
 }
 
 export async function* generateText(
@@ -36,18 +41,24 @@ export async function* generateText(
 ): AsyncGenerator<GenerateResponse> {
   const choice = await chooseModel(mesh, request)
   const { config } = readBaseModel(choice.modelPath, choice.modelPath)
+  const wanted = choice.precision ?? storedPrecision(choice.modelPath)
   const { pool, release } = await borrowTokenizer(choice.modelPath)
   try {
     const promptIds = await promptIdsOf(request, pool)
     const { stopIds } = await pool.call('describe')
     const limit = request.maxNewTokens || defaultNewTokens
     const waitMs = mesh.options.numWorkers > 0 ? workerWaitMs : uncertainWaitMs
-    const worker = await idleWorker(mesh.fleet, { waitMs, signal })
+    const worker = await idleWorker(mesh.fleet, {
+      waitMs,
+      signal,
+      prefers: (it) => canCompute(it, wanted),
+    })
     const results = askGenerate(mesh.fleet, worker, {
       request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
       adapterPath: choice.adapterPath,
       modelPath: choice.modelPath,
       modelConfigJson: JSON.stringify(config),
+      precision: canCompute(worker, wanted) ? wanted : 'fp32',
       promptIds,
       stopIds: [...new Set([...choice.stopIds, ...stopIds])],
     })
@@ -81,7 +92,8 @@ async function chooseModel(mesh: Mesh, request: GenerateRequest__Output): Promis
   if (request.jobId === '') {
     if (request.model === '') throw invalid('Name a model or a job.')
     if (!isAbsolute(request.model)) throw invalid(`Model path ${request.model} is not absolute.`)
-    return { modelPath: request.model, adapterPath: request.adapterDir, stopIds: [] }
+    const { model: modelPath, adapterDir: adapterPath } = request
+    return { modelPath, adapterPath, stopIds: [], precision: null }
   }
   const job = mesh.store.get(request.jobId)
   if (job.state !== 'SUCCEEDED') {
@@ -93,8 +105,23 @@ async function chooseModel(mesh: Mesh, request: GenerateRequest__Output): Promis
   const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
   const { stopIds } = prepared.tokenizer
   const result = await resultFolder(mesh, job)
-  if (prepared.spec.finetuning === 'full') return { modelPath: result, adapterPath: '', stopIds }
-  return { modelPath: request.model || prepared.modelPath, adapterPath: result, stopIds }
+  const precision = job.precision || (prepared.precision === 'bf16' ? 'bf16' : 'fp32')
+  const model = request.model || prepared.modelPath
+  return prepared.spec.finetuning === 'full'
+    ? { modelPath: result, adapterPath: '', stopIds, precision }
+    : { modelPath: model, adapterPath: result, stopIds, precision }
+}
+
+/** A model that is kept in float32 is not rounded; 16-bit and quantised ones lose nothing. */
+function storedPrecision(modelPath: string): Precision {
+  const configPath = join(modelPath, 'config.json')
+  if (!existsSync(configPath)) return 'bf16'
+  const config = JSON.parse(readFileSync(configPath, 'utf8')) as {
+    torch_dtype?: unknown
+    dtype?: unknown
+  }
+  const dtype = config.torch_dtype ?? config.dtype
+  return dtype === 'float32' ? 'fp32' : 'bf16'
 }
 
 /**

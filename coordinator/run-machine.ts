@@ -199,7 +199,9 @@ function stands(run: Run, logged: LoggedRecord | null): void {
 
 function beginGathering(run: Run): void {
   formation.regather(run)
-  for (const worker of run.workers.values()) formation.prepare(run, worker)
+  for (const worker of run.workers.values()) {
+    if (worker.status !== 'refused') formation.prepare(run, worker)
+  }
 }
 
 /** The moment a step becomes true: announced, then followed by what is due at exactly this step. */

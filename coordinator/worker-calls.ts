@@ -19,12 +19,15 @@ export interface WorkerWanted {
   signal?: AbortSignal | undefined
   /** Which ones will do; by default all. */
   isAble?: (worker: FleetWorker) => boolean
+  /** Which one is taken where several are idle. */
+  prefers?: (worker: FleetWorker) => boolean
 }
 
 /** Resolves with an attached worker, the idlest one; waits for one to come. */
 export async function anyWorker(fleet: Fleet, wanted: WorkerWanted) {
-  const { waitMs, signal, isAble = () => true } = wanted
-  const found = idlest(fleet.workers.filter(isAble))
+  const { waitMs, signal, isAble = () => true, prefers = () => true } = wanted
+  const able = fleet.workers.filter(isAble)
+  const found = idlest([...able.filter(prefers), ...able.filter((worker) => !prefers(worker))])
   if (found !== null) return found
   if (fleet.exhausted) fleet.want()
   return new Promise<FleetWorker>((resolve, reject) => {

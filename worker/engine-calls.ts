@@ -89,11 +89,12 @@ export class EngineCalls {
   }
 
   async #model(call: GenerateCall__Output): Promise<Engine> {
-    const key = JSON.stringify([call.modelPath, call.adapterPath, call.modelConfigJson])
+    const precision = call.precision === 'bf16' ? 'bf16' : 'fp32'
+    const key = JSON.stringify([call.modelPath, call.adapterPath, call.modelConfigJson, precision])
     if (this.#loaded?.key === key) return this.#loaded.engine
     await this.#unload()
     const config = JSON.parse(call.modelConfigJson) as ModelConfig
-    const engine = openEngine({ modelPath: call.modelPath, config, ...this.device })
+    const engine = openEngine({ modelPath: call.modelPath, config, precision, ...this.device })
     await engine.load()
     if (call.adapterPath) await engine.loadAdapter(call.adapterPath)
     this.#loaded = { key, engine }

@@ -29,16 +29,18 @@ void check_options(const GenerateModel& model, const GenerateOptions& options) {
   }
 }
 
-// Runs tokens through the model from cache row `start`; the logits of the last one.
+// Runs tokens through the model from cache row `start`; the logits of the last one. Everything is
+// copied in before the layers, so that the device runs through to the logits without waiting for
+// the host.
 std::vector<float> next_logits(const StepModel& model, const std::vector<int32_t>& tokens,
                                size_t start) {
   const int32_t count = static_cast<int32_t>(tokens.size());
   const int32_t bounds[2] = {0, count};
   const TokenBatch batch = {tokens.data(), nullptr, tokens.size(), bounds, 1};
   const Pass pass = begin_pass(model, batch, start);
-  forward_layers(pass);
   const int32_t last = count - 1;
   TM_RUN(model.device, copy_in, model.work.loss_rows, &last, sizeof last);
+  forward_layers(pass);
   TM_RUN(model.device, gather_rows, model.work.residual.back(), model.work.loss_rows, 1,
          model.config.hidden_size, model.work.loss_x);
   head_forward(pass, 1);
