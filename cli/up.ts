@@ -6,6 +6,7 @@ import { liveEndpoint } from '../client/endpoint.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
 import { labelled } from './style.js'
+import { showJoinLine } from './token.js'
 
 export interface UpOptions {
   workers: number
@@ -14,6 +15,9 @@ export interface UpOptions {
   grpcPort: number
   dashboardPort: number
   dashboard: boolean
+  listen?: string | undefined
+  /** Seconds. */
+  tokenTtl: number
 }
 
 export async function up(context: Context, options: UpOptions): Promise<void> {
@@ -34,18 +38,22 @@ export async function up(context: Context, options: UpOptions): Promise<void> {
     threadsPerWorker: options.threads ?? 0,
     device: options.device,
     grpcPort: options.grpcPort,
+    listen: options.listen,
+    tokenTtlSeconds: options.tokenTtl,
     dashboardPort: options.dashboard ? options.dashboardPort : null,
     natsServerPath: context.natsServerPath,
     signal: cancel.signal,
   }).finally(restoreStart)
 
   const { grpc, dashboard } = embedded.endpoint
+  const { join } = embedded
   const style = output.style
-  output.record('mesh', { grpc, dashboard, stateDir, workers: options.workers })
+  output.record('mesh', { grpc, dashboard, stateDir, workers: options.workers, join })
   if (dashboard) output.line(labelled(style, 'Dashboard', style.accent(dashboard)))
   output.line(labelled(style, 'gRPC', grpc))
   output.line(labelled(style, 'Log', embedded.logPath))
-  output.line(labelled(style, 'Join', `tunemesh worker --state-dir ${stateDir}`))
+  output.line(labelled(style, 'Here', `tunemesh worker --state-dir ${stateDir}`))
+  if (join !== null) showJoinLine(output, join)
   output.note(
     'Ctrl-C ends it: a job that runs is stopped with a checkpoint, for `tunemesh resume`.',
   )

@@ -9,6 +9,7 @@ import { type LogsOptions, logs } from './logs.js'
 import { type PlanOptions, plan } from './plan.js'
 import { resume } from './resume.js'
 import { stop } from './stop.js'
+import { type TokenOptions, token } from './token.js'
 import { type TrainOptions, train } from './train.js'
 import { type UpOptions, up } from './up.js'
 import { type WorkerOptions, worker } from './worker.js'
@@ -69,16 +70,30 @@ function addMesh(program: Command, context: ContextNow): void {
     .option('--grpc-port <port>', 'port for clients and workers', port, defaultPorts.grpc)
     .option('--dashboard-port <port>', 'port of the dashboard', port, defaultPorts.dashboard)
     .option('--no-dashboard', 'no dashboard')
+    .option('--listen <address>', 'let workers of other hosts join here, by TLS: HOST or HOST:PORT')
+    .option(...tokenTtl)
+    .addHelpText('after', examples(['up', 'up --listen 0.0.0.0', 'up --listen 192.168.1.5:8472']))
     .action((options: UpOptions) => up(context(), options))
 
   program
     .command('worker')
     .description('join a coordinator with one worker of this machine')
-    .option('--join <host:port>', 'the coordinator (default: the one of the state folder)')
+    .option('--join <url>', 'the coordinator (default: the one of the state folder)')
+    .option('--token <token>', 'join token of a coordinator on another host, for the first start')
     .option('--threads <n>', 'threads to compute with (default: all)', positive)
     .option(...deviceOption)
-    .addHelpText('after', examples(['worker', 'worker --join 127.0.0.1:8471 --token-file token']))
+    .addHelpText(
+      'after',
+      examples(['worker', 'worker --join https://192.168.1.5:8472 --token TOKEN']),
+    )
     .action((options: WorkerOptions) => worker(context(), options))
+
+  program
+    .command('token')
+    .description('print a join line for workers of other hosts')
+    .option(...tokenTtl)
+    .option('--uses <n>', 'how many hosts may join by it', positive, 1)
+    .action((options: TokenOptions) => token(context(), options))
 }
 
 function addJobs(program: Command, context: ContextNow): void {
@@ -152,6 +167,21 @@ const deviceOption = [
   '--device <device>',
   'auto (the GPUs in turn, else the CPU), cpu, or cuda:N (default: auto)',
   device,
+] as const
+
+/** In seconds: 90, 90s, 15m, 1h, 2d. */
+function duration(text: string): number {
+  const [, number = '', unit = 's'] = /^(\d+)([smhd]?)$/.exec(text) ?? []
+  const seconds = Number(number) * ({ s: 1, m: 60, h: 3_600, d: 86_400 }[unit || 's'] ?? 1)
+  if (number !== '' && seconds >= 1 && seconds <= 30 * 86_400) return seconds
+  throw new InvalidArgumentError('It must be a time from 1s to 30d, for example 15m, 1h or 2d.')
+}
+
+const tokenTtl = [
+  '--token-ttl <time>',
+  'how long the join token counts, for example 15m or 1d (default: 1h)',
+  duration,
+  3_600,
 ] as const
 
 const positive = numberWithin(1, 65_536, true)

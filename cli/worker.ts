@@ -1,12 +1,14 @@
 /** `tunemesh worker`: one worker process on this machine, joined to a coordinator. */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
+import { availableParallelism, hostname } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { assertLoopback } from '../client/client.js'
+import { assertLoopback, isLoopback } from '../client/client.js'
 import { nodeArgs } from '../client/embedded.js'
-import { type Endpoint, isProcessAlive, namedEndpoint } from '../client/endpoint.js'
+import { isProcessAlive, namedEndpoint } from '../client/endpoint.js'
+import { joinMesh, parseJoinUrl } from '../client/join.js'
+import { JoinedHost } from '../client/joined-host.js'
 import { lastErrorIn, OutputTail } from '../proto/error-line.js'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
@@ -15,21 +17,20 @@ import { findEndpoint } from './mesh.js'
 
 export interface WorkerOptions {
   join?: string | undefined
+  token?: string | undefined
   threads?: number | undefined
   device?: string | undefined
 }
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
-  const endpoint = await endpointFor(context, options)
-  assertLoopback(endpoint.grpc)
+  const way = await wayTo(context, options)
   const workDir = newWorkDir(context.stateDir)
-  const tokenFd = openSecret(context.stateDir, endpoint.token)
+  // The token is neither in argv nor in a file that anyone else could open.
+  const tokenFd = way.joined === null ? openSecret(context.stateDir, way.token) : null
   const args = [
     '--coordinator',
-    endpoint.grpc,
-    // The token is neither in argv nor in a file that anyone else could open.
-    '--token-file',
-    '/dev/fd/3',
+    way.address,
+    ...(way.joined === null ? ['--token-file', '/dev/fd/3'] : ['--joined', way.joined.path]),
     '--threads',
     String(options.threads ?? availableParallelism()),
     '--work-dir',
@@ -39,13 +40,14 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     '--end-with-parent',
   ]
   const child = spawn(process.execPath, nodeArgs('worker', args), {
-    stdio: ['pipe', 'pipe', 'pipe', tokenFd],
+    stdio: ['pipe', 'pipe', 'pipe', tokenFd ?? 'ignore'],
     detached: true,
   })
-  closeSync(tokenFd)
+  if (tokenFd !== null) closeSync(tokenFd)
   child.stdin?.on('error', () => {})
   showLog(context, child)
-  context.output.note(`Joining ${endpoint.grpc}. Ctrl-C leaves after the step under way.`)
+  const as = way.joined === null ? '' : ` as ${way.joined.hostId}`
+  context.output.note(`Joining ${way.address}${as}. Ctrl-C leaves after the step under way.`)
   try {
     await untilEnded(context, child)
   } finally {
@@ -85,15 +87,52 @@ function newWorkDir(stateDir: string): string {
   return dir
 }
 
-async function endpointFor(context: Context, options: WorkerOptions): Promise<Endpoint> {
-  if (options.join !== undefined) return namedEndpoint(options.join, context.token)
+interface Way {
+  address: string
+  /** Of a coordinator of this machine; unused where the host has joined. */
+  token: string
+  joined: JoinedHost | null
+}
+
+async function wayTo(context: Context, { join: url, token }: WorkerOptions): Promise<Way> {
+  if (url !== undefined) return namedWay(context, url, token)
   const endpoint = await findEndpoint(context)
-  if (endpoint !== null) return endpoint
+  if (endpoint !== null) {
+    assertLoopback(endpoint.grpc)
+    return { address: endpoint.grpc, token: endpoint.token, joined: null }
+  }
   throw new TunemeshError(
     'COORDINATOR_UNREACHABLE',
     `No coordinator runs on ${context.stateDir}. Start one with \`tunemesh up\`, ` +
-      'or name one: --join HOST:PORT --token-file PATH.',
+      'or name one by the join line that it printed: --join URL --token TOKEN.',
   )
+}
+
+/** A host that has joined before needs no token; plain text is spoken on this machine only. */
+async function namedWay(
+  { stateDir, token: ownersToken }: Context,
+  url: string,
+  joinToken: string | undefined,
+): Promise<Way> {
+  const { address, isTls } = parseJoinUrl(url)
+  const nowMs = Date.now()
+  if (joinToken !== undefined) {
+    const options = { address, token: joinToken, stateDir, hostName: hostname(), nowMs }
+    return { address, token: '', joined: await joinMesh(options) }
+  }
+  const joined = JoinedHost.read(JoinedHost.pathFor(stateDir, address))
+  if (joined !== null) {
+    joined.assertValid(nowMs)
+    return { address, token: '', joined }
+  }
+  if (isTls || !isLoopback(address)) {
+    throw new TunemeshError(
+      'TLS_REQUIRED',
+      `This host has not joined ${address}, which speaks TLS with such hosts only. Give the ` +
+        "--token of the join line; `tunemesh token` on the coordinator's machine prints one.",
+    )
+  }
+  return { address, token: namedEndpoint(address, ownersToken).token, joined: null }
 }
 
 /** An open file that has no name any more: the child reads it through its descriptor. */

@@ -18,8 +18,9 @@ import type { PlanRequest } from '../proto/gen/tunemesh/v1/PlanRequest.js'
 import type { PlanResponse__Output } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { SubmitRequest } from '../proto/gen/tunemesh/v1/SubmitRequest.js'
 import type { WorkerInfo__Output } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
-import { BlobService, channelOptions, JobService } from '../proto/services.js'
+import { BlobService, channelOptions, JobService, JoinService } from '../proto/services.js'
 import { Blobs } from './blobs.js'
+import { tlsChannelOptions } from './joined-host.js'
 import { realSurroundings, type Surroundings, withRetries } from './retry.js'
 import { callOnce, readStream, type StartUnary } from './rpc.js'
 import { type WatchOptions, watchEvents } from './watch.js'
@@ -29,11 +30,19 @@ export type JobEvent = JobEvent__Output
 export type Plan = PlanResponse__Output
 export type WorkerInfo = WorkerInfo__Output
 
+/** What a worker of another host needs to join. */
+export interface JoinLine {
+  url: string
+  token: string
+  /** Wall clock. */
+  expiresMs: number
+}
+
 export interface ConnectOptions {
   /** "127.0.0.1:8471" */
   address: string
   token: string
-  /** PEM of the authorities to trust; required for an address that is not on this machine. */
+  /** PEM of the mesh's authority; required for an address that is not on this machine. */
   tlsRoots?: Buffer
   surroundings?: Surroundings
 }
@@ -52,13 +61,16 @@ const deadlines = {
 export class TunemeshClient {
   readonly blobs: Blobs
   readonly #jobs: JobServiceClient
+  readonly #joins: InstanceType<typeof JoinService>
   readonly #blobService: InstanceType<typeof BlobService>
   readonly #surroundings: Surroundings
 
   constructor(readonly options: ConnectOptions) {
     const channel = credentialsFor(options)
-    this.#jobs = new JobService(options.address, channel, channelOptions)
-    this.#blobService = new BlobService(options.address, channel, channelOptions)
+    const channelLimits = options.tlsRoots ? tlsChannelOptions : channelOptions
+    this.#jobs = new JobService(options.address, channel, channelLimits)
+    this.#joins = new JoinService(options.address, channel, channelLimits)
+    this.#blobService = new BlobService(options.address, channel, channelLimits)
     this.#surroundings = options.surroundings ?? realSurroundings
     this.blobs = new Blobs(this.#blobService, options.token)
   }
@@ -104,6 +116,14 @@ export class TunemeshClient {
     return (await this.#idempotent(start)).workers
   }
 
+  /** Another join token; not retried, as each call makes one. */
+  newToken(limits: { ttlMs: number; uses: number }): Promise<JoinLine> {
+    return callOnce((m, o, done) => this.#joins.newToken(limits, m, o, done), {
+      token: this.options.token,
+      deadlineMs: deadlines.quickMs,
+    })
+  }
+
   /** One cheap authenticated call, not retried: is there a coordinator that takes our token? */
   async probe(deadlineMs = 2_000): Promise<void> {
     await callOnce((m, o, done) => this.#jobs.list({ limit: 1 }, m, o, done), {
@@ -145,6 +165,7 @@ export class TunemeshClient {
 
   close(): void {
     this.#jobs.close()
+    this.#joins.close()
     this.#blobService.close()
   }
 

@@ -12,6 +12,7 @@ import { extname, join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
+import type { JoinLine } from './client.js'
 import { type Endpoint, parseEndpoint } from './endpoint.js'
 
 export interface EmbeddedOptions {
@@ -24,6 +25,10 @@ export interface EmbeddedOptions {
   /** 0: any free port; null: no dashboard. */
   dashboardPort?: number | null
   grpcPort?: number
+  /** HOST or HOST:PORT where workers of other hosts may join; absent: loopback only. */
+  listen?: string | undefined
+  /** How long the join line counts. */
+  tokenTtlSeconds?: number | undefined
   natsServerPath?: string | undefined
   /** Only looks at the state folder: what is queued there stays queued. */
   isHeld?: boolean
@@ -32,6 +37,8 @@ export interface EmbeddedOptions {
 
 export interface EmbeddedCoordinator {
   endpoint: Endpoint
+  /** null: it listens on loopback only. */
+  join: JoinLine | null
   logPath: string
   /** Settles when the child has ended, by close() or on its own. */
   ended: Promise<void>
@@ -61,7 +68,9 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedC
     const line = await readyLine(child, ended, options.signal)
     const endpoint = line === null ? null : parseEndpoint(JSON.stringify({ pid: 0, ...line }))
     if (endpoint === null) throw startFailure(line, log)
-    return { endpoint: { ...endpoint, pid: child.pid ?? 0 }, logPath: log.path, ended, close }
+    const pid = child.pid ?? 0
+    const join = (line?.join ?? null) as JoinLine | null
+    return { endpoint: { ...endpoint, pid }, join, logPath: log.path, ended, close }
   } catch (error) {
     await close()
     throw error
@@ -86,6 +95,8 @@ function argsOf(options: EmbeddedOptions): string[] {
   if (options.dashboardPort === null) args.push('--no-dashboard')
   else args.push('--dashboard-port', String(options.dashboardPort ?? 0))
   args.push('--grpc-port', String(options.grpcPort ?? 0))
+  if (options.listen) args.push('--listen', options.listen)
+  if (options.tokenTtlSeconds) args.push('--token-ttl', String(options.tokenTtlSeconds))
   if (options.natsServerPath) args.push('--nats-server', options.natsServerPath)
   if (options.isHeld) args.push('--hold')
   args.push('--end-with-parent')

@@ -1,4 +1,7 @@
-/** Who may call: one secret token a state folder, one-time tickets and cookies for the browser. */
+/**
+ * Who may call: one secret token a state folder, certificates for worker hosts, one-time tickets
+ * and cookies for the browser.
+ */
 import { createHash, createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import {
   type Metadata,
@@ -8,6 +11,7 @@ import {
 } from '@grpc/grpc-js'
 import { TunemeshError } from '../proto/errors.js'
 import { rpcStatusOf } from '../proto/rpc-error.js'
+import { workerUnit } from '../proto/tls.js'
 
 export const newSecret = () => randomBytes(32).toString('base64url')
 
@@ -37,6 +41,84 @@ function hasToken(metadata: Metadata, token: string): boolean {
   const given = /^bearer +(\S+)$/i.exec(header)?.[1]
   return given !== undefined && isSameSecret(given, token)
 }
+
+/** The part of a call that says who is at the other end of its connection. */
+interface Connected {
+  getAuthContext(): ReturnType<ServerInterceptingCallInterface['getAuthContext']>
+}
+
+/** Identity of the worker host that has called; null: no certificate of this mesh's workers. */
+export function workerHostOf(call: Connected): string | null {
+  const subject = call.getAuthContext().sslPeerCertificate?.subject
+  return subject?.OU === workerUnit && typeof subject.CN === 'string' ? subject.CN : null
+}
+
+/** Without a certificate: the token in the request speaks for the caller. */
+const openToAll = '/tunemesh.v1.JoinService/Join'
+/** Where a host's certificate counts, and for the first two only it. */
+const forWorkers = /^\/tunemesh\.v1\.(WorkerService\/|JoinService\/Renew$|BlobService\/)/
+const forOwners = /^\/tunemesh\.v1\.BlobService\//
+
+/** On the TLS port: a worker host does a worker's calls, the owner's token all others. */
+export function remoteInterceptor(token: string): ServerInterceptor {
+  return (method, call: ServerInterceptingCallInterface) =>
+    new ServerInterceptingCall(call as ServerInterceptingCall, {
+      start: (next) =>
+        next({
+          onReceiveMetadata: (metadata, proceed) => {
+            const refusal = refusalOf({ path: method.path, metadata, token }, call)
+            if (refusal === null) proceed(metadata)
+            else call.sendStatus(rpcStatusOf(refusal))
+          },
+        }),
+    })
+}
+
+function refusalOf(
+  { path, metadata, token }: { path: string; metadata: Metadata; token: string },
+  call: Connected,
+): TunemeshError | null {
+  if (path === openToAll) return null
+  if (!forWorkers.test(path)) return hasToken(metadata, token) ? null : notOwner()
+  if (workerHostOf(call) !== null) return null
+  return forOwners.test(path) && hasToken(metadata, token) ? null : noCertificate()
+}
+
+/**
+ * What a worker shows to go on under the id it had: only this mesh can have made it, and it counts
+ * for one id on one host.
+ */
+export class WorkerProofs {
+  readonly #key: Buffer
+
+  /** @param secret outlives a restart, so that workers find themselves again */
+  constructor(secret: string) {
+    this.#key = createHmac('sha256', secret).update('worker ids').digest()
+  }
+
+  /** @param hostId of its certificate; empty: on loopback, where there is none */
+  proofOf(workerId: string, hostId: string): string {
+    return createHmac('sha256', this.#key).update(`${hostId}\n${workerId}`).digest('base64url')
+  }
+
+  isProof(given: string, workerId: string, hostId: string): boolean {
+    return isSameSecret(given, this.proofOf(workerId, hostId))
+  }
+}
+
+const notOwner = () =>
+  new TunemeshError(
+    'NOT_AUTHENTICATED',
+    "From another host this call needs the owner's token; a worker's certificate is not enough. " +
+      'Give --token-file with the file `token` of the state folder, or ask on its machine.',
+  )
+
+const noCertificate = () =>
+  new TunemeshError(
+    'CERTIFICATE_INVALID',
+    'The connection shows no certificate of this mesh: none was sent, it is of another ' +
+      'authority, or it has expired. Join again with a new token: tunemesh token prints one.',
+  )
 
 const notAuthenticated = () =>
   new TunemeshError(

@@ -10,7 +10,13 @@ import { availableParallelism } from 'node:os'
 import type { Logger } from 'pino'
 import type { TunemeshError } from '../proto/errors.js'
 import { version } from '../proto/version.js'
-import { BrowserAccess, newSecret } from './access.js'
+import {
+  BrowserAccess,
+  newSecret,
+  remoteInterceptor,
+  tokenInterceptor,
+  WorkerProofs,
+} from './access.js'
 import { BlobCollector } from './blob-collector.js'
 import { blobHandlers } from './blob-service.js'
 import { BlobStore } from './blob-store.js'
@@ -27,10 +33,13 @@ import { JobQueue } from './job-queue.js'
 import { startRun } from './job-run.js'
 import { jobHandlers } from './job-service.js'
 import { JobStore } from './job-store.js'
+import { joinHandlers } from './join-service.js'
+import type { ListenAddress } from './listen-address.js'
 import { LocalWorkers, threadsEach } from './local-workers.js'
 import { findNatsServer } from './nats-binary.js'
 import { NatsConnection } from './nats-connection.js'
 import { isFree, NatsServer } from './nats-server.js'
+import { type JoinLine, RemoteAccess } from './remote-access.js'
 import { RpcHandlers } from './rpc-handlers.js'
 import { StateFolder, writePrivate } from './state-folder.js'
 import type { Tuning } from './tuning.js'
@@ -46,6 +55,10 @@ export interface CoordinatorOptions {
   natsCacheDir: string
   /** 0: any free port, the last run's where it is free. */
   grpcPort: number
+  /** Where workers of other hosts may join, by TLS; null: nowhere. */
+  listen: ListenAddress | null
+  /** How long the join line told at the start counts. */
+  joinTokenTtlMs: number
   /** null: no dashboard. */
   dashboardPort: number | null
   /** Built pages of the dashboard. */
@@ -85,6 +98,8 @@ export interface Coordinator {
   token: string
   /** With a one-time ticket; empty: no dashboard. */
   dashboard: string
+  /** null: on loopback only. */
+  join: JoinLine | null
   /** Resolves with the reason when this coordinator can not go on. */
   lost: Promise<TunemeshError>
   /** Checkpoints and stops what runs, ends all children, leaves the folder. */
@@ -128,7 +143,8 @@ async function assemble(
   const folder = StateFolder.open(options.stateDir)
   closers.push(() => folder.close())
 
-  const nats = await startNats(options, folder)
+  const remote = openRemote(options, folder)
+  const nats = await startNats(options, folder, remote)
   closers.push(() => nats.stop())
   nats.on('lost', lose)
 
@@ -159,8 +175,8 @@ async function assemble(
   const token = folder.readRemembered<string>('token.json') ?? newSecret()
   folder.remember('token.json', token)
   writePrivate(folder.tokenPath, `${token}\n`)
-  const grpc = await listenGrpc({ mesh, nats, queue, token })
-  closers.push(() => grpc.server.close(1_000))
+  const grpc = await listenGrpc({ mesh, nats, queue, token, remote })
+  closers.push(() => Promise.all(grpc.servers.map((server) => server.close(1_000))))
   closers.push(() => mesh.events.close())
 
   const http = await listenHttp(mesh, token)
@@ -177,13 +193,29 @@ async function assemble(
   workers.start()
   await queue.recover()
   void collector.collect()
-  return { grpc: grpc.address, token, dashboard: http?.newTicketUrl() ?? '', lost, stop }
+  const join = remote?.newToken({ ttlMs: options.joinTokenTtlMs, uses: 1 }) ?? null
+  return { grpc: grpc.address, token, dashboard: http?.newTicketUrl() ?? '', join, lost, stop }
 }
 
-async function startNats(options: CoordinatorOptions, folder: StateFolder): Promise<NatsServer> {
+function openRemote(options: CoordinatorOptions, folder: StateFolder): RemoteAccess | null {
+  if (options.listen === null) return null
+  return new RemoteAccess({
+    folder: folder.tlsDir,
+    listen: options.listen,
+    certificateLifeMs: options.tuning.certificateLifeMs,
+    nowMs: () => Date.now(),
+  })
+}
+
+async function startNats(
+  options: CoordinatorOptions,
+  folder: StateFolder,
+  remote: RemoteAccess | null,
+): Promise<NatsServer> {
   const { natsServer, path, natsCacheDir, log } = options
   const found = await findNatsServer({ explicit: natsServer, path, cacheDir: natsCacheDir })
-  const server = await NatsServer.start({ binary: found.path, folder, log })
+  const tls = remote?.natsTls ?? null
+  const server = await NatsServer.start({ binary: found.path, folder, log, tls })
   log.info({ version: found.version, path: found.path, url: server.url }, 'nats-server is up')
   return server
 }
@@ -220,12 +252,14 @@ async function listenGrpc(parts: {
   nats: NatsServer
   queue: JobQueue
   token: string
-}): Promise<{ server: GrpcServer; address: string }> {
-  const { mesh, nats, queue, token } = parts
+  remote: RemoteAccess | null
+}): Promise<{ servers: GrpcServer[]; address: string }> {
+  const { mesh, nats, queue, token, remote } = parts
   const { options, folder, log, fleet, blobs, store, events } = mesh
   const { heartbeatMs, helloTimeoutMs } = options.tuning
   const rpc = new RpcHandlers(log)
-  const server = new GrpcServer(token, {
+  const proofs = new WorkerProofs(token)
+  const services = {
     jobs: jobHandlers({
       store,
       queue,
@@ -235,12 +269,32 @@ async function listenGrpc(parts: {
       plan: (request) => planRequest(mesh, request),
       generate: (request, signal) => generateText(mesh, request, signal),
     }),
-    workers: workerHandlers({ fleet, nats, heartbeatMs, helloTimeoutMs, log }),
+    workers: workerHandlers({ fleet, proofs, nats, heartbeatMs, helloTimeoutMs, log }),
     blobs: blobHandlers(blobs, rpc),
-  })
-  const port = await server.listen(await portFor(folder, 'grpc-port.json', options.grpcPort))
+    joins: joinHandlers({ remote, rpc, log }),
+  }
+  const host = '127.0.0.1'
+  const here = new GrpcServer(tokenInterceptor(token), services)
+  const wanted = await portFor(folder, 'grpc-port.json', options.grpcPort)
+  const port = await here.listen({ host, port: wanted })
   folder.remember('grpc-port.json', port)
-  return { server, address: `127.0.0.1:${port}` }
+  const address = `${host}:${port}`
+  if (remote === null) return { servers: [here], address }
+  const server = new GrpcServer(remoteInterceptor(token), services)
+  await listenRemote({ server, folder, remote })
+  return { servers: [here, server], address }
+}
+
+async function listenRemote(parts: {
+  server: GrpcServer
+  folder: StateFolder
+  remote: RemoteAccess
+}): Promise<void> {
+  const { server, folder, remote } = parts
+  const { host, port: asked } = remote.options.listen
+  const port = await portFor(folder, 'tls-port.json', asked, host)
+  remote.boundPort = await server.listen({ host, port }, remote.serverCredentials())
+  folder.remember('tls-port.json', remote.boundPort)
 }
 
 async function listenHttp(mesh: Mesh, token: string): Promise<HttpServer | null> {
@@ -259,10 +313,15 @@ async function listenHttp(mesh: Mesh, token: string): Promise<HttpServer | null>
 }
 
 /** The port asked for; else the last run's, so that workers and pages find this one again. */
-async function portFor(folder: StateFolder, name: string, asked: number): Promise<number> {
+async function portFor(
+  folder: StateFolder,
+  name: string,
+  asked: number,
+  host = '127.0.0.1',
+): Promise<number> {
   if (asked !== 0) return asked
   const last = folder.readRemembered<number>(name)
-  return last !== null && (await isFree(last)) ? last : 0
+  return last !== null && (await isFree(last, host)) ? last : 0
 }
 
 function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
@@ -281,7 +340,9 @@ function localWorkers(mesh: Mesh, coordinator: string): LocalWorkers {
     log,
     onExhausted: (error) => fleet.exhaust(error),
   })
-  fleet.on('counted', ({ hello }) => workers.progressed(hello.processId))
+  fleet.on('counted', ({ hello, hostId }) => {
+    if (hostId === '') workers.progressed(hello.processId)
+  })
   fleet.on('wanted', () => workers.startAgain())
   return workers
 }

@@ -24,6 +24,8 @@ type WorkerState = 'idle' | 'preparing' | 'training' | 'draining'
 export interface FleetWorker {
   readonly id: WorkerId
   readonly hello: Hello__Output
+  /** Of its certificate; empty: a worker of this machine, on loopback. */
+  readonly hostId: string
   readonly stream: WorkerStream
   /** Monotonic time of its last message. */
   lastSeenMs: number
@@ -79,10 +81,11 @@ export class Fleet extends EventEmitter<FleetEvents> {
   }
 
   /**
-   * Takes a worker in, under its old id where it had one.
+   * Takes a worker in, under its old id where it had one. Whoever calls has checked that it had.
+   * @param hostId of its certificate; empty on loopback
    * @throws TunemeshError VERSION_MISMATCH
    */
-  attach(hello: Hello__Output, stream: WorkerStream): FleetWorker {
+  attach(hello: Hello__Output, stream: WorkerStream, hostId = ''): FleetWorker {
     if (hello.version !== version) {
       throw new TunemeshError(
         'VERSION_MISMATCH',
@@ -103,6 +106,7 @@ export class Fleet extends EventEmitter<FleetEvents> {
     const worker: FleetWorker = {
       id,
       hello,
+      hostId,
       stream,
       lastSeenMs: this.options.nowMs(),
       heartbeat: null,

@@ -54,7 +54,9 @@ export class HttpServer {
   static async listen(options: HttpServerOptions): Promise<HttpServer> {
     const server = createServer({ maxHeaderSize: 8_192, requestTimeout: 10_000 })
     await new Promise<void>((resolve, reject) => {
-      server.once('error', (cause) => reject(portTaken('the dashboard', options.port, cause)))
+      server.once('error', (cause) =>
+        reject(portTaken('the dashboard', { host: '127.0.0.1', port: options.port }, cause)),
+      )
       server.listen(options.port, '127.0.0.1', resolve)
     })
     const { port } = server.address() as AddressInfo

@@ -4,12 +4,14 @@
  */
 import { homedir } from 'node:os'
 import { dirname, join, resolve } from 'node:path'
+import tls from 'node:tls'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import pino from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import { armFailpoints } from '../proto/failpoint.js'
 import { type Coordinator, type CoordinatorOptions, startCoordinator } from './coordinator.js'
+import { parseListenAddress } from './listen-address.js'
 import { parseTuning } from './tuning.js'
 
 const env = process.env
@@ -17,6 +19,9 @@ const log = pino(
   { name: 'coordinator', level: env.TUNEMESH_LOG_LEVEL ?? 'info' },
   pino.destination(2),
 )
+
+// Both ends are ours: nothing older is spoken.
+tls.DEFAULT_MIN_VERSION = 'TLSv1.3'
 
 const { values } = parseArgs({
   options: {
@@ -27,6 +32,10 @@ const { values } = parseArgs({
     'grpc-port': { type: 'string', default: '0' },
     'dashboard-port': { type: 'string', default: '0' },
     'no-dashboard': { type: 'boolean', default: false },
+    /** HOST or HOST:PORT where workers of other hosts may join; empty: loopback only. */
+    listen: { type: 'string', default: '' },
+    /** In seconds, of the join token told at the start. */
+    'token-ttl': { type: 'string', default: '3600' },
     'nats-server': { type: 'string', default: '' },
     /** Only looks at the state folder: nothing queued is run. */
     hold: { type: 'boolean', default: false },
@@ -51,6 +60,8 @@ function readOptions(): CoordinatorOptions {
     path: env.PATH ?? '',
     natsCacheDir: join(cache, 'nats-server'),
     grpcPort: portOf('grpc-port'),
+    listen: values.listen === '' ? null : parseListenAddress(values.listen),
+    joinTokenTtlMs: Math.max(1, countOf('token-ttl', 30 * 86_400)) * 1_000,
     dashboardPort: values['no-dashboard'] ? null : portOf('dashboard-port'),
     dashboardDir: pagesDir(),
     numWorkers: countOf('workers', 64),
@@ -115,10 +126,10 @@ process.stdout.on('error', () => {})
 async function main(): Promise<number> {
   const options = readOptions()
   const coordinator = await startCoordinator(options)
-  const { grpc, token, dashboard } = coordinator
+  const { grpc, token, dashboard, join: joinLine } = coordinator
   // A token on a terminal would stay in its history; a parent reads it from our pipe.
   const shown = values['end-with-parent']
-    ? { token }
+    ? { token, join: joinLine }
     : { tokenFile: join(options.stateDir, 'token') }
   say({ ready: true, grpc, dashboard, pid: process.pid, ...shown })
   const reason = await endAsked(coordinator)

@@ -12,6 +12,9 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import type { NatsAddress, NatsCredentials } from '../proto/nats-client.js'
+import type { TlsIdentity } from '../proto/tls.js'
+import { portTaken } from './grpc-server.js'
+import { hereOf, inAddress } from './listen-address.js'
 import {
   accountName,
   coordinatorUser,
@@ -35,10 +38,21 @@ interface Secrets {
   seeds: NatsSeeds
 }
 
+/** Where others reach the server, and by which certificates it and this machine's clients speak. */
+export interface NatsTls {
+  host: string
+  /** 0: any free one, the last run's where it is free. */
+  port: number
+  server: TlsIdentity
+  local: TlsIdentity
+}
+
 export interface NatsServerOptions {
   binary: string
   folder: StateFolder
   log: Logger
+  /** null: plain text on loopback. Else everybody speaks TLS with a certificate of the mesh. */
+  tls?: NatsTls | null
 }
 
 interface NatsServerEvents {
@@ -68,7 +82,7 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     const seeds = remembered?.seeds ?? newSeeds()
     takeOverStore(folder, accountName(seeds.mesh))
     for (let turn = 0; ; turn++) {
-      const port = await portFor(turn === 0 ? remembered?.port : undefined)
+      const port = await portFor(turn === 0 ? remembered?.port : undefined, options.tls ?? null)
       const server = await NatsServer.#prepared(options, { port, seeds })
       try {
         await server.#launch()
@@ -77,37 +91,49 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
       } catch (error) {
         await server.stop()
         // Another program may have taken the port between the probe and the start.
-        if (turn >= 2 || !server.#logTail().includes('address already in use')) throw error
+        if (!server.#logTail().includes('address already in use')) throw error
+        if (options.tls?.port) throw portTaken('NATS', options.tls, error)
+        if (turn >= 2) throw error
       }
     }
   }
 
   /** Its secrets are remembered before the server stores anything under the account's name. */
   static async #prepared(options: NatsServerOptions, secrets: Secrets): Promise<NatsServer> {
-    const { folder } = options
+    const { folder, tls = null } = options
     const { port, seeds } = secrets
     folder.remember('secrets.json', secrets)
-    writePrivate(configPathIn(folder), configText(folder, port, await trustConfig(seeds)))
+    if (tls !== null) writeTlsFiles(folder, tls)
+    writePrivate(
+      configPathIn(folder),
+      configText(folder, { host: tls?.host ?? '127.0.0.1', port }, tls !== null) +
+        (await trustConfig(seeds)),
+    )
     const [coordinator, system] = await Promise.all([coordinatorUser(seeds), systemUser(seeds)])
     return new NatsServer(options, secrets, { coordinator, system })
   }
 
   get url(): string {
-    return `nats://127.0.0.1:${this.secrets.port}`
+    const { host } = this.options.tls ?? { host: '127.0.0.1' }
+    return `nats://${inAddress(hereOf(host))}:${this.secrets.port}`
   }
 
   get coordinatorAddress(): NatsAddress {
-    return { url: this.url, user: 'coordinator', credentials: this.users.coordinator }
+    return this.#addressOf('coordinator', this.users.coordinator)
   }
 
   get systemAddress(): NatsAddress {
-    return { url: this.url, user: 'system', credentials: this.users.system }
+    return this.#addressOf('system', this.users.system)
   }
 
   /** For one worker, until `expiresMs` of the wall clock. */
   async workerAddress(workerId: string, expiresMs: number): Promise<NatsAddress> {
     const credentials = await workerUser(this.secrets.seeds, workerId, expiresMs)
-    return { url: this.url, user: workerId, credentials }
+    return this.#addressOf(workerId, credentials)
+  }
+
+  #addressOf(user: string, credentials: NatsCredentials): NatsAddress {
+    return { url: this.url, user, credentials, tls: this.options.tls?.local ?? null }
   }
 
   /** Process id of nats-server itself, not of its watcher. */
@@ -231,8 +257,12 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
 
 const configPathIn = (folder: StateFolder) => join(folder.natsDir, 'nats-server.conf')
 
-async function portFor(remembered: number | undefined): Promise<number> {
-  return remembered !== undefined && (await isFree(remembered)) ? remembered : freePort()
+/** One that was asked for counts whether it is free or not: firewalls know it. */
+async function portFor(remembered: number | undefined, tls: NatsTls | null): Promise<number> {
+  if (tls !== null && tls.port !== 0) return tls.port
+  const host = tls?.host ?? '127.0.0.1'
+  const isUsable = remembered !== undefined && (await isFree(remembered, host))
+  return isUsable ? remembered : freePort(host)
 }
 
 /**
@@ -256,10 +286,29 @@ function takeOverStore(folder: StateFolder, account: string): void {
   renameSync(join(dir, old), place)
 }
 
-function configText(folder: StateFolder, port: number, trust: string): string {
+const tlsPathIn = (folder: StateFolder, name: 'ca' | 'certificate' | 'key') =>
+  join(folder.natsDir, `tls-${name}.pem`)
+
+function writeTlsFiles(folder: StateFolder, { server }: NatsTls): void {
+  writePrivate(tlsPathIn(folder, 'ca'), server.ca)
+  writePrivate(tlsPathIn(folder, 'certificate'), server.certificate)
+  writePrivate(tlsPathIn(folder, 'key'), server.key)
+}
+
+function configText(
+  folder: StateFolder,
+  { host, port }: { host: string; port: number },
+  isTls: boolean,
+): string {
   const text = JSON.stringify
+  const path = (name: 'ca' | 'certificate' | 'key') => text(tlsPathIn(folder, name))
+  const tls = `tls {
+  ca_file: ${path('ca')}, cert_file: ${path('certificate')}, key_file: ${path('key')}
+  verify: true, min_version: "1.3", timeout: 5
+}
+`
   return `server_name: tunemesh
-host: "127.0.0.1"
+host: ${text(host)}
 port: ${port}
 max_payload: ${1 << 20}
 max_pending: ${64 << 20}
@@ -267,12 +316,12 @@ write_deadline: "30s"
 log_file: ${text(join(folder.natsDir, 'nats-server.log'))}
 logfile_size_limit: ${4 << 20}
 jetstream { store_dir: ${text(folder.jetstreamDir)}, sync_interval: always }
-${trust}`
+${isTls ? tls : ''}`
 }
 
-async function freePort(): Promise<number> {
+async function freePort(host: string): Promise<number> {
   const probe = createServer()
-  probe.listen(0, '127.0.0.1')
+  probe.listen(0, host)
   await once(probe, 'listening')
   const address = probe.address()
   probe.close()
@@ -280,10 +329,10 @@ async function freePort(): Promise<number> {
   return typeof address === 'object' && address !== null ? address.port : 0
 }
 
-export async function isFree(port: number): Promise<boolean> {
+export async function isFree(port: number, host = '127.0.0.1'): Promise<boolean> {
   const probe = createServer()
   const listening = once(probe, 'listening')
-  probe.listen(port, '127.0.0.1')
+  probe.listen(port, host)
   try {
     await listening
   } catch {

@@ -11,7 +11,10 @@ export class RpcHandlers {
   constructor(private readonly log: Logger) {}
 
   unary<Request, Response>(
-    handle: (request: Request) => Promise<Response> | Response,
+    handle: (
+      request: Request,
+      call: grpc.ServerUnaryCall<Request, Response>,
+    ) => Promise<Response> | Response,
     longestMs = longestUnaryMs,
   ): grpc.handleUnaryCall<Request, Response> {
     return (call, callback) => {
@@ -25,7 +28,7 @@ export class RpcHandlers {
       }
       const timer = setTimeout(() => settle(tooLong()), longestMs)
       Promise.resolve()
-        .then(() => handle(call.request))
+        .then(() => handle(call.request, call))
         .then(
           (response) => settle(null, response),
           (error) => settle(error),

@@ -43,6 +43,8 @@ export class StateFolder {
   readonly blobsDir: string
   readonly natsDir: string
   readonly logsDir: string
+  /** Authority and join tokens, where workers of other hosts may join. */
+  readonly tlsDir: string
   readonly tempDir: string
   readonly endpointPath: string
   /** The token alone, for workers: a file, because argv and environments can be read by others. */
@@ -54,6 +56,7 @@ export class StateFolder {
     this.blobsDir = join(path, 'blobs')
     this.natsDir = join(path, 'nats')
     this.logsDir = join(path, 'logs')
+    this.tlsDir = join(path, 'tls')
     this.tempDir = join(path, 'temp')
     this.endpointPath = join(path, 'endpoint.json')
     this.tokenPath = join(path, 'token')

@@ -34,6 +34,11 @@ const tuningSchema = z.strictObject({
   endGraceMs: ms.default(12_000),
   /** First wait of a local worker that crashed. */
   firstRestartMs: ms.default(200),
+  /** How long a worker host's certificate counts. */
+  certificateLifeMs: z
+    .int()
+    .min(1_000)
+    .default(30 * 24 * 3_600_000),
   limits: runLimits.default({}),
   /** Blocks of 256 elements in a slice and in a frame; null: as planned from the trained vector. */
   sliceBlocks: blocks.nullable().default(null),

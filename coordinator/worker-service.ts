@@ -3,15 +3,18 @@ import type * as grpc from '@grpc/grpc-js'
 import type { Logger } from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import type { FromWorker__Output } from '../proto/gen/tunemesh/v1/FromWorker.js'
+import type { Hello__Output } from '../proto/gen/tunemesh/v1/Hello.js'
 import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { WorkerServiceHandlers } from '../proto/gen/tunemesh/v1/WorkerService.js'
 import type { NatsAddress } from '../proto/nats-client.js'
 import { rpcStatusOf } from '../proto/rpc-error.js'
+import { type WorkerProofs, workerHostOf } from './access.js'
 import type { Fleet, FleetWorker } from './fleet.js'
 import { workerLifeMs } from './nats-accounts.js'
 
 export interface WorkerServiceOptions {
   fleet: Fleet
+  proofs: WorkerProofs
   nats: { workerAddress(workerId: string, expiresMs: number): Promise<NatsAddress> }
   heartbeatMs: number
   /** How long a new stream may take to say Hello. */
@@ -49,7 +52,8 @@ function attach(call: AttachCall, options: WorkerServiceOptions): void {
     try {
       if (!message.hello) throw noHello()
       const { end, send } = streamOf(call)
-      worker = fleet.attach(message.hello, { send, end })
+      const hostId = workerHostOf(call) ?? ''
+      worker = fleet.attach(provenHello(message.hello, hostId, options), { send, end }, hostId)
     } catch (error) {
       log.warn({ err: error }, 'a worker was refused')
       refuse(error)
@@ -63,6 +67,18 @@ function attach(call: AttachCall, options: WorkerServiceOptions): void {
   call.on('end', () => gone('the worker ended its stream'))
   call.on('cancelled', () => gone('its connection broke'))
   call.on('error', (error) => gone(error.message))
+}
+
+/** Without the id it had where it can not prove that it had it: it is a new worker then. */
+function provenHello(
+  hello: Hello__Output,
+  hostId: string,
+  { proofs, log }: WorkerServiceOptions,
+): Hello__Output {
+  const { previousWorkerId: id, previousWorkerProof: proof, host } = hello
+  if (id === '' || proofs.isProof(proof, id, hostId)) return hello
+  log.warn({ id, host, hostId }, 'a worker could not prove that it had this id')
+  return { ...hello, previousWorkerId: '' }
 }
 
 function streamOf(call: AttachCall) {
@@ -79,8 +95,8 @@ function streamOf(call: AttachCall) {
 }
 
 async function welcome(worker: FleetWorker, options: WorkerServiceOptions): Promise<void> {
-  const { hello, id } = worker
-  const { url, credentials } = await options.nats.workerAddress(id, Date.now() + workerLifeMs)
+  const { hello, id, hostId } = worker
+  const { url, credentials, tls } = await options.nats.workerAddress(id, Date.now() + workerLifeMs)
   if (options.fleet.get(id) !== worker) return // it left meanwhile
   worker.stream.send({
     welcome: {
@@ -88,9 +104,12 @@ async function welcome(worker: FleetWorker, options: WorkerServiceOptions): Prom
       natsUrl: url,
       nats: credentials,
       heartbeatMs: options.heartbeatMs,
+      workerProof: options.proofs.proofOf(id, hostId),
+      natsTls: hostId === '' ? (tls ?? null) : null,
     },
   })
-  options.log.info({ workerId: id, host: hello.host, device: hello.device }, 'worker attached')
+  const { host, device } = hello
+  options.log.info({ workerId: id, host, hostId, device }, 'worker attached')
   options.fleet.announce(worker)
 }
 

@@ -47,6 +47,9 @@ export const errorKinds = {
   JOB_NOT_FOUND: user(status.NOT_FOUND),
   BLOB_NOT_FOUND: user(status.NOT_FOUND),
   NOT_AUTHENTICATED: user(status.UNAUTHENTICATED),
+  JOIN_REFUSED: user(status.PERMISSION_DENIED),
+  CERTIFICATE_INVALID: user(status.UNAUTHENTICATED),
+  TLS_REQUIRED: user(status.FAILED_PRECONDITION),
   STATE_CONFLICT: user(status.FAILED_PRECONDITION),
   // failures of a job
   NON_FINITE_GRADIENT: failed(status.ABORTED),

@@ -11,6 +11,7 @@ import {
 } from 'nats'
 import { TunemeshError } from './errors.js'
 import { inboxPrefix } from './subjects.js'
+import { coordinatorTlsName, type TlsIdentity } from './tls.js'
 
 /** A user's signed permissions and the seed of the key they are made out to. */
 export interface NatsCredentials {
@@ -24,6 +25,8 @@ export interface NatsAddress {
   user: string
   /** null: a server that asks for none. */
   credentials: NatsCredentials | null
+  /** What this end shows where the server speaks TLS; null or absent: plain text. */
+  tls?: TlsIdentity | null
 }
 
 export interface StoredMessage {
@@ -46,7 +49,7 @@ const readTimeoutMs = 5_000
 
 /**
  * Reconnects for ever once it is open; `address` is read again at each attempt, so that renewed
- * credentials count.
+ * credentials and certificates count.
  * @throws TunemeshError NATS_UNREACHABLE, at once where the server refuses the credentials
  */
 export async function connectNats(
@@ -67,7 +70,10 @@ export async function connectNats(
     pingInterval: 5_000,
     maxPingOut: 2,
     timeout: 2_000,
+    // A server tells its own addresses, which behind NAT are not those by which it is reached.
+    ignoreClusterUpdates: true,
   }
+  if (address().tls) options.tls = tlsOptions(address)
   if (address().credentials !== null) {
     options.authenticator = jwtAuthenticator(
       () => address().credentials?.jwt ?? '',
@@ -86,6 +92,23 @@ export async function connectNats(
       }
       await delay(retryMs)
     }
+  }
+}
+
+/** The client reads each property again for each connection. */
+function tlsOptions(address: () => NatsAddress): NonNullable<ConnectionOptions['tls']> {
+  const names = { servername: coordinatorTlsName, minVersion: 'TLSv1.3' }
+  return {
+    ...names,
+    get ca() {
+      return address().tls?.ca ?? ''
+    },
+    get cert() {
+      return address().tls?.certificate ?? ''
+    },
+    get key() {
+      return address().tls?.key ?? ''
+    },
   }
 }
 

@@ -7,13 +7,16 @@ import * as grpc from '@grpc/grpc-js'
 import { loadSync } from '@grpc/proto-loader'
 import type { ProtoGrpcType as BlobTypes } from './gen/blob.js'
 import type { ProtoGrpcType as JobTypes } from './gen/job.js'
+import type { ProtoGrpcType as JoinTypes } from './gen/join.js'
 import type { ProtoGrpcType as WorkerTypes } from './gen/worker.js'
 
 /** Folder of the .proto files, beside this file in the source tree and in build/. */
 const protoDir = fileURLToPath(new URL('.', import.meta.url))
 
+const protoFiles = ['job.proto', 'worker.proto', 'blob.proto', 'join.proto']
+
 /** The same options generate the static types (scripts/gen.mjs); change both together. */
-export const packageDefinition = loadSync(['job.proto', 'worker.proto', 'blob.proto'], {
+export const packageDefinition = loadSync(protoFiles, {
   includeDirs: [protoDir],
   longs: Number,
   enums: String,
@@ -23,9 +26,10 @@ export const packageDefinition = loadSync(['job.proto', 'worker.proto', 'blob.pr
 
 const types = grpc.loadPackageDefinition(packageDefinition) as unknown as JobTypes &
   WorkerTypes &
-  BlobTypes
+  BlobTypes &
+  JoinTypes
 
-export const { JobService, WorkerService, BlobService } = types.tunemesh.v1
+export const { JobService, WorkerService, BlobService, JoinService } = types.tunemesh.v1
 
 /** Bytes of one piece of a blob on the wire. */
 export const blobPieceBytes = 1 << 20

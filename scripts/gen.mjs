@@ -13,6 +13,7 @@ execFileSync(
     'job.proto',
     'worker.proto',
     'blob.proto',
+    'join.proto',
     '--longs=Number',
     '--enums=String',
     '--defaults',

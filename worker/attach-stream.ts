@@ -4,22 +4,33 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import * as grpc from '@grpc/grpc-js'
+import { metadataWith } from '../client/rpc.js'
 import { errorKinds, TunemeshError } from '../proto/errors.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { Hello } from '../proto/gen/tunemesh/v1/Hello.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
 import { errorOfRpc } from '../proto/rpc-error.js'
-import { channelOptions, WorkerService } from '../proto/services.js'
+import { WorkerService } from '../proto/services.js'
 
 const firstDelayMs = 100
 const maxDelayMs = 2_000
 /** How long the coordinator may take to end a stream that this side has ended. */
 const endGraceMs = 1_000
 
+/** How the coordinator is spoken to: on loopback with its token, else with a certificate. */
+export interface Access {
+  credentials: grpc.ChannelCredentials
+  channelOptions: grpc.ChannelOptions
+  /** Empty: the certificate speaks for this worker. */
+  token: string
+  /** Why it can not be reached, where that can be told better than by gRPC; null: it can not. */
+  diagnose(): Promise<TunemeshError | null>
+}
+
 export interface AttachOptions {
   address: string
-  token: string
+  access: Access
   hello: Hello
   onWelcome(welcome: Welcome): void
   onMessage(message: ToWorker): void
@@ -39,16 +50,14 @@ export class AttachStream {
   readonly #closing = new AbortController()
   #client: InstanceType<typeof WorkerService>
   #workerId = ''
+  #workerProof = ''
   #isClosed = false
-  readonly #metadata = new grpc.Metadata()
+  readonly #metadata: grpc.Metadata
 
   constructor(private readonly options: AttachOptions) {
-    this.#metadata.set('authorization', `Bearer ${options.token}`)
-    this.#client = new WorkerService(
-      options.address,
-      grpc.credentials.createInsecure(),
-      channelOptions,
-    )
+    const { credentials, channelOptions, token } = options.access
+    this.#metadata = metadataWith(token)
+    this.#client = new WorkerService(options.address, credentials, channelOptions)
   }
 
   /**
@@ -62,6 +71,9 @@ export class AttachStream {
       const { error, sawWelcome } = await this.#runOnce()
       if (this.#isClosed) return
       if (errorKinds[error.code].exit === 2) throw error
+      // One that was welcomed before goes on trying: what answers now may be gone soon.
+      const cause = this.#workerId === '' ? await this.#causeOf(error) : error
+      if (errorKinds[cause.code].exit === 2) throw cause
       if (sawWelcome) {
         lastSeenMs = performance.now()
         delayMs = firstDelayMs
@@ -74,6 +86,11 @@ export class AttachStream {
     }
   }
 
+  async #causeOf(error: TunemeshError): Promise<TunemeshError> {
+    if (error.code !== 'COORDINATOR_UNREACHABLE') return error
+    return (await this.options.access.diagnose()) ?? error
+  }
+
   #runOnce(): Promise<{ error: TunemeshError; sawWelcome: boolean }> {
     return new Promise((resolve) => {
       let sawWelcome = false
@@ -84,6 +101,7 @@ export class AttachStream {
           sawWelcome = true
           this.#call = call
           this.#workerId = message.welcome.workerId
+          this.#workerProof = message.welcome.workerProof
           this.options.onWelcome(message.welcome)
         } else this.options.onMessage(message)
       })
@@ -96,7 +114,11 @@ export class AttachStream {
       call.on('status', ({ code }: grpc.StatusObject) => {
         if (code === grpc.status.OK) end(streamEnded())
       })
-      call.write({ hello: { ...this.options.hello, previousWorkerId: this.#workerId } })
+      const previous = {
+        previousWorkerId: this.#workerId,
+        previousWorkerProof: this.#workerProof,
+      }
+      call.write({ hello: { ...this.options.hello, ...previous } })
     })
   }
 

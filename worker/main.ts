@@ -10,6 +10,7 @@ import pino from 'pino'
 import { errorLine } from '../proto/error-line.js'
 import { TunemeshError } from '../proto/errors.js'
 import { armFailpoints } from '../proto/failpoint.js'
+import { joinedAccess, loopbackAccess } from './coordinator-access.js'
 import { chooseDevice, listGpus } from './device.js'
 import { Worker } from './worker.js'
 
@@ -17,6 +18,8 @@ const { values } = parseArgs({
   options: {
     coordinator: { type: 'string' },
     'token-file': { type: 'string' },
+    /** Instead of a token: the file of a host that has joined, and TLS. */
+    joined: { type: 'string' },
     threads: { type: 'string', default: '0' },
     'work-dir': { type: 'string' },
     'instruction-path': { type: 'string', default: 'auto' },
@@ -45,8 +48,11 @@ const log = pino(
 const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
 
 function workerOptions() {
-  if (!values.coordinator || !values['token-file'])
-    throw new TunemeshError('JOB_INVALID', 'worker needs --coordinator HOST:PORT and --token-file')
+  if (!values.coordinator || (!values['token-file'] && !values.joined))
+    throw new TunemeshError(
+      'JOB_INVALID',
+      'worker needs --coordinator HOST:PORT and --token-file or --joined',
+    )
   if (!values.testing && (values.failpoints !== '' || values.tuning !== '{}'))
     throw new TunemeshError('JOB_INVALID', '--failpoints and --tuning are for tests: add --testing')
   armFailpoints(values.failpoints)
@@ -55,7 +61,9 @@ function workerOptions() {
   process.once('exit', () => rmSync(workDir, { recursive: true, force: true }))
   return {
     coordinator: values.coordinator,
-    token: readFileSync(values['token-file'], 'utf8').trim(),
+    access: values.joined
+      ? joinedAccess(values.joined, Date.now())
+      : loopbackAccess(values.coordinator, readFileSync(values['token-file'] ?? '', 'utf8').trim()),
     host: hostname(),
     workDir,
     device: {

@@ -2,16 +2,15 @@
  * A worker process: attached to the coordinator by one stream, it trains one job at a time and
  * answers engine calls.
  */
-import { credentials } from '@grpc/grpc-js'
 import { Blobs } from '../client/blobs.js'
-import { assertLoopback } from '../client/client.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
-import { BlobService, channelOptions } from '../proto/services.js'
+import { BlobService } from '../proto/services.js'
 import type { TrainRequest } from '../proto/train-spec.js'
 import { version } from '../proto/version.js'
 import { AttachStream } from './attach-stream.js'
+import type { CoordinatorAccess } from './coordinator-access.js'
 import { DataBus } from './data-bus.js'
 import { DataPlane } from './data-plane.js'
 import { type DeviceOptions, describeDevice } from './device.js'
@@ -23,9 +22,12 @@ import type { WorkerEvent } from './run-events.js'
 import { WorkerRunMachine } from './run-machine.js'
 import { StepLoop } from './step-loop.js'
 
+/** How often the worker looks whether its certificate is due: a small part of its life. */
+const lookForRenewalMs = 10 * 60_000
+
 export interface WorkerOptions {
   coordinator: string
-  token: string
+  access: CoordinatorAccess
   host: string
   workDir: string
   device: DeviceOptions
@@ -51,11 +53,11 @@ export class Worker {
   #step = 0
 
   constructor(private readonly options: WorkerOptions) {
-    assertLoopback(options.coordinator)
+    const { access } = options
     const described = describeDevice(options.device)
     this.#stream = new AttachStream({
       address: options.coordinator,
-      token: options.token,
+      access,
       giveUpAfterMs: options.giveUpAfterMs,
       hello: {
         version,
@@ -68,8 +70,8 @@ export class Worker {
       onBreak: (reason) => this.#detached(reason),
     })
     const blobs = new Blobs(
-      new BlobService(options.coordinator, credentials.createInsecure(), channelOptions),
-      options.token,
+      new BlobService(options.coordinator, access.credentials, access.channelOptions),
+      access.token,
     )
     this.#files = new JobFiles(blobs, options.workDir)
     this.#calls = new EngineCalls(options.device, (message) => this.#send(message))
@@ -77,10 +79,12 @@ export class Worker {
 
   /** Runs until drained, told to end, or the coordinator has been away too long. */
   async run(): Promise<void> {
+    const renewal = setInterval(() => void this.#renewCertificate(), lookForRenewalMs)
     try {
       await this.#stream.run()
     } finally {
       if (this.#heartbeat) clearInterval(this.#heartbeat)
+      clearInterval(renewal)
       await this.#loop?.close()
       await this.#calls.release()
       await this.#bus.close()
@@ -102,11 +106,21 @@ export class Worker {
 
   #attached(welcome: Welcome): void {
     this.#welcome = welcome
-    this.#bus.moveTo({ url: welcome.natsUrl, user: welcome.workerId, credentials: welcome.nats })
+    this.#bus.moveTo(this.options.access.natsAddress(welcome))
+    void this.#renewCertificate()
     this.#isAttached = true
     this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
     if (this.#heartbeat) clearInterval(this.#heartbeat)
     this.#heartbeat = setInterval(() => this.#beat(), welcome.heartbeatMs || 1_000)
+  }
+
+  async #renewCertificate(): Promise<void> {
+    try {
+      const isNew = await this.options.access.renewIfDue(Date.now())
+      if (isNew) this.options.log('info', "this host's certificate is renewed")
+    } catch (error) {
+      this.options.log('warn', `the certificate is not renewed yet: ${(error as Error).message}`)
+    }
   }
 
   #detached(reason: string): void {

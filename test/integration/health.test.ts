@@ -50,7 +50,7 @@ describe('health and reflection', { timeout: 60_000 }, () => {
     })
     call.end()
     const names = Object.keys(packageDefinition).filter((name) => name.endsWith('Service'))
-    assert.equal(names.length, 3)
+    assert.equal(names.length, 4)
     for (const name of names) assert.ok(answer.includes(name), name)
   })
 })

@@ -20,7 +20,7 @@ describe('a coordinator on another machine, without TLS', { timeout: 60_000 }, (
     const named = ['--state-dir', folder, '--token-file', join(folder, 'token')]
     const done = await new CliProcess(['worker', ...named, '--join', grpc]).ended
     assert.equal(done.code, 2)
-    assert.match(done.stderr, /NOT_AUTHENTICATED.*coordinator\.invalid.*in the clear/)
+    assert.match(done.stderr, /TLS_REQUIRED.*coordinator\.invalid/)
     assert.doesNotMatch(done.stderr, /Joining/)
   })
 

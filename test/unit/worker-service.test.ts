@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import { EventEmitter } from 'node:events'
 import { test } from 'node:test'
 import pino from 'pino'
+import { WorkerProofs } from '../../coordinator/access.js'
 import { Fleet } from '../../coordinator/fleet.js'
 import { workerHandlers } from '../../coordinator/worker-service.js'
 import type { ToWorker } from '../../proto/gen/tunemesh/v1/ToWorker.js'
@@ -16,6 +17,7 @@ class Call extends EventEmitter {
     this.written.push(message)
   }
   end(): void {}
+  getAuthContext = () => ({})
 }
 
 const addressUntil = (expiresMs: number) => ({
@@ -30,10 +32,12 @@ async function attached(workerAddress: Sign = async (_, expiresMs) => addressUnt
   const fleet = new Fleet({ deadAfterMs: 1e9, nowMs: () => 0, maxWorkers: 1 })
   const log = pino({ level: 'silent' })
   const nats = { workerAddress }
-  const handlers = workerHandlers({ fleet, nats, heartbeatMs: 1, helloTimeoutMs: 1_000, log })
+  const proofs = new WorkerProofs('secret')
+  const limits = { heartbeatMs: 1, helloTimeoutMs: 1_000 }
+  const handlers = workerHandlers({ fleet, proofs, nats, ...limits, log })
   const call = new Call()
   handlers.Attach(call as never)
-  call.emit('data', { hello: { version, previousWorkerId: 'w-a', host: 'here' } })
+  call.emit('data', { hello: { version, previousWorkerId: '', host: 'here' } })
   await settled()
   return call
 }

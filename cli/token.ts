@@ -1,0 +1,39 @@
+/** `tunemesh token`: another join line of a coordinator that listens for other hosts. */
+import { connect, type JoinLine } from '../client/client.js'
+import { TunemeshError } from '../proto/errors.js'
+import type { Context } from './context.js'
+import { findEndpoint } from './mesh.js'
+import type { Output } from './output.js'
+import { labelled } from './style.js'
+
+export interface TokenOptions {
+  /** Seconds. */
+  tokenTtl: number
+  uses: number
+}
+
+export async function token(context: Context, options: TokenOptions): Promise<void> {
+  const endpoint = await findEndpoint(context)
+  if (endpoint === null) {
+    throw new TunemeshError(
+      'COORDINATOR_UNREACHABLE',
+      `No coordinator runs on ${context.stateDir}. Start one: tunemesh up --listen ADDRESS.`,
+    )
+  }
+  const client = connect({ address: endpoint.grpc, token: endpoint.token })
+  try {
+    const limits = { ttlMs: options.tokenTtl * 1_000, uses: options.uses }
+    const line = await client.newToken(limits)
+    context.output.record('join', { ...line })
+    showJoinLine(context.output, line)
+  } finally {
+    client.close()
+  }
+}
+
+/** All that another host has to be told. */
+export function showJoinLine(output: Output, { url, token: text, expiresMs }: JoinLine): void {
+  const until = new Date(expiresMs).toLocaleTimeString()
+  output.line(labelled(output.style, 'Join', `tunemesh worker --join ${url} --token ${text}`))
+  output.note(`On other hosts; the token counts until ${until}. Whoever has it may join once.`)
+}
