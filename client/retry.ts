@@ -1,4 +1,5 @@
 /** The one place where a call is sent again: capped, jittered, and only for failures that pass. */
+import { reconnectDelayMs } from '../proto/backoff.js'
 import { errorKinds, TunemeshError } from '../proto/errors.js'
 
 export interface RetryPolicy {
@@ -39,7 +40,7 @@ export const realSurroundings: Surroundings = {
   random: Math.random,
 }
 
-/** Full jitter: anything between half and the whole of first · 2^attempt, capped. */
+/** Half jitter: anything between half and the whole of first · 2^attempt, capped. */
 export function backoffMs(policy: RetryPolicy, failedAttempts: number, random: number): number {
   const ceiling = Math.min(
     policy.maxDelayMs,
@@ -63,6 +64,33 @@ export async function withRetries<T>(
     } catch (error) {
       if (!isPassing(error) || attempt >= policy.maxAttempts) throw error
       await surroundings.wait(backoffMs(policy, attempt, surroundings.random()))
+    }
+  }
+}
+
+/**
+ * Runs an idempotent call that moves something in parts until all of it is there. Patience starts
+ * anew whenever the call says that it got on; what does not pass is thrown at once.
+ */
+export async function withPatience<T>(
+  call: (gotOn: () => void) => Promise<T>,
+  options: { patienceMs: number; signal?: AbortSignal | undefined; nowMs?: () => number },
+  surroundings: Surroundings = realSurroundings,
+): Promise<T> {
+  const nowMs = options.nowMs ?? (() => performance.now())
+  let lastMs = nowMs()
+  let failures = 0
+  for (;;) {
+    try {
+      return await call(() => {
+        lastMs = nowMs()
+        failures = 0
+      })
+    } catch (error) {
+      if (!isPassing(error) || nowMs() - lastMs > options.patienceMs) throw error
+      failures++
+      const waitMs = reconnectDelayMs(failures, surroundings.random())
+      await surroundings.wait(waitMs, options.signal)
     }
   }
 }

@@ -15,6 +15,7 @@ import {
 } from 'node:fs'
 import { type FileHandle, open, readdir, rename, rm, stat, truncate } from 'node:fs/promises'
 import { join } from 'node:path'
+import { diskError } from '../proto/disk-error.js'
 import { TunemeshError } from '../proto/errors.js'
 import { writePrivate } from './state-folder.js'
 
@@ -136,17 +137,13 @@ export class BlobStore {
   }
 
   /**
-   * Makes a local file a blob without copying it. Changing it later makes the blob corrupt, never
-   * wrong.
+   * Makes a local file, whose digest the caller has just computed or seen to be still right, a blob
+   * without copying it. Changing it later makes the blob corrupt, never wrong.
    */
-  async reference(path: string): Promise<StoredBlob> {
+  async reference(path: string, digest: string): Promise<void> {
     const { size, mtimeMs } = await stat(path)
-    const hash = createHash('sha256')
-    for await (const piece of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(piece)
-    const hex = hash.digest('hex')
     const reference: Reference = { path, sizeBytes: size, modifiedMs: mtimeMs }
-    writePrivate(join(this.#referenceDir, hex), JSON.stringify(reference))
-    return { digest: `sha256:${hex}`, sizeBytes: size }
+    writePrivate(join(this.#referenceDir, nameOf(digest)), JSON.stringify(reference))
   }
 
   async remove(digest: string): Promise<void> {
@@ -242,15 +239,6 @@ export async function syncFolder(path: string): Promise<void> {
   } finally {
     await folder.close()
   }
-}
-
-/** ENOSPC and EDQUOT become DISK_FULL, which pauses a job instead of failing it. */
-export function diskError(error: unknown, what: string): unknown {
-  const code = (error as NodeJS.ErrnoException).code
-  if (code !== 'ENOSPC' && code !== 'EDQUOT') return error
-  return new TunemeshError('DISK_FULL', `${what} does not fit on the disk. Free some space.`, {
-    cause: error,
-  })
 }
 
 /** Whoever asks for a blob may be about to name it in a job: it counts as new. */

@@ -6,8 +6,9 @@ import { createHash, randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { diskError } from '../proto/disk-error.js'
 import { TunemeshError } from '../proto/errors.js'
-import { type BlobStore, diskError, syncFolder } from './blob-store.js'
+import { type BlobStore, syncFolder } from './blob-store.js'
 import type { CheckpointManifest } from './run-events.js'
 
 export class CheckpointStore {

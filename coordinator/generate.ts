@@ -4,6 +4,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { mkdir, rename, rm, symlink } from 'node:fs/promises'
+import { hostname } from 'node:os'
 import { dirname, isAbsolute, join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import type { GenerateRequest__Output } from '../proto/gen/tunemesh/v1/GenerateRequest.js'
@@ -11,9 +12,11 @@ import type { GenerateResponse } from '../proto/gen/tunemesh/v1/GenerateResponse
 import type { Precision } from '../proto/train-spec.js'
 import { borrowTokenizer } from './answer-tokenizer.js'
 import type { Mesh } from './coordinator.js'
-import { readBaseModel } from './ingest-model.js'
+import type { FleetWorker } from './fleet.js'
+import { type BaseModel, readBaseModel } from './ingest-model.js'
 import { canCompute } from './job-precision.js'
 import type { JobRecord } from './job-store.js'
+import { describeFolder, describeModel, offerFiles, undigested } from './model-files.js'
 import { loadPrepared } from './prepared-blob.js'
 import type { TokenizerPool } from './tokenizer-pool.js'
 import { askGenerate, idleWorker } from './worker-calls.js'
@@ -40,7 +43,7 @@ export async function* generateText(
   signal: AbortSignal,
 ): AsyncGenerator<GenerateResponse> {
   const choice = await chooseModel(mesh, request)
-  const { config } = readBaseModel(choice.modelPath, choice.modelPath)
+  const model = readBaseModel(choice.modelPath, choice.modelPath)
   const wanted = choice.precision ?? storedPrecision(choice.modelPath)
   const { pool, release } = await borrowTokenizer(choice.modelPath)
   try {
@@ -55,9 +58,8 @@ export async function* generateText(
     })
     const results = askGenerate(mesh.fleet, worker, {
       request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
-      adapterPath: choice.adapterPath,
-      modelPath: choice.modelPath,
-      modelConfigJson: JSON.stringify(config),
+      ...(await filesFor(mesh, worker, { model, adapterPath: choice.adapterPath })),
+      modelConfigJson: JSON.stringify(model.config),
       precision: canCompute(worker, wanted) ? wanted : 'fp32',
       promptIds,
       stopIds: [...new Set([...choice.stopIds, ...stopIds])],
@@ -122,6 +124,21 @@ function storedPrecision(modelPath: string): Precision {
   }
   const dtype = config.torch_dtype ?? config.dtype
   return dtype === 'float32' ? 'fp32' : 'bf16'
+}
+
+/** Digests only for a worker of another machine: hashing a large model takes long. */
+async function filesFor(
+  { blobs }: Mesh,
+  worker: FleetWorker,
+  { model, adapterPath }: { model: BaseModel; adapterPath: string },
+) {
+  const paths = { modelPath: model.path, adapterPath }
+  if (worker.hello.host === hostname()) return { ...paths, modelFiles: undigested(model) }
+  const { modelFiles } = await describeModel(model)
+  const adapterFiles = adapterPath === '' ? [] : await describeFolder(adapterPath)
+  await offerFiles(blobs, model.path, modelFiles)
+  await offerFiles(blobs, adapterPath, adapterFiles)
+  return { ...paths, modelFiles, adapterFiles }
 }
 
 /**

@@ -8,7 +8,8 @@ import { z } from 'zod'
 import { TunemeshError } from '../proto/errors.js'
 import { type JobSpec, jobSpecSchema } from '../proto/job-spec.js'
 import { storeDataset, targetModulesOf } from './ingest.js'
-import { digestOf, readBaseModel } from './ingest-model.js'
+import { readBaseModel } from './ingest-model.js'
+import { describeFolder, describeModel } from './model-files.js'
 import { type LabelledIds, packRows } from './packing.js'
 import type { GoldenRequest, PreparedJob, PutBlob } from './prepared-job.js'
 
@@ -64,11 +65,12 @@ export async function prepareGoldenJob(text: string, putBlob: PutBlob): Promise<
   const model = readBaseModel(spec.model, spec.model)
   const exact = { packing: false, maxLength: 1 << 20, bucketTokens: 1 }
   const train = await storeDataset(packRows(rows, exact), rows, putBlob)
+  const startAdapter = request.finetuning === 'lora' ? join(request.folder, 'adapter') : null
   return {
     spec,
     modelPath: model.path,
     modelConfig: model.config,
-    modelDigest: await digestOf(model),
+    ...(await describeModel(model)),
     targetModules: targetModulesOf(spec),
     tokenizer: noTokenizer(model.config.vocabSize),
     train,
@@ -85,7 +87,8 @@ export async function prepareGoldenJob(text: string, putBlob: PutBlob): Promise<
       ),
     },
     precision: request.precision ?? 'fp32',
-    startAdapter: request.finetuning === 'lora' ? join(request.folder, 'adapter') : null,
+    startAdapter,
+    startAdapterFiles: startAdapter === null ? [] : await describeFolder(startAdapter),
     report: reportOf(train, rows.length),
   }
 }

@@ -1,6 +1,5 @@
-/** What a job needs to know of its base model: shape, digest, and that its files are there. */
-import { createHash } from 'node:crypto'
-import { createReadStream, existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+/** What a job needs to know of its base model: shape, and that its files are there. */
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { TunemeshError } from '../proto/errors.js'
 import { readGguf } from '../proto/gguf-metadata.js'
@@ -50,35 +49,6 @@ export function readBaseModel(path: string, shown: string): BaseModel {
   }
   const config = modelConfigFromJson(readJson(configPath), `${shown}/config.json`)
   return { path, config, files: [configPath, ...weightFiles(path, shown)] }
-}
-
-/**
- * "sha256:<hex>" over the names and SHA-256 of the model's files, read once.
- * Digests of files that have not changed since are remembered.
- */
-export async function digestOf(model: BaseModel): Promise<string> {
-  const whole = createHash('sha256')
-  for (const path of [...model.files].sort()) {
-    whole.update(`${basename(path)} ${await fileDigest(path)}\n`)
-  }
-  return `sha256:${whole.digest('hex')}`
-}
-
-/** Bounded: a coordinator meets few models, and a forgotten digest is only computed again. */
-const maxRemembered = 1000
-const remembered = new Map<string, string>()
-
-async function fileDigest(path: string): Promise<string> {
-  const { size, mtimeMs, ino } = statSync(path)
-  const key = `${path} ${size} ${mtimeMs} ${ino}`
-  const known = remembered.get(key)
-  if (known !== undefined) return known
-  const hash = createHash('sha256')
-  for await (const piece of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(piece)
-  const digest = hash.digest('hex')
-  if (remembered.size >= maxRemembered) remembered.clear()
-  remembered.set(key, digest)
-  return digest
 }
 
 function ggufHint(path: string): string {

@@ -11,10 +11,11 @@ import type { RenderedSample__Output } from '../proto/gen/tunemesh/v1/RenderedSa
 import { type JobKey, type JobSpec, linearModules } from '../proto/job-spec.js'
 import type { ModelConfig } from '../proto/model-config.js'
 import { numPacks, type PackShard, packShardBytes } from '../proto/pack-shard.js'
-import { type BaseModel, digestOf, readBaseModel } from './ingest-model.js'
+import { type BaseModel, readBaseModel } from './ingest-model.js'
 import { heldOut, type IngestedFile, type IngestedRow, ingestRows } from './ingest-rows.js'
 import { learningRates } from './ingest-schedule.js'
 import { askedPrecision } from './job-precision.js'
+import { describeModel } from './model-files.js'
 import { countTargets, lengthBucketTokens, packRows } from './packing.js'
 import { preflightReport, spansOf } from './preflight.js'
 import type {
@@ -56,7 +57,7 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
       spec,
       modelPath: model.path,
       modelConfig: model.config,
-      modelDigest: await digestOf(model),
+      ...(await describeModel(model)),
       targetModules: targetModulesOf(spec),
       tokenizer,
       train,
@@ -65,6 +66,7 @@ export async function prepareJob(request: PrepareRequest): Promise<PreparedJob> 
       schedule: scheduleOf(spec, train.numPacks),
       precision: askedPrecision(spec),
       startAdapter: null,
+      startAdapterFiles: [],
       report: preflightReport({
         ...data,
         validationRows: data.validations.flatMap(({ rows }) => rows),

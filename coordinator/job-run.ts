@@ -12,6 +12,7 @@ import { settled, workerFor } from './job-precision.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
 import { JobRunner } from './job-runner.js'
 import type { JobRecord, JobState } from './job-store.js'
+import { offerFiles } from './model-files.js'
 import type { NatsConnection } from './nats-connection.js'
 import { deliver, runRecordName } from './output-folder.js'
 import { loadPrepared } from './prepared-blob.js'
@@ -78,6 +79,8 @@ interface Planned {
 async function plan(parts: RunParts, signal: AbortSignal): Promise<Planned> {
   const { mesh, job } = parts
   const stored = await loadPrepared(mesh.blobs, job.preparedDigest)
+  await offerFiles(mesh.blobs, stored.modelPath, stored.modelFiles)
+  await offerFiles(mesh.blobs, stored.startAdapter ?? '', stored.startAdapterFiles)
   const { noWorkersMs: waitMs, gatherMs } = limitsOf(mesh)
   const prepared = await settlePrecisionOf(parts, stored, { waitMs, signal })
   const { precision } = prepared

@@ -2,10 +2,11 @@
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { chmod, copyFile, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname, isAbsolute, join, normalize } from 'node:path'
+import { diskError } from '../proto/disk-error.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Artifact__Output } from '../proto/gen/tunemesh/v1/Artifact.js'
 import type { JobId } from '../proto/ids.js'
-import { type BlobStore, diskError, syncFolder } from './blob-store.js'
+import { type BlobStore, syncFolder } from './blob-store.js'
 import { hasEnded, type JobRecord } from './job-store.js'
 
 /** The run record: job file, digests, versions, every step's figures. */

@@ -13,9 +13,12 @@ export async function storePrepared(store: BlobStore, prepared: PreparedJob): Pr
 export async function loadPrepared(store: BlobStore, digest: string): Promise<PreparedJob> {
   const pieces: Buffer[] = []
   for await (const piece of store.read(digest)) pieces.push(piece)
-  return JSON.parse(Buffer.concat(pieces).toString('utf8'), (_key, value: unknown) =>
+  const stored = JSON.parse(Buffer.concat(pieces).toString('utf8'), (_key, value: unknown) =>
     isPackedInt32(value) ? int32Of(Buffer.from(value.int32, 'base64')) : value,
   ) as PreparedJob
+  // Jobs of earlier versions name no files: their workers read the model's path.
+  const { modelFiles = [], startAdapterFiles = [] } = stored as Partial<PreparedJob>
+  return { ...stored, modelFiles, startAdapterFiles }
 }
 
 const bytesOf = (values: Int32Array) =>

@@ -2,6 +2,7 @@
 import type { PreflightReport__Output } from '../proto/gen/tunemesh/v1/PreflightReport.js'
 import type { JobSpec } from '../proto/job-spec.js'
 import type { ModelConfig } from '../proto/model-config.js'
+import type { ModelFile } from '../proto/model-file.js'
 import type { Precision } from '../proto/train-spec.js'
 
 /** Where a blob ended up. */
@@ -76,8 +77,11 @@ export interface PreparedJob {
   schedule: RunSchedule
   /** `auto`: not settled yet (coordinator/job-precision.ts). */
   precision: Precision | 'auto'
+  /** For workers that do not have them at `modelPath`. */
+  modelFiles: ModelFile[]
   /** Folder of an adapter to start from; only golden jobs have one. */
   startAdapter: string | null
+  startAdapterFiles: ModelFile[]
   report: PreflightReport__Output
 }
 

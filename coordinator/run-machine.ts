@@ -27,7 +27,7 @@ import * as formation from './run-formation.js'
 import * as joiners from './run-joiners.js'
 import * as commitLog from './run-log.js'
 import * as membership from './run-membership.js'
-import { shiftWaits, watch } from './run-stall.js'
+import { noteProgress, shiftWaits, watch } from './run-stall.js'
 import { type FleetWorker, fail, finish, members, newRun, type Run } from './run-state.js'
 import { reportSkip, reportStep } from './run-step-events.js'
 import { announce, commitWhenComplete, planSteps, repairSteps, stepsAhead } from './run-steps.js'
@@ -266,6 +266,7 @@ function takeMessage(run: Run, workerId: string, message: FromWorker__Output): v
   else if (message.delivered) recordDelivered(run, workerId, message.delivered)
   else if (message.drain) worker.isDraining = true
   else if (message.failure) takeFailure(run, worker, message.failure)
+  else if (message.heartbeat) noteProgress(run, worker, message.heartbeat.progressBytes)
 }
 
 /** The step a member's report is about, if it is of this fleet epoch and still open. */

@@ -39,6 +39,7 @@ export function attach(run: Run, attached: AttachedWorker): void {
     planHash: '',
     probe: null,
     numFailures: 0,
+    progressBytes: 0,
   }
   run.workers.set(worker.workerId, worker)
   const { precision } = run.config

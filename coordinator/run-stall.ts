@@ -57,6 +57,16 @@ export function shiftWaits(run: Run): void {
   if (run.delivery) run.delivery.sinceMs = run.nowMs
 }
 
+/** Files that move make a long stage of a worker a live one: a model over a slow line takes hours. */
+export function noteProgress(run: Run, worker: FleetWorker, progressBytes: number): void {
+  const grew = progressBytes > worker.progressBytes
+  worker.progressBytes = progressBytes
+  if (!grew) return
+  if (worker.status !== 'member' || worker.loadingStep !== null) worker.stageSinceMs = run.nowMs
+  if (run.checkpoint?.workerId === worker.workerId) run.checkpoint.sinceMs = run.nowMs
+  if (run.delivery?.workerId === worker.workerId) run.delivery.sinceMs = run.nowMs
+}
+
 function nameWait(run: Run, wait: Wait): void {
   const ms = run.nowMs - wait.sinceMs
   const key = `${wait.workerId} ${wait.step} ${wait.waitingFor} ${wait.sinceMs}`

@@ -133,6 +133,8 @@ export interface FleetWorker extends AttachedWorker {
     partner: string
   } | null
   numFailures: number
+  /** Of its files hashed, fetched or sent, as last told. */
+  progressBytes: number
 }
 
 interface Backoff {

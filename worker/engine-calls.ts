@@ -9,6 +9,9 @@ import type { ModelConfig } from '../proto/model-config.js'
 import type { TrainRequest } from '../proto/train-spec.js'
 import type { DeviceOptions } from './device.js'
 import { type Engine, openEngine } from './engine.js'
+import type { JobFiles } from './job-files.js'
+
+const aliveEveryMs = 10_000
 
 interface LoadedModel {
   key: string
@@ -23,6 +26,7 @@ export class EngineCalls {
 
   constructor(
     private readonly device: DeviceOptions,
+    private readonly files: Pick<JobFiles, 'place'>,
     private readonly send: (message: FromWorker) => void,
   ) {}
 
@@ -68,7 +72,7 @@ export class EngineCalls {
   async #generate(call: GenerateCall__Output, signal: AbortSignal): Promise<void> {
     const { callId } = call
     try {
-      const engine = await this.#model(call)
+      const engine = await this.#model(call, signal)
       const request = call.request
       const options = {
         promptIds: Int32Array.from(call.promptIds),
@@ -88,17 +92,33 @@ export class EngineCalls {
     }
   }
 
-  async #model(call: GenerateCall__Output): Promise<Engine> {
+  async #model(call: GenerateCall__Output, signal: AbortSignal): Promise<Engine> {
+    const { modelPath, modelFiles, adapterPath, adapterFiles, modelConfigJson } = call
     const precision = call.precision === 'bf16' ? 'bf16' : 'fp32'
-    const key = JSON.stringify([call.modelPath, call.adapterPath, call.modelConfigJson, precision])
+    const files = [modelPath, modelFiles, adapterPath, adapterFiles]
+    const key = JSON.stringify([...files, modelConfigJson, precision])
     if (this.#loaded?.key === key) return this.#loaded.engine
     await this.#unload()
-    const config = JSON.parse(call.modelConfigJson) as ModelConfig
-    const engine = openEngine({ modelPath: call.modelPath, config, precision, ...this.device })
-    await engine.load()
-    if (call.adapterPath) await engine.loadAdapter(call.adapterPath)
-    this.#loaded = { key, engine }
-    return engine
+    // A model that is fetched first takes longer than the coordinator waits for a silent worker.
+    const alive = setInterval(
+      () => this.send({ generateResult: { callId: call.callId, tokenIds: [] } }),
+      aliveEveryMs,
+    )
+    try {
+      const place = await this.files.place({ path: modelPath, files: modelFiles }, signal)
+      const adapter = await this.files.place({ path: adapterPath, files: adapterFiles }, signal)
+      const config = JSON.parse(modelConfigJson) as ModelConfig
+      const engine = openEngine({ modelPath: place, config, precision, ...this.device })
+      this.#loaded = { key, engine }
+      await engine.load()
+      if (adapter) await engine.loadAdapter(adapter)
+      return engine
+    } catch (error) {
+      await this.#unload()
+      throw error
+    } finally {
+      clearInterval(alive)
+    }
   }
 
   async #unload(): Promise<void> {

@@ -25,6 +25,7 @@ import {
 } from './engine.js'
 import { ExchangeBuffers } from './exchange-buffers.js'
 import type { JobFiles, StoredFile } from './job-files.js'
+import type { ModelPlace } from './model-cache.js'
 
 /** What the coordinator hears of a job that is ready to train. */
 export interface ReadyJob {
@@ -67,11 +68,16 @@ export class JobEngine {
     for (const { name, digest } of prepare.splits) splits.set(name, await files.packShard(digest))
     const { config, spec } = request
     const { precision } = spec
-    const engine = openEngine({ modelPath: prepare.modelPath, config, precision, ...device })
+    const modelPath = await files.place(modelPlace(prepare))
+    const adapterPath = await files.place({
+      path: prepare.adapterPath,
+      files: prepare.adapterFiles,
+    })
+    const engine = openEngine({ modelPath, config, precision, ...device })
     try {
       await engine.load()
       const { memory, tensors } = await engine.prepare(spec)
-      if (prepare.adapterPath) await engine.loadAdapter(prepare.adapterPath)
+      if (adapterPath) await engine.loadAdapter(adapterPath)
       const ready = {
         planHash: planHashOf(request, tensors),
         memory,
@@ -161,6 +167,7 @@ export class JobEngine {
 
   async loadState(digest: string): Promise<{ step: number; weightsSha256: string }> {
     const { step } = await this.engine.readState(await this.files.pathOf(digest))
+    await this.files.drop(digest)
     return { step, weightsSha256: await this.engine.weightsDigest() }
   }
 
@@ -168,7 +175,7 @@ export class JobEngine {
   async deliver(deliver: Deliver__Output): Promise<Delivered> {
     const folder = await this.files.freshFolder('delivery')
     if (this.request.spec.finetuning === 'full')
-      await this.files.copyCompanions(this.prepare.modelPath, folder)
+      await this.files.copyCompanions(modelPlace(this.prepare), folder)
     await this.engine.writeAdapter(folder, deliver.baseModelName)
     const change = await this.engine.weightChange()
     await writeFile(join(folder, 'weight_change.json'), `${JSON.stringify(change, null, 1)}\n`)
@@ -183,8 +190,14 @@ export class JobEngine {
 
   async close(): Promise<void> {
     await this.engine.close()
+    await this.files.forgetJob()
   }
 }
+
+const modelPlace = ({ modelPath, modelFiles }: Prepare__Output): ModelPlace => ({
+  path: modelPath,
+  files: modelFiles,
+})
 
 /** The place and value of what does not fit an exchange are as good a proof as its digest. */
 function failedGradient(error: unknown): string {

@@ -66,6 +66,7 @@ function workerOptions() {
       : loopbackAccess(values.coordinator, readFileSync(values['token-file'] ?? '', 'utf8').trim()),
     host: hostname(),
     workDir,
+    modelCacheDir: join(cacheDir, 'models'),
     device: {
       numThreads: Number(values.threads),
       instructionPath: values['instruction-path'] as 'auto',

@@ -40,6 +40,7 @@ export interface StepLoopOptions {
 export class StepLoop {
   #job: JobEngine | null = null
   #dataPlane: DataPlane | null = null
+  #preparing = new AbortController()
   /**
    * Engine operations run in the order they were asked for, each after the one before has answered.
    */
@@ -56,8 +57,14 @@ export class StepLoop {
     }
   }
 
+  /** Nothing of a job stands on the device yet: a worker that leaves now takes nothing along. */
+  get isEmpty(): boolean {
+    return this.#job === null
+  }
+
   async close(): Promise<void> {
     clearInterval(this.#tick)
+    this.#endPreparing()
     this.#enqueue('release', 0, () => this.#release())
     await this.#engineTail
   }
@@ -74,8 +81,9 @@ export class StepLoop {
       case 'readCommitLog':
         return this.#readCommitLog(effect.afterSequence)
       case 'prepareEngine':
-        return this.#enqueue('prepare', 0, () => this.#prepare(effect.prepare))
+        return this.#beginPreparing(effect.prepare)
       case 'releaseJob':
+        this.#endPreparing()
         return this.#enqueue('release', 0, () => this.#release())
       case 'clearContribution':
       case 'computeMicroBatch':
@@ -148,11 +156,30 @@ export class StepLoop {
     })
   }
 
-  async #prepare(prepare: Prepare__Output): Promise<void> {
+  #beginPreparing(prepare: Prepare__Output): void {
+    const { signal } = this.#preparing
+    this.#enqueue('prepare', 0, () =>
+      this.#prepare(prepare, signal).catch((error: unknown) => {
+        // Given up on purpose: whatever broke on the way is nobody's news.
+        if (!signal.aborted) throw error
+      }),
+    )
+  }
+
+  /** The job is released, or the worker ends: what is still being fetched for it is not wanted. */
+  #endPreparing(): void {
+    this.#preparing.abort()
+    this.#preparing = new AbortController()
+    this.options.files.abort()
+  }
+
+  async #prepare(prepare: Prepare__Output, signal: AbortSignal): Promise<void> {
     await this.#release()
     await this.options.freeMemory()
+    signal.throwIfAborted()
     const job = await JobEngine.open(prepare, this.options.files, this.options.device)
     this.#job = job
+    signal.throwIfAborted()
     this.#dataPlane = await this.options.openDataPlane(job, (event) => this.handle(event))
     const { memory, planHash, weightsSha256 } = job.ready
     const { deviceClass } = job.engine

@@ -17,6 +17,7 @@ import { type DeviceOptions, describeDevice } from './device.js'
 import { EngineCalls } from './engine-calls.js'
 import type { JobEngine } from './job-engine.js'
 import { JobFiles } from './job-files.js'
+import { ModelCache } from './model-cache.js'
 import { NatsConnection } from './nats-connection.js'
 import type { WorkerEvent } from './run-events.js'
 import { WorkerRunMachine } from './run-machine.js'
@@ -24,12 +25,16 @@ import { StepLoop } from './step-loop.js'
 
 /** How often the worker looks whether its certificate is due: a small part of its life. */
 const lookForRenewalMs = 10 * 60_000
+/** A transfer that is quiet for longer is over, or waits for the coordinator. */
+const movingForMs = 3_000
 
 export interface WorkerOptions {
   coordinator: string
   access: CoordinatorAccess
   host: string
   workDir: string
+  /** Shared by the workers of this machine. */
+  modelCacheDir: string
   device: DeviceOptions
   /** How long the coordinator may be away before the worker ends. */
   giveUpAfterMs: number
@@ -51,6 +56,10 @@ export class Worker {
   #isDraining = false
   #isAttached = false
   #step = 0
+  /** Of all files so far; what moves now, and when that was last heard of. */
+  #movedBytes = 0
+  #moving = ''
+  #movedAtMs = Number.NEGATIVE_INFINITY
 
   constructor(private readonly options: WorkerOptions) {
     const { access } = options
@@ -73,8 +82,21 @@ export class Worker {
       new BlobService(options.coordinator, access.credentials, access.channelOptions),
       access.token,
     )
-    this.#files = new JobFiles(blobs, options.workDir)
-    this.#calls = new EngineCalls(options.device, (message) => this.#send(message))
+    const patienceMs = options.giveUpAfterMs
+    this.#files = new JobFiles({
+      blobs,
+      workDir: options.workDir,
+      models: new ModelCache({
+        blobs,
+        folder: options.modelCacheDir,
+        patienceMs,
+        maxBytes: null,
+        log: options.log,
+      }),
+      patienceMs,
+      onMoved: (numBytes, doing) => this.#moved(numBytes, doing),
+    })
+    this.#calls = new EngineCalls(options.device, this.#files, (message) => this.#send(message))
   }
 
   /** Runs until drained, told to end, or the coordinator has been away too long. */
@@ -100,7 +122,8 @@ export class Worker {
   }
 
   #closeIfDrained(): void {
-    const isFree = this.#doing === 'idle' || !this.#isAttached
+    const holdsNothing = this.#doing === 'preparing' && this.#loop?.isEmpty !== false
+    const isFree = this.#doing === 'idle' || !this.#isAttached || holdsNothing
     if (this.#isDraining && isFree) this.#stream.close()
   }
 
@@ -137,9 +160,16 @@ export class Worker {
         residentBytes: process.memoryUsage.rss(),
         cpuSeconds: (user + system) / 1e6,
         step: this.#step,
-        doing: this.#doing,
+        doing: performance.now() - this.#movedAtMs < movingForMs ? this.#moving : this.#doing,
+        progressBytes: this.#movedBytes,
       },
     })
+  }
+
+  #moved(numBytes: number, doing: string): void {
+    this.#movedBytes += numBytes
+    this.#moving = doing
+    this.#movedAtMs = performance.now()
   }
 
   #receive(message: ToWorker): void {

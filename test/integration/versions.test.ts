@@ -46,7 +46,7 @@ describe('a worker that does not belong here', { timeout: 60_000 }, () => {
   })
 
   test('what only a person can mend ends it at once', { skip: engineMissing() }, async () => {
-    const worker = new WorkerProcess(coordinator, 'a wrong token')
+    const worker = new WorkerProcess(coordinator, { token: 'a wrong token' })
     assert.equal(await worker.ended, 1)
     assert.match(worker.stderr, /NOT_AUTHENTICATED/)
     assert.deepEqual(worker.workFolders(), [])

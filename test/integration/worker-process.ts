@@ -7,21 +7,34 @@ import { join } from 'node:path'
 import { scriptCommand } from '../../coordinator/script-command.js'
 import type { TestCoordinator } from './open-coordinator.js'
 
+export interface WorkerProcessOptions {
+  /** Instead of the coordinator's own. */
+  token?: string
+  /** A command that is to run the worker's. */
+  wrapper?: string[]
+  env?: NodeJS.ProcessEnv
+}
+
 export class WorkerProcess {
   readonly child: ChildProcess
   readonly ended: Promise<number | null>
   stderr = ''
   readonly #temporary = mkdtempSync(join(tmpdir(), 'tunemesh-test-'))
 
-  constructor({ ready, stateDir }: Pick<TestCoordinator, 'ready' | 'stateDir'>, token?: string) {
-    const [node, ...args] = scriptCommand(new URL('../../worker/main', import.meta.url))
+  constructor(
+    { ready, stateDir }: Pick<TestCoordinator, 'ready' | 'stateDir'>,
+    options: WorkerProcessOptions = {},
+  ) {
+    const { token, wrapper = [], env = {} } = options
+    const worker = scriptCommand(new URL('../../worker/main', import.meta.url))
     const tokenPath = token === undefined ? join(stateDir, 'token') : join(this.#temporary, 'token')
     if (token !== undefined) writeFileSync(tokenPath, token)
     const own = ['--coordinator', ready.grpc, '--token-file', tokenPath]
     own.push('--threads', '1', '--end-with-parent')
-    this.child = spawn(node, [...args, ...own], {
+    const [program, ...args] = [...wrapper, ...worker, ...own] as [string, ...string[]]
+    this.child = spawn(program, args, {
       stdio: ['pipe', 'ignore', 'pipe'],
-      env: { ...process.env, TMPDIR: this.#temporary },
+      env: { ...process.env, TMPDIR: this.#temporary, ...env },
     })
     this.child.stderr?.on('data', (data: Buffer) => {
       this.stderr += data
