@@ -1,11 +1,10 @@
-/** `tunemesh jobs [JOB]`: all jobs, or one of them in full; with --workers the fleet. */
+/** `tunemesh jobs [JOB]`: all jobs, or one of them in full. */
 import type { Context } from './context.js'
 import { withMesh } from './mesh.js'
-import { renderJob, renderJobs, renderWorkers } from './render-jobs.js'
+import { renderJob, renderJobs } from './render-jobs.js'
 
 export interface JobsOptions {
   limit: number
-  workers: boolean
 }
 
 export async function jobs(
@@ -19,12 +18,6 @@ export async function jobs(
       const job = await client.get(jobId)
       output.record('job', { job })
       for (const line of renderJob(job, output.style, Date.now())) output.line(line)
-      return
-    }
-    if (options.workers) {
-      const workers = await client.listWorkers()
-      output.record('workers', { workers })
-      for (const line of renderWorkers(workers)) output.line(line)
       return
     }
     const all = await client.list(options.limit)

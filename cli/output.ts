@@ -31,6 +31,20 @@ export class Output {
     if (!this.isJson) this.stdout.write(`${text}\n`)
   }
 
+  /**
+   * Lines for people, in the place of the `numBefore` that were drawn last where a person looks at
+   * stdout. Answers how many there are now.
+   */
+  redraw(lines: string[], numBefore: number): number {
+    if (this.isJson) return 0
+    const clears = this.stdout.isTTY && numBefore > 0
+    if (clears) this.stdout.write(`\x1b[${numBefore}A\x1b[J`)
+    const width = this.stdout.isTTY ? this.stdout.columns : Number.POSITIVE_INFINITY
+    // A line that wraps would count twice.
+    for (const line of lines) this.stdout.write(`${[...line].slice(0, width).join('')}\n`)
+    return lines.length
+  }
+
   /** Text without a line's end, for answers that grow. */
   text(text: string): void {
     if (!this.isJson) this.stdout.write(text)

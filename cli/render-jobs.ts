@@ -1,15 +1,8 @@
-/** Jobs and workers as tables and summaries. Pure. */
+/** Jobs as tables and summaries. Pure. */
 import { join } from 'node:path'
-import type { Job, WorkerInfo } from '../client/client.js'
+import type { Job } from '../client/client.js'
 import { escapeLine, shorten } from './escape.js'
-import {
-  formatBytes,
-  formatDuration,
-  formatLoss,
-  formatPercent,
-  formatRate,
-  formatTime,
-} from './format.js'
+import { formatBytes, formatDuration, formatLoss, formatTime } from './format.js'
 import { renderErrorInfo } from './render-event.js'
 import { labelled, type Style, table } from './style.js'
 
@@ -73,20 +66,4 @@ export function renderSuccess(job: Job, seen: WatchedSteps, style: Style): strin
     ...(job.weightsSha256 ? [labelled(style, 'Weights', `sha256 ${job.weightsSha256}`)] : []),
     labelled(style, 'Try it', `tunemesh chat ${escapeLine(job.jobId)}`),
   ]
-}
-
-export function renderWorkers(workers: WorkerInfo[]): string[] {
-  if (workers.length === 0) return ['No workers. Start one: tunemesh worker']
-  const rows = workers.map((worker) => [
-    escapeLine(worker.workerId),
-    escapeLine(worker.host),
-    escapeLine(worker.device),
-    escapeLine(worker.state),
-    formatRate(worker.tokensPerSecond),
-    formatPercent(worker.share),
-    formatBytes(worker.memoryBytes),
-    escapeLine(worker.deviceClass.slice(0, 8)),
-  ])
-  const head = ['WORKER', 'HOST', 'DEVICE', 'STATE', 'SPEED', 'SHARE', 'MEMORY', 'CLASS']
-  return table([head, ...rows])
 }

@@ -4,6 +4,7 @@ import { type ChatOptions, chat } from './chat.js'
 import type { Context } from './context.js'
 import { defaultPorts } from './default-ports.js'
 import { type DoctorOptions, doctor } from './doctor.js'
+import { type FleetOptions, fleet } from './fleet.js'
 import { type JobsOptions, jobs } from './jobs.js'
 import { type LogsOptions, logs } from './logs.js'
 import { type PlanOptions, plan } from './plan.js'
@@ -89,6 +90,13 @@ function addMesh(program: Command, context: ContextNow): void {
     .action((options: WorkerOptions) => worker(context(), options))
 
   program
+    .command('fleet')
+    .description('list hosts, workers and devices of the mesh that runs')
+    .option('-w, --watch', 'go on as they change; Ctrl-C ends it', false)
+    .option('--interval <s>', 'seconds between two looks', seconds, 1)
+    .action((options: FleetOptions) => fleet(context(), options))
+
+  program
     .command('token')
     .description('print a join line for workers of other hosts')
     .option(...tokenTtl)
@@ -100,9 +108,8 @@ function addJobs(program: Command, context: ContextNow): void {
   program
     .command('jobs')
     .argument('[job]', 'one job in full')
-    .description('list jobs, or the fleet')
+    .description('list jobs')
     .option('--limit <n>', 'at most so many', positive, 20)
-    .option('--workers', 'list the workers instead', false)
     .action((job: string | undefined, options: JobsOptions) => jobs(context(), job, options))
 
   program
@@ -189,4 +196,5 @@ const count = numberWithin(0, 65_536, true)
 const natural = numberWithin(0, Number.MAX_SAFE_INTEGER, true)
 const port = numberWithin(0, 65_535, true)
 const nonNegative = numberWithin(0, 100, false)
+const seconds = numberWithin(0.1, 3_600, false)
 const share = numberWithin(0, 1, false)

@@ -110,9 +110,11 @@ export class TunemeshClient {
     })
   }
 
-  async listWorkers(): Promise<WorkerInfo[]> {
+  /** The fleet; with `withGone` also workers that have left in the last ten minutes. */
+  async listWorkers(options: { withGone?: boolean } = {}): Promise<WorkerInfo[]> {
+    const request = { withGone: options.withGone ?? false }
     const start: StartUnary<ListWorkersResponse__Output> = (m, o, done) =>
-      this.#jobs.listWorkers({}, m, o, done)
+      this.#jobs.listWorkers(request, m, o, done)
     return (await this.#idempotent(start)).workers
   }
 

@@ -12,6 +12,7 @@ import type { ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { WorkerInfo } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
 import { type WorkerId, workerId } from '../proto/ids.js'
 import { version } from '../proto/version.js'
+import { GoneWorkers, workerMessage } from './fleet-report.js'
 
 /** One attached stream; the service makes it, the fleet ends it. */
 export interface WorkerStream {
@@ -29,12 +30,15 @@ export interface FleetWorker {
   readonly stream: WorkerStream
   /** Monotonic time of its last message. */
   lastSeenMs: number
+  readonly attachedAtMs: number
   heartbeat: Heartbeat__Output | null
   state: WorkerState
   jobId: string
   tokensPerSecond: number
   /** Of the last step's micro-batches. */
   share: number
+  /** Memory by the plan of the job that it has prepared last. */
+  plannedBytes: number
 }
 
 interface FleetEvents {
@@ -62,6 +66,7 @@ const idForm = /^w-[a-z0-9]{1,16}$/
 
 export class Fleet extends EventEmitter<FleetEvents> {
   readonly #workers = new Map<WorkerId, FleetWorker>()
+  readonly #gone = new GoneWorkers()
   /** Why no worker of this machine will attach; null: it may. */
   exhausted: TunemeshError | null = null
   #lastTickMs: number
@@ -74,6 +79,13 @@ export class Fleet extends EventEmitter<FleetEvents> {
 
   get workers(): FleetWorker[] {
     return [...this.#workers.values()]
+  }
+
+  /** As they are told; with `withGone` also those that have left a short while ago. */
+  list(options: { withGone?: boolean } = {}): WorkerInfo[] {
+    const now = this.options.nowMs()
+    const attached = this.workers.map((worker) => workerMessage(worker, now))
+    return options.withGone ? [...attached, ...this.#gone.list(now)] : attached
   }
 
   get(id: string): FleetWorker | undefined {
@@ -109,13 +121,16 @@ export class Fleet extends EventEmitter<FleetEvents> {
       hostId,
       stream,
       lastSeenMs: this.options.nowMs(),
+      attachedAtMs: this.options.nowMs(),
       heartbeat: null,
       state: 'idle',
       jobId: '',
       tokensPerSecond: 0,
       share: 0,
+      plannedBytes: 0,
     }
     this.#workers.set(id, worker)
+    this.#gone.forget(id)
     return worker
   }
 
@@ -128,6 +143,7 @@ export class Fleet extends EventEmitter<FleetEvents> {
     if (this.#workers.get(worker.id) !== worker) return
     worker.lastSeenMs = this.options.nowMs()
     if (message.heartbeat) worker.heartbeat = message.heartbeat
+    if (message.prepared) worker.plannedBytes = message.prepared.memory?.totalBytes ?? 0
     if (message.drain) worker.state = 'draining'
     this.emit('message', worker, message)
   }
@@ -187,24 +203,11 @@ export class Fleet extends EventEmitter<FleetEvents> {
 
   #lose(worker: FleetWorker, reason: string): void {
     this.#workers.delete(worker.id)
+    this.#gone.add(worker, reason)
     worker.stream.end(reason)
     this.emit('lost', worker, reason)
   }
 }
-
-export const workerMessage = (worker: FleetWorker): WorkerInfo => ({
-  workerId: worker.id,
-  host: worker.hello.host,
-  device: worker.hello.device,
-  deviceClass: worker.hello.deviceClass,
-  version: worker.hello.version,
-  state: worker.state,
-  tokensPerSecond: worker.tokensPerSecond,
-  jobId: worker.jobId,
-  share: worker.share,
-  processId: worker.hello.processId,
-  memoryBytes: worker.heartbeat?.residentBytes ?? worker.hello.memoryBytes,
-})
 
 function newWorkerId(): string {
   const alphabet = 'abcdefghijkmnpqrstuvwxyz23456789'

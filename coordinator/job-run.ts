@@ -5,7 +5,7 @@ import { failpoint } from '../proto/failpoint.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
 import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
-import { workerMessage } from './fleet.js'
+import { workerMessage } from './fleet-report.js'
 import { planOn, settleJob, wantedWorkers } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
 import { settled, workerFor } from './job-precision.js'
@@ -210,13 +210,13 @@ function onRunEvent({ mesh, job, queue }: RunParts, event: JobEvent): void {
 }
 
 /** The machine knows of a worker what its decisions need; the fleet knows the rest. */
-function withWorkers({ fleet }: Mesh, event: JobEvent): JobEvent {
+function withWorkers({ fleet, nowMs }: Mesh, event: JobEvent): JobEvent {
   if (!event.fleet) return event
   const workers = (event.fleet.workers ?? []).map((told) => {
     const worker = fleet.get(told.workerId ?? '')
     if (worker === undefined) return told
     const { state = '', deviceClass = '' } = told
-    return { ...workerMessage(worker), state, deviceClass }
+    return { ...workerMessage(worker, nowMs()), state, deviceClass }
   })
   return { ...event, fleet: { ...event.fleet, workers } }
 }
@@ -257,7 +257,7 @@ async function settleSuccess(
   await mesh.events.flush()
   const events = await mesh.events.readAll(job.jobId)
   const commits = await mesh.commitLog.readAll(job.jobId)
-  const workers = mesh.fleet.workers.map(workerMessage)
+  const workers = mesh.fleet.list()
   const record = runRecord({ job, prepared, outcome, events, commits, workers })
   const texts = { [runRecordName]: `${JSON.stringify(record, null, 2)}\n` }
   failpoint('coordinator.before-output')

@@ -7,7 +7,7 @@ import type { PlanRequest__Output } from '../proto/gen/tunemesh/v1/PlanRequest.j
 import type { PlanResponse } from '../proto/gen/tunemesh/v1/PlanResponse.js'
 import type { WatchRequest__Output } from '../proto/gen/tunemesh/v1/WatchRequest.js'
 import type { EventLog } from './event-log.js'
-import { type Fleet, workerMessage } from './fleet.js'
+import type { Fleet } from './fleet.js'
 import type { JobQueue } from './job-queue.js'
 import { endStates, hasEnded, type JobState, type JobStore, jobMessage } from './job-store.js'
 import type { ResponseWriter, RpcHandlers } from './rpc-handlers.js'
@@ -45,7 +45,7 @@ export function jobHandlers(options: JobServiceOptions): JobServiceHandlers {
     Stop: rpc.unary(async ({ jobId, now }) => jobMessage(await queue.stop(jobId, now))),
     Resume: rpc.unary(async ({ jobId }) => jobMessage(await queue.resume(jobId))),
     Plan: rpc.unary(options.plan, longestPlanMs),
-    ListWorkers: rpc.unary(() => ({ workers: fleet.workers.map(workerMessage) })),
+    ListWorkers: rpc.unary(({ withGone }) => ({ workers: fleet.list({ withGone }) })),
     Watch: rpc.serverStream((request: WatchRequest__Output, out: ResponseWriter<JobEvent>) =>
       watch(options, request, out),
     ),

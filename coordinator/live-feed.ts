@@ -9,7 +9,7 @@ import type { Logger } from 'pino'
 import type { WebSocket } from 'ws'
 import type { FromCoordinator, Subscribe } from '../proto/live-feed.js'
 import type { EventLog } from './event-log.js'
-import { type Fleet, workerMessage } from './fleet.js'
+import type { Fleet } from './fleet.js'
 import { type JobStore, jobMessage } from './job-store.js'
 
 /** Ten messages a second: frames are what costs, not bytes (docs: measured 12 times less CPU). */
@@ -100,7 +100,7 @@ class LiveFeed {
     if (jobsText === this.#lastJobs) this.#send({ type: 'ping', serverTimeMs })
     else this.#send({ type: 'hello', jobs, serverTimeMs })
     this.#lastJobs = jobsText
-    const workers = this.sources.fleet.workers.map(workerMessage)
+    const workers = this.sources.fleet.list()
     const fleetText = JSON.stringify(workers)
     if (fleetText !== this.#lastFleet) this.#send({ type: 'fleet', workers })
     this.#lastFleet = fleetText

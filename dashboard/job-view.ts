@@ -30,6 +30,8 @@ export interface WorkerRow {
   /** Of the last step's micro-batches. */
   share: number
   memoryBytes: number
+  /** In its own words, where that is more than its state. */
+  doing: string
 }
 
 export interface Mark {
@@ -200,6 +202,7 @@ function workerRows(workers: readonly FeedWorker[], before: readonly WorkerRow[]
       tokensPerSecond: worker.tokensPerSecond || (old?.tokensPerSecond ?? 0),
       share: worker.share || (old?.share ?? 0),
       memoryBytes: worker.memoryBytes ?? 0,
+      doing: doingOf(worker),
     }
   })
 }
@@ -213,12 +216,16 @@ export function workersNow(view: JobView, live: readonly FeedWorker[] | null): W
   const byId = new Map(live.map((worker) => [worker.workerId ?? '', worker]))
   return view.workers.map((row) => {
     const worker = byId.get(row.workerId)
-    if (worker === undefined) return { ...row, state: 'gone' }
+    if (worker === undefined) return { ...row, state: 'gone', doing: '' }
     const isElsewhere = Boolean(worker.jobId) && worker.jobId !== view.jobId
     const state = isElsewhere ? 'elsewhere' : worker.state || row.state
-    return { ...row, state, memoryBytes: worker.memoryBytes || row.memoryBytes }
+    const memoryBytes = worker.memoryBytes || row.memoryBytes
+    return { ...row, state, memoryBytes, doing: doingOf(worker) }
   })
 }
+
+const doingOf = ({ doing, state }: FeedWorker): string =>
+  !doing || doing === state || ['idle', 'preparing', 'training'].includes(doing) ? '' : doing
 
 const unknownWorker = (workerId: string): WorkerRow => ({
   workerId,
@@ -228,6 +235,7 @@ const unknownWorker = (workerId: string): WorkerRow => ({
   tokensPerSecond: 0,
   share: 0,
   memoryBytes: 0,
+  doing: '',
 })
 
 /** JSON has no NaN: it arrives as null or as text, and is a hole in the curve. */

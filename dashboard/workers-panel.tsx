@@ -43,6 +43,7 @@ function Row({ worker }: { worker: WorkerRow }) {
       <th scope="row">
         {worker.workerId}
         {place !== '' && <small>{place}</small>}
+        {worker.doing !== '' && <small>{worker.doing}</small>}
       </th>
       <td>
         <span class="share">

@@ -28,6 +28,8 @@ export interface DeviceDescription {
   memoryBytes: number
   /** What jobs it can compute. */
   precisions: Precision[]
+  /** What it runs on: "driver: the driver is for CUDA 13.0", "cuBLASLt: 13.1.0 at …". */
+  libraries: string[]
 }
 
 /** What a worker says of its device before it has any job. */
@@ -37,12 +39,20 @@ export function describeDevice(options: DeviceOptions): DeviceDescription {
     ...described,
     memoryBytes: described.memoryBytes || totalmem(),
     // The plugin refuses cards that lack bfloat16 products.
-    precisions: options.device?.startsWith('cuda') ? ['fp32', 'bf16'] : ['fp32'],
+    precisions: isGpu(options) ? ['fp32', 'bf16'] : ['fp32'],
+    libraries: isGpu(options) ? librariesOf(options.libraryFolder ?? '') : [],
   }
 }
 
+const isGpu = ({ device }: DeviceOptions) => device?.startsWith('cuda') ?? false
+
+const librariesOf = (libraryFolder: string): string[] =>
+  callAddon<GpuReport['libraries']>('findLibraries', 'cuda', findPlugin(), libraryFolder)
+    .filter(({ isGood }) => isGood)
+    .map(({ name, text }) => `${name}: ${text}`)
+
 /** A device that cannot be opened at all is one that the user has to mend, or to leave out. */
-function openOnce(options: DeviceOptions): Omit<DeviceDescription, 'precisions'> {
+function openOnce(options: DeviceOptions): Omit<DeviceDescription, 'precisions' | 'libraries'> {
   try {
     return callAddon<DeviceDescription>('describeDevice', nativeDevice(options, 'fp32'))
   } catch (cause) {

@@ -2,6 +2,7 @@
  * A worker process: attached to the coordinator by one stream, it trains one job at a time and
  * answers engine calls.
  */
+import { cpus, release } from 'node:os'
 import { Blobs } from '../client/blobs.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
@@ -43,6 +44,15 @@ export interface WorkerOptions {
   log(level: 'info' | 'warn' | 'error', message: string): void
 }
 
+/** What this process runs on, for people. */
+function systemText(): string {
+  const { platform, arch } = process
+  const [processor] = cpus()
+  const node = process.version.slice(1)
+  const model = processor?.model.trim() || 'unknown processor'
+  return `${platform} ${release()} ${arch}, Node ${node}, ${cpus().length} × ${model}`
+}
+
 export class Worker {
   readonly #stream: AttachStream
   readonly #files: JobFiles
@@ -72,6 +82,7 @@ export class Worker {
         version,
         host: options.host,
         ...described,
+        system: systemText(),
         processId: process.pid,
       },
       onWelcome: (welcome) => this.#attached(welcome),

@@ -171,17 +171,26 @@ describe('command line with a mesh of its own', { skip: engineMissing() }, () =>
     assert.equal(second.code, 2)
     assert.match(second.stderr, /^STATE_IN_USE/)
 
+    assert.match((await start('fleet').ended).stdout, /^No workers/)
     const worker = start('worker', '--threads', '1')
+    const watch = start('fleet', '--watch', '--interval', '0.1', '--json')
+    await watch.until(/"workerId":"w-/)
+    watch.interrupt()
+    assert.equal((await watch.ended).code, 0)
     const job = await start('train', folder.jobPath, '--json').ended
     assert.equal(job.code, 0, job.stderr + job.stdout)
     worker.interrupt()
     const left = await worker.ended
     assert.equal(left.code, 0, left.stderr)
+    assert.match((await start('fleet').ended).stdout, /w-\w+ .* gone .*\n\n0 workers on 0 hosts/)
 
     up.interrupt()
     const done = await up.ended
     assert.equal(done.code, 0, done.stderr)
     await assertNothingLeft(pid, grpc)
+    const none = await start('fleet').ended
+    assert.deepEqual([none.code, none.stdout], [4, ''])
+    assert.match(none.stderr, /^COORDINATOR_UNREACHABLE No coordinator runs on/)
   })
 })
 
