@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "engine/philox.h"
+#include "kernels/philox.h"
 
 namespace tunemesh::bench {
 

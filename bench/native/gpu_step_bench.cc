@@ -76,7 +76,7 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
 double one_step(Engine& engine, const TokenBatch& batch, size_t step) {
   const auto start = Clock::now();
   engine.local_micro_batch(batch, static_cast<double>(batch.num_tokens));
-  engine.apply_local_update(clipped_update(step, engine.local_sum_squares()));
+  engine.apply_local_update(step, clipped_update(step, engine.local_sum_squares()));
   wait_for(engine.device());
   return seconds_since(start);
 }

@@ -237,9 +237,14 @@ void Bench::add_loss_and_update() {
        [=, this] { return backend_->cross_entropy(context_, &loss); }});
   float *p = floats(kAdapter), *m = floats(kAdapter), *v = floats(kAdapter), *g = floats(kAdapter);
   for (size_t i = 0; i < kAdapter; ++i) v[i] = fabsf(v[i]);
-  const TmAdamW adamw = {p, m, v, g, kAdapter, 1e-4f, 1.0f, 0.5f, 0.5f, 0.9f, 0.999f, 1e-8f, 0.01f};
-  add({"adamw, adapter", 1, 28.0 * kAdapter, 0, false,
-       [=, this] { return backend_->adamw(context_, &adamw); }});
+  const TmTrainedTensor adapter = {p, m, v, nullptr, kAdapter, kAdapter, kAdapter,
+                                   0, 0, 0, 0,       0,        1};
+  add({"adamw, adapter", 1, 28.0 * kAdapter, 0, false, [=, this] {
+         const TmAdamW call = {&adapter, &adapter, 1,    kAdapter / 256, g,      nullptr, 1e-4f,
+                               1.0f,     0.5f,     0.5f, 0.9f,           0.999f, 1e-8f,   0.01f,
+                               0,        1};
+         return backend_->adamw(context_, &call);
+       }});
 }
 
 void Bench::run() {

@@ -81,7 +81,15 @@ inline OpFloor of(double e, const TmSwiGluBackward* a) {
 inline OpFloor of(double e, const TmCrossEntropy* a) {
   return {"", 0, (a->dlogits ? 2 : 1) * e * real(a->rows * a->v)};
 }
-inline OpFloor of(double, const TmAdamW* a) { return {"", 0, 28 * real(a->n)}; }
+inline OpFloor of(double e, const TmAdamW* a) {
+  double moved = 0;
+  for (size_t i = 0; i < a->num_tensors; ++i) {
+    const TmTrainedTensor& t = a->host_tensors[i];
+    const double gradient = t.is_half_gradient ? 2 : 4, copy = t.copy != nullptr ? e : 0;
+    moved += ((t.is_half ? 12 : 24) + gradient + copy) * real(t.n);
+  }
+  return {"", 0, moved};
+}
 inline OpFloor of(double, const TmSumSquares* a) { return {"", 0, 1024 * real(a->num_blocks)}; }
 inline OpFloor of(double e, const int32_t*, size_t n, const TmWeight* table, TmElement*) {
   return {"", 0, 2 * e * real(n * table->in)};

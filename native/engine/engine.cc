@@ -68,7 +68,7 @@ void Engine::ensure_base(const LoraSpec* lora) {
 }
 
 void Engine::refresh(const TrainedVector& trained) const {
-  refresh_packed(*device_, trained);
+  refresh_packed(*device_, trained, Copies::kAll);
   refresh_groups(*device_, weights_);
 }
 
@@ -100,6 +100,7 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
       memory.total_bytes += base_->num_bytes();
     }
   }
+  place_copies(*device_, weights_, training->trained());
   refresh(training->trained());
   has_weights_ = true;
   training_ = std::move(training);
@@ -233,17 +234,18 @@ void Engine::apply_update(size_t step, AdamWNumbers numbers) {
            state.layout().num_floats() * sizeof(float));
     gradient = state.trained().gradient;
   }
-  update_from(gradient, numbers);
+  update_from({step, gradient}, numbers);
 }
 
-void Engine::update_from(const float* gradient, AdamWNumbers numbers) {
+void Engine::update_from(const Update& update, AdamWNumbers numbers) {
   const TrainingState& state = training("applyUpdate");
   numbers.beta1 = state.spec().beta1;
   numbers.beta2 = state.spec().beta2;
   numbers.epsilon = state.spec().epsilon;
   numbers.weight_decay = state.spec().weight_decay;
-  apply_adamw(*device_, {state.trained(), gradient, numbers});
-  refresh(state.trained());
+  numbers.seed = state.spec().seed;
+  numbers.step = static_cast<uint32_t>(update.step);
+  apply_adamw(*device_, {state.trained(), update.gradient, numbers});
 }
 
 std::string Engine::weights_digest() const {

@@ -63,13 +63,13 @@ class Engine {
   MicroBatchResult micro_batch(const TokenBatch& batch, double loss_divisor,
                                const ContributionTarget& target);
   MicroBatchResult evaluate(const TokenBatch& batch);
-  void apply_update(size_t step, AdamWNumbers numbers);  // betas, epsilon and decay are the spec's
+  void apply_update(size_t step, AdamWNumbers numbers);  // the rest is the spec's
   // Local mode (TrainSpec::is_local): a step is one micro-batch, whose gradient never leaves the
   // device. In this order; the sum of squares is that of the last micro-batch's gradient, fp64 in
   // fixed order, and NON_FINITE_GRADIENT where it is not finite.
   MicroBatchResult local_micro_batch(const TokenBatch& batch, double loss_divisor);
   double local_sum_squares() const;
-  void apply_local_update(const AdamWNumbers& numbers);
+  void apply_local_update(size_t step, const AdamWNumbers& numbers);
   std::string weights_digest() const;
   void write_state(const std::string& path, size_t step) const;
   size_t read_state(const std::string& path);
@@ -83,7 +83,11 @@ class Engine {
  private:
   TrainingState& training(const char* what) const;
   TrainingState& local_training(const char* what) const;
-  void update_from(const float* gradient, AdamWNumbers numbers);
+  struct Update {
+    size_t step;
+    const float* gradient;  // the device reads it
+  };
+  void update_from(const Update& update, AdamWNumbers numbers);
   void ensure_base(const LoraSpec* lora);            // null: without adapter
   void refresh(const TrainedVector& trained) const;  // packed copies of the job's weights
   const DecoderWeights& current_weights();

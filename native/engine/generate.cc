@@ -4,8 +4,8 @@
 #include <cmath>
 #include <numeric>
 
-#include "engine/philox.h"
 #include "engine/train_step.h"
+#include "kernels/philox.h"
 
 namespace tunemesh {
 namespace {

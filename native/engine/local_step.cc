@@ -44,8 +44,8 @@ double Engine::local_sum_squares() const {
                     "rows of this micro-batch.");
 }
 
-void Engine::apply_local_update(const AdamWNumbers& numbers) {
-  update_from(local_training("applyLocalUpdate").trained().gradient, numbers);
+void Engine::apply_local_update(size_t step, const AdamWNumbers& numbers) {
+  update_from({step, local_training("applyLocalUpdate").trained().gradient}, numbers);
 }
 
 }  // namespace tunemesh

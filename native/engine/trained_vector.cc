@@ -2,9 +2,9 @@
 
 #include <cmath>
 
-#include "engine/philox.h"
 #include "engine/sha256.h"
 #include "engine/stream_out.h"
+#include "kernels/philox.h"
 
 namespace tunemesh {
 namespace {
@@ -33,6 +33,26 @@ struct Lookup {
   NormWeights norm(const std::string& name) const { return {weight(name), grad(name)}; }
 };
 
+bool is_matrix(const TrainedTensor& tensor) { return tensor.shape.size() >= 2; }
+
+// Tensors of floats in canonical vectors, without copies yet.
+std::vector<TmTrainedTensor> describe(const TrainedVector& trained) {
+  std::vector<TmTrainedTensor> all;
+  for (const TrainedTensor& tensor : trained.layout->tensors) {
+    TmTrainedTensor entry = {};
+    entry.p = trained.weights + tensor.offset();
+    entry.m = trained.m + tensor.offset();
+    entry.v = trained.v + tensor.offset();
+    entry.n = tensor.num_elements;
+    entry.columns = entry.p_stride = tensor.shape.back();
+    entry.first_block = tensor.first_block;
+    entry.gradient_offset = tensor.offset();
+    entry.decays = is_matrix(tensor) ? 1 : 0;
+    all.push_back(entry);
+  }
+  return all;
+}
+
 }  // namespace
 
 void TrainedVector::reserve(const Device& device, Arena& arena) {
@@ -41,6 +61,8 @@ void TrainedVector::reserve(const Device& device, Arena& arena) {
   gradient = arena.take<float>("gradient", count);
   m = arena.take<float>("optimizer moments", count);
   v = arena.take<float>("optimizer moments", count);
+  table = arena.take<TmTrainedTensor>("optimizer table", layout->tensors.size());
+  if (weights != nullptr) tensors = describe(*this);
 }
 
 void TrainedVector::reserve_weights(const Device& device, Arena& arena) {
@@ -63,9 +85,58 @@ void TrainedVector::reserve_weights(const Device& device, Arena& arena) {
   }
 }
 
-void refresh_packed(const Device& device, const TrainedVector& trained) {
+namespace {
+
+// Sets the copies of one layer's groups.
+struct GroupCopies {
+  const Device& device;
+  const DecoderWeights& weights;
+  TrainedVector& trained;
+
+  void set(const float* rows, const TmPlace& place) const {
+    if (rows == nullptr || place.at == nullptr) return;
+    const CanonicalLayout& layout = *trained.layout;
+    const size_t offset = static_cast<size_t>(rows - trained.weights);
+    const TrainedTensor& tensor = layout.tensor_of_block(offset / kBlockElements);
+    TmTrainedTensor& entry = trained.tensors[&tensor - layout.tensors.data()];
+    entry.copy = place.at;
+    entry.copy_stride = place.stride;
+  }
+  void set_layer(const LayerWeights& layer) const {
+    for (int group = 0; group < kNumGroups; ++group) {
+      TmGroupPlaces places = {};
+      TM_RUN(device, group_places, &weights.groups.shapes[group], layer.groups[group], &places);
+      for (size_t part = 0; part < kGroupMembers[group].count; ++part) {
+        const LinearWeights& linear = layer.linears[kGroupMembers[group].first + part];
+        if (linear.weight_grad != nullptr) set(linear.weight.rows, places.weight[part]);
+        if (linear.bias_grad != nullptr) set(linear.bias, places.bias[part]);
+        set(linear.lora_a.rows, places.lora_a[part]);
+        set(linear.lora_b.rows, places.lora_b[part]);
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void place_copies(const Device& device, const DecoderWeights& weights, TrainedVector& trained) {
+  for (size_t i = 0; i < trained.packed.size(); ++i) {
+    if (trained.packed[i] == nullptr || !device.ops().packs_row_major(device.context())) continue;
+    trained.tensors[i].copy = trained.packed[i];
+    trained.tensors[i].copy_stride = trained.tensors[i].columns;
+  }
+  if (weights.groups.is_used) {
+    const GroupCopies copies = {device, weights, trained};
+    for (const LayerWeights& layer : weights.layers) copies.set_layer(layer);
+  }
+  TM_RUN(device, copy_in, trained.table, trained.tensors.data(),
+         trained.tensors.size() * sizeof(TmTrainedTensor));
+}
+
+void refresh_packed(const Device& device, const TrainedVector& trained, Copies which) {
   for (size_t i = 0; i < trained.packed.size(); ++i) {
     if (trained.packed[i] == nullptr) continue;
+    if (which == Copies::kNotPlaced && trained.tensors[i].copy != nullptr) continue;
     const TrainedTensor& tensor = trained.layout->tensors[i];
     TM_RUN(device, pack_trained_weight, trained.weights + tensor.offset(), tensor.shape[0],
            tensor.shape[1], trained.packed[i]);
@@ -154,25 +225,26 @@ void read_full_weights(const Device& device, const WeightSource& source,
 }
 
 void apply_adamw(const Device& device, const UpdateArgs& args) {
+  const TrainedVector& trained = args.trained;
   const AdamWNumbers& numbers = args.numbers;
-  for (const TrainedTensor& tensor : args.trained.layout->tensors) {
-    const size_t offset = tensor.offset();
-    TmAdamW call = {};
-    call.p = args.trained.weights + offset;
-    call.m = args.trained.m + offset;
-    call.v = args.trained.v + offset;
-    call.gradient = args.gradient + offset;
-    call.n = tensor.num_elements;
-    call.learning_rate = numbers.learning_rate;
-    call.clip_factor = numbers.clip_factor;
-    call.bias_correction1 = numbers.bias_correction1;
-    call.bias_correction2_sqrt = numbers.bias_correction2_sqrt;
-    call.beta1 = numbers.beta1;
-    call.beta2 = numbers.beta2;
-    call.epsilon = numbers.epsilon;
-    call.weight_decay = tensor.shape.size() >= 2 ? numbers.weight_decay : 0.0f;
-    TM_RUN(device, adamw, &call);
-  }
+  TmAdamW call = {};
+  call.tensors = trained.table;
+  call.host_tensors = trained.tensors.data();
+  call.num_tensors = trained.tensors.size();
+  call.num_blocks = trained.layout->num_blocks;
+  call.gradient = args.gradient;
+  call.learning_rate = numbers.learning_rate;
+  call.clip_factor = numbers.clip_factor;
+  call.bias_correction1 = numbers.bias_correction1;
+  call.bias_correction2_sqrt = numbers.bias_correction2_sqrt;
+  call.beta1 = numbers.beta1;
+  call.beta2 = numbers.beta2;
+  call.epsilon = numbers.epsilon;
+  call.weight_decay = numbers.weight_decay;
+  call.seed = numbers.seed;
+  call.step = numbers.step;
+  TM_RUN(device, adamw, &call);
+  refresh_packed(device, trained, Copies::kNotPlaced);
 }
 
 std::string weights_digest(const Device& device, const TrainedVector& trained) {

@@ -22,14 +22,22 @@ struct TrainedVector {
   // By tensor: the copy that the matrix products read; null where they read `weights`.
   std::vector<TmElement*> packed;
   std::vector<std::array<TmElement*, kNumGroups>> packed_groups;  // by layer
+  // By tensor: what an update reads and writes. `table` is the same in the device's memory.
+  std::vector<TmTrainedTensor> tensors;
+  TmTrainedTensor* table = nullptr;
 
   void reserve(const Device& device, Arena& arena);
   void reserve_weights(const Device& device, Arena& arena);  // for inference only
 };
 
-// Makes the packed copies of single tensors anew from the weights: after they were read,
-// initialised or updated.
-void refresh_packed(const Device& device, const TrainedVector& trained);
+// Tells the update where the products read each weight (packed copies, parts of linear groups), so
+// that it writes them there too, and puts the table on the device. After the weights' view stands.
+void place_copies(const Device& device, const DecoderWeights& weights, TrainedVector& trained);
+
+// Makes the packed copies of single tensors anew from the weights: all of them after they were read
+// or initialised, after an update those that it could not write.
+enum class Copies { kAll, kNotPlaced };
+void refresh_packed(const Device& device, const TrainedVector& trained, Copies which);
 
 // Weights of a model whose every tensor is trained; gradients where `trained.gradient` is set.
 DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained);
@@ -51,6 +59,8 @@ struct AdamWNumbers {
   float learning_rate, clip_factor, bias_correction1, bias_correction2_sqrt;
   double beta1, beta2;
   float epsilon, weight_decay;
+  uint64_t seed;  // of the job, and the number of its step: for rounding
+  uint32_t step;
 };
 // Decay acts on tensors of two and more dimensions only.
 struct UpdateArgs {

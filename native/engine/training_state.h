@@ -60,6 +60,7 @@ class TrainingState {
   const std::vector<std::vector<BlockRange>>& parts() const { return parts_; }  // gradient_parts
   const GroupPlan& groups() const { return groups_; }
   const TrainedVector& trained() const { return trained_; }
+  TrainedVector& trained() { return trained_; }
   const Workspace& work() const { return work_; }
   // Host memory for a part of the gradient on its way to the exchange; empty on the CPU.
   std::span<float> staging() const { return staging_; }

@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-#define TM_BACKEND_ABI 5
+#define TM_BACKEND_ABI 6
 
 // Opaque to the engine, which computes no address from it but through element_bytes(). A backend
 // whose elements are always float says so before it includes this header.
@@ -216,23 +216,44 @@ typedef struct {
   int dlogits;
 } TmCrossEntropy;
 
-// AdamW, float32, in exactly this order per element (no fma unless written; all values float32):
-//   g = gradient * clip_factor
-//   p = p - p * (learning_rate * weight_decay)        [only where decay; the product of the two
-//   scalars first] m = m + (g - m) * (1 - beta1)                     [1 - beta in float64, rounded
-//   to float32 once: 1 - 0.999f in v = v * beta2 + (g * g) * (1 - beta2)              float32 would
-//   be 1e-5 off and so would be every update] denominator = sqrt(v) / bias_correction2_sqrt +
-//   epsilon p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient
-//   first]
+// A tensor as the optimizer sees it: [n / columns, columns]. Weight, moments and gradient are
+// floats, or bfloat16 (bits in uint16_t) where is_half. Where `copy` is not null it receives the
+// weight as the products read it, rounded to nearest even.
 typedef struct {
-  float* p;
-  float* m;
-  float* v;
+  void *p, *m, *v;  // m and v without gaps; p in rows of p_stride
+  TmElement* copy;  // in rows of copy_stride elements
+  size_t n, columns, p_stride, copy_stride;
+  // Of the canonical vector: the tensor's elements are numbered from first_block * 256 on.
+  size_t first_block;
+  size_t gradient_offset;         // elements into the call's gradient of this tensor's type
+  int is_half, is_half_gradient;  // half gradients of half tensors only
+  int decays;
+} TmTrainedTensor;
+
+// AdamW of all trained tensors, in exactly this order per element (no fma unless written; all
+// values float32):
+//   g = gradient * clip_factor
+//   p = p - p * (learning_rate * weight_decay)   [only where decay; the product of the two scalars
+//                                                 first]
+//   m = m + (g - m) * (1 - beta1)                [1 - beta in float64, rounded to float32 once: 1 -
+//                                                 0.999f in float32 would be 1e-5 off and so would
+//                                                 be every update]
+//   v = v * beta2 + (g * g) * (1 - beta2)
+//   denominator = sqrt(v) / bias_correction2_sqrt + epsilon
+//   p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient first]
+// Of a half tensor p, m and v are read exactly, and the float32 results rounded stochastically when
+// they are stored (stochastic_rounding.h), keyed by seed, step and the element's canonical number.
+typedef struct {
+  const TmTrainedTensor* tensors;       // in the device's memory, first_block ascending
+  const TmTrainedTensor* host_tensors;  // the same in host memory
+  size_t num_tensors, num_blocks;       // every canonical block belongs to a tensor
   const float* gradient;
-  size_t n;
+  const uint16_t* half_gradient;  // null where no tensor has is_half_gradient
   float learning_rate, clip_factor, bias_correction1, bias_correction2_sqrt;
   double beta1, beta2;
   float epsilon, weight_decay;  // weight_decay 0: no decay
+  uint64_t seed;
+  uint32_t step;
 } TmAdamW;
 
 // Exchange (DESIGN 5). A block is 256 elements; a gradient vector is num_blocks * 256 floats,
@@ -312,6 +333,16 @@ typedef struct {
   size_t n;
   float scale;
 } TmGroupBackward;
+
+// Where a packed group keeps its parts: rows of `stride` elements from `at` on; null: not there.
+typedef struct {
+  TmElement* at;
+  size_t stride;
+} TmPlace;
+typedef struct {
+  TmPlace weight[TM_GROUP_PARTS], bias[TM_GROUP_PARTS];
+  TmPlace lora_a[TM_GROUP_PARTS], lora_b[TM_GROUP_PARTS];
+} TmGroupPlaces;
 
 typedef struct {
   void* to;
@@ -402,6 +433,8 @@ typedef struct TmBackend {
   TmStatus (*group_forward)(TmContext*, const TmGroupForward*);
   TmStatus (*group_backward)(TmContext*, const TmGroupBackward*);
   TmStatus (*copy_rows)(TmContext*, const TmCopyRows*);  // within the device
+  // With linear groups only: the update writes trained parts where the products read them.
+  TmStatus (*group_places)(TmContext*, const TmGroupShape*, TmElement* packed, TmGroupPlaces*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

@@ -1,7 +1,11 @@
-// Writes adamw_vectors.json beside this file: the update of backend.h without our native code.
+// Writes adamw_vectors.json and adamw_half_vectors.json beside this file: the update of backend.h
+// without our native code.
 // JavaScript's float64 has more than 2 * 24 + 2 bits, so rounding each float64 result of + - * /
 // sqrt to float32 gives exactly the IEEE float32 result. Every number is the float32's bits as an
-// unsigned integer; of the float64 scalars beta1 and beta2 the high word, then the low word.
+// unsigned integer; of the float64 scalars beta1 and beta2 the high word, then the low word. In the
+// second file states and gradients are bfloat16 bits, rounded stochastically when they are stored
+// (kernels/stochastic_rounding.h); its scalars go on with the seed's high and low word, the step and
+// the canonical block where the elements start.
 // Run: node adamw_vectors.mjs
 import { writeFileSync } from 'node:fs'
 
@@ -95,30 +99,120 @@ const cases = [
     name: 'learning rate zero',
     scalars: scalars({ ...step(2), learningRate: 0, weightDecay: 0.1 }),
   },
-].map(({ name, scalars: s }) => ({
-  name,
-  scalars: Object.entries(s).flatMap(([key, value]) =>
-    key.startsWith('beta') ? doubleBits(value) : [bits(value)],
-  ),
-  elements: [...edge, ...Array.from({ length: 38 }, element)].map((row) =>
-    [...row, ...update(s, row)].map(bits),
-  ),
-}))
+]
 
-const lines = cases.map(
-  (c) => `    { "name": ${JSON.stringify(c.name)}, "scalars": ${JSON.stringify(c.scalars)},
+const scalarBits = (s) =>
+  Object.entries(s).flatMap(([key, value]) =>
+    key.startsWith('beta') ? doubleBits(value) : [bits(value)],
+  )
+write(
+  'adamw_vectors.json',
+  Object.keys(scalars({})),
+  cases.map((c) => ({
+    name: c.name,
+    scalars: scalarBits(c.scalars),
+    elements: [...edge, ...Array.from({ length: 38 }, element)].map((row) =>
+      [...row, ...update(c.scalars, row)].map(bits),
+    ),
+  })),
+)
+
+/** Philox4x32-10 (Salmon et al. 2011). */
+function philox(counter, key) {
+  const mask = 0xffffffffn
+  let [c0, c1, c2, c3] = counter
+  let [k0, k1] = key
+  for (let round = 0; round < 10; round++) {
+    const product0 = 0xd2511f53n * c0
+    const product1 = 0xcd9e8d57n * c2
+    c0 = (product1 >> 32n) ^ c1 ^ k0
+    c1 = product1 & mask
+    c2 = (product0 >> 32n) ^ c3 ^ k1
+    c3 = product0 & mask
+    k0 = (k0 + 0x9e3779b9n) & mask
+    k1 = (k1 + 0xbb67ae85n) & mask
+  }
+  return [c0, c1, c2, c3]
+}
+
+/** The 16 bits that are added to element `number` of the canonical vector before it is cut. */
+function noise({ seed, step: jobStep }, stream, number) {
+  const group = number / 8n
+  const counter = [group & 0xffffffffn, group >> 32n, stream, BigInt(jobStep)]
+  const words = philox(counter, [seed & 0xffffffffn, seed >> 32n])
+  const k = Number(number % 8n)
+  return Number((words[k >> 1] >> BigInt(16 * (k % 2))) & 0xffffn)
+}
+
+function rounded(x, draw) {
+  const pattern = bits(x)
+  if (Number.isNaN(x)) return (pattern >>> 16) | 0x40
+  if (!Number.isFinite(x)) return pattern >>> 16
+  return Math.floor((pattern + draw) / 65536)
+}
+const fromHalf = (half) => {
+  view.setUint32(0, half * 65536)
+  return view.getFloat32(0)
+}
+
+function updateHalf(c, row, index) {
+  const number = BigInt(c.firstBlock) * 256n + BigInt(index)
+  const after = update(c.scalars, row.map(fromHalf))
+  return after.map((x, k) => rounded(x, noise(c, BigInt(4 + k), number)))
+}
+
+const halfCases = [
+  { name: 'first step', scalars: scalars(step(1)), seed: 5n, step: 1, firstBlock: 0 },
+  {
+    name: 'step 1000, a long seed, a far block, decay',
+    scalars: scalars({ ...step(1000), clipFactor: 0.37, learningRate: 1e-5, weightDecay: 0.01 }),
+    seed: 0x123456789abcdef0n,
+    step: 1000,
+    firstBlock: 70001,
+  },
+  {
+    name: 'learning rate zero',
+    scalars: scalars({ ...step(2), learningRate: 0 }),
+    seed: 0xffffffffn,
+    step: 0xffffffff,
+    firstBlock: 3,
+  },
+]
+write(
+  'adamw_half_vectors.json',
+  [...Object.keys(scalars({})), 'seed', 'step', 'firstBlock'],
+  halfCases.map((c) => ({
+    name: c.name,
+    scalars: [
+      ...scalarBits(c.scalars),
+      Number(c.seed >> 32n),
+      Number(c.seed & 0xffffffffn),
+      c.step,
+      c.firstBlock,
+    ],
+    elements: [...edge, ...Array.from({ length: 290 }, element)].map((values, index) => {
+      const row = values.map((x) => bits(x) >>> 16)
+      return [...row, ...updateHalf(c, row, index)]
+    }),
+  })),
+)
+
+function write(file, names, all) {
+  const lines = all.map(
+    (c) => `    { "name": ${JSON.stringify(c.name)}, "scalars": ${JSON.stringify(c.scalars)},
       "elements": [
 ${c.elements.map((row) => `      ${JSON.stringify(row)}`).join(',\n')}
     ] }`,
-)
-writeFileSync(
-  new URL('adamw_vectors.json', import.meta.url),
-  `{
-  "scalars": ${JSON.stringify(Object.keys(scalars({})))},
+  )
+  writeFileSync(
+    new URL(file, import.meta.url),
+    `{
+  "scalars": ${JSON.stringify(names)},
   "columns": ["p", "m", "v", "gradient", "p after", "m after", "v after"],
   "cases": [
 ${lines.join(',\n')}
   ]
 }
 `,
-)
+  )
+}

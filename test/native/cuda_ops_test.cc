@@ -9,6 +9,7 @@
 
 #include <filesystem>
 
+#include "adamw_checks.h"
 #include "codec_inputs.h"
 #include "engine/codec.h"
 #include "kernels/cuda/plugin.h"
@@ -116,45 +117,6 @@ std::vector<OpCase> further_cases() {
   return cases;
 }
 
-// A long vector with subnormal numbers and zeros among it, three steps in a row.
-void compare_adamw(const std::vector<Device>& devices, const Device& cpu, Tally& tally) {
-  constexpr size_t kElements = 100003;
-  Random random(7);
-  TmAdamW args{};
-  args.n = kElements;
-  args.learning_rate = 3e-4f;
-  args.clip_factor = 0.73f;
-  args.bias_correction1 = 0.271f;
-  args.bias_correction2_sqrt = 0.0547f;
-  args.beta1 = 0.9;
-  args.beta2 = 0.999;
-  args.epsilon = 1e-8f;
-  for (const float weight_decay : {0.0f, 0.01f}) {
-    Outputs state = {random.normals(kElements, 1), random.normals(kElements, 1e-3),
-                     random.normals(kElements, 1e-6)};
-    for (float& value : state[2]) value = fabsf(value);
-    Floats gradient = random.normals(kElements, 1e-3);
-    for (size_t i = 0; i < kElements; i += 5) gradient[i] *= 1e-36f;
-    for (size_t i = 3; i < kElements; i += 7) gradient[i] = state[1][i] = state[2][i] = 0;
-    args.weight_decay = weight_decay;
-    args.gradient = gradient.data();
-    const auto update = [&](const Device& device) {
-      Outputs after = state;
-      args.p = after[0].data();
-      args.m = after[1].data();
-      args.v = after[2].data();
-      for (int step = 0; step < 3; ++step) {
-        require(device.backend->adamw(device.context, &args), device);
-      }
-      return after;
-    };
-    const Outputs want = update(cpu);
-    for (const Device& device : devices) {
-      tally.check(same_bits(update(device), want), "adamw bits on " + device.name);
-    }
-  }
-}
-
 // One call on the device and on the CPU: status, first bad block, and the sums where both succeed.
 struct Rounding {
   const TmBackend* backend;
@@ -227,6 +189,7 @@ void run_bf16(const Device& cuda, Tally& tally) {
       "bf16: elements of 2 bytes, and rows of floats are not read");
   Random::rounds_to_bf16 = true;
   run_cases({cuda, {cuda.backend, cuda.context, cuda.name + ", again"}}, tally);
+  compare_updates({cuda}, true, tally);
   check_packing(cuda, tally);
   refused_indices(cuda, tally);
   refused_attention(cuda, tally);
@@ -236,14 +199,12 @@ void run_bf16(const Device& cuda, Tally& tally) {
 void run_fp32(const Device& cuda, Tally& tally) {
   const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
   run_cases(devices, tally);
-  const std::string here = __FILE__;
-  adamw_vectors({cuda}, (here.substr(0, here.rfind('/') + 1) + "adamw_vectors.json").c_str(),
-                tally);
+  adamw_vectors({cuda}, "", tally);
+  compare_updates(devices, false, tally);
   TmContextOptions options{};
   options.size = sizeof options;
   Device cpu = {tm_cpu_backend(), nullptr, "cpu"};
   require(cpu.backend->create(&options, &cpu.context), cpu);
-  compare_adamw(devices, cpu, tally);
   compare_sum_squares({staged_device, cuda.context, "cuda"}, cpu, tally);
   cpu.backend->destroy(cpu.context);
   compare_roundings({cuda.backend, cuda.context, "sums on the device", false}, tally);

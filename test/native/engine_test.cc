@@ -170,12 +170,16 @@ void check_updated(const std::vector<TensorValues>& before,
   const std::vector<TensorValues> after = engine.weights();
   for (size_t i = 0; i < before.size(); ++i) {
     std::vector<float> p = before[i].values, m(p.size()), v(p.size());
+    TmTrainedTensor tensor = {};
+    tensor.p = p.data();
+    tensor.m = m.data();
+    tensor.v = v.data();
+    tensor.n = tensor.columns = tensor.p_stride = p.size();
     TmAdamW call = {};
-    call.p = p.data();
-    call.m = m.data();
-    call.v = v.data();
+    call.tensors = call.host_tensors = &tensor;
+    call.num_tensors = 1;
+    call.num_blocks = (p.size() + 255) / 256;
     call.gradient = gradients[i].values.data();
-    call.n = p.size();
     call.learning_rate = numbers.learning_rate;
     call.clip_factor = numbers.clip_factor;
     call.bias_correction1 = numbers.bias_correction1;
@@ -218,7 +222,7 @@ void test_local_mode(uint64_t seed, const std::vector<std::string>& modules) {
   numbers.clip_factor = 0.5f;
   numbers.bias_correction1 = 0.1f;
   numbers.bias_correction2_sqrt = std::sqrt(0.001f);
-  engine->apply_local_update(numbers);
+  engine->apply_local_update(1, numbers);
   check_updated(before, gradients, *engine, numbers);
 
   CHECK_THROWS(engine->exchange(), "STATE_CONFLICT", "local mode");

@@ -41,6 +41,27 @@ class HostGroup {
     }
   }
 
+  TmGroupPlaces places(TmElement* at) const {
+    float* const packed = reinterpret_cast<float*>(at);
+    const auto place = [&](size_t index) {
+      return TmPlace{reinterpret_cast<TmElement*>(packed + index), stride()};
+    };
+    TmGroupPlaces places = {};
+    size_t row = 0;
+    size_t rank = 0;
+    for (size_t part = 0; part < shape_.num_parts; ++part) {
+      places.weight[part] = place(row * stride());
+      if (shape_.has_bias) places.bias[part] = place(bias_at() + row);
+      if (shape_.is_adapted[part]) {
+        places.lora_a[part] = place((out_ + rank) * stride());
+        places.lora_b[part] = place(row * stride() + shape_.in + rank);
+      }
+      row += shape_.out[part];
+      rank += shape_.is_adapted[part] ? shape_.rank : 0;
+    }
+    return places;
+  }
+
   void forward(const TmGroupForward& args) const {
     const float* const packed = reinterpret_cast<const float*>(args.packed);
     const float* const residual = reinterpret_cast<const float*>(args.residual);
@@ -108,6 +129,11 @@ inline void add_group_entries(TmBackend& host) {
   };
   host.group_backward = [](TmContext*, const TmGroupBackward* args) {
     HostGroup(*args->shape).backward(*args);
+    return TM_OK;
+  };
+  host.group_places = [](TmContext*, const TmGroupShape* shape, TmElement* packed,
+                         TmGroupPlaces* out) {
+    *out = HostGroup(*shape).places(packed);
     return TM_OK;
   };
   host.copy_rows = [](TmContext*, const TmCopyRows* args) {

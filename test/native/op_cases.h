@@ -1,8 +1,5 @@
-// Every case that a backend must pass, but for the matrix products, and the vectors of AdamW.
+// Every case that a backend must pass, but for the matrix products.
 #pragma once
-#include <stdio.h>
-
-#include <bit>
 #include <string>
 #include <vector>
 
@@ -38,70 +35,6 @@ inline std::vector<OpCase> all_cases() {
                                  {0, 300, 3, 1, 128, 2}, {7, 32, 2, 2, 17, 0}};
   for (const DecodeShape& shape : decodes) cases.push_back(decode_case(random(), shape));
   return cases;
-}
-
-inline void adamw_vectors(const std::vector<Device>& devices, const char* path, Tally& tally) {
-  FILE* file = fopen(path, "r");
-  tally.check(file != nullptr, std::string("adamw vectors: cannot open ") + path);
-  if (!file) return;
-  std::vector<std::vector<uint32_t>>
-      rows;  // every innermost list of numbers: scalars, then elements
-  std::vector<uint32_t> row;
-  uint32_t value = 0;
-  bool in_number = false, in_text = false;
-  for (int c; (c = fgetc(file)) != EOF;) {
-    if (c == '"') in_text = !in_text;
-    if (in_text) continue;
-    if (c >= '0' && c <= '9') {
-      value = (in_number ? value * 10 : 0) + uint32_t(c - '0');
-      in_number = true;
-      continue;
-    }
-    if (in_number) row.push_back(value);
-    in_number = false;
-    if (c == ']' && !row.empty()) rows.push_back(std::move(row));
-    if (c == ']' || c == '[') row.clear();
-  }
-  fclose(file);
-  auto number = [](uint32_t bits) { return std::bit_cast<float>(bits); };
-  auto wide_number = [](uint32_t high, uint32_t low) {
-    return std::bit_cast<double>(uint64_t{high} << 32 | low);
-  };
-  size_t num_elements = 0;
-  for (size_t i = 0; i < rows.size();) {
-    const std::vector<uint32_t> s = rows[i++];
-    Floats columns[7];
-    for (; i < rows.size() && rows[i].size() == 7; ++i) {
-      for (size_t k = 0; k < 7; ++k) columns[k].push_back(number(rows[i][k]));
-    }
-    const size_t n = columns[0].size();
-    num_elements += n;
-    for (size_t device = 0; device <= devices.size(); ++device) {
-      Floats p = columns[0], m = columns[1], v = columns[2];
-      TmAdamW args{};
-      args.p = p.data();
-      args.m = m.data();
-      args.v = v.data();
-      args.gradient = columns[3].data();
-      args.n = n;
-      args.learning_rate = number(s[0]);
-      args.clip_factor = number(s[1]);
-      args.bias_correction1 = number(s[2]);
-      args.bias_correction2_sqrt = number(s[3]);
-      args.beta1 = wide_number(s[4], s[5]);
-      args.beta2 = wide_number(s[6], s[7]);
-      args.epsilon = number(s[8]);
-      args.weight_decay = number(s[9]);
-      const bool is_reference = device == devices.size();
-      if (is_reference) reference::adamw(args);
-      if (!is_reference)
-        require(devices[device].backend->adamw(devices[device].context, &args), devices[device]);
-      tally.check(
-          same_bits({p, m, v}, {columns[4], columns[5], columns[6]}),
-          "adamw vectors on " + (is_reference ? std::string("reference") : devices[device].name));
-    }
-  }
-  tally.check(num_elements >= 200, "adamw vectors: fewer than 200 elements read");
 }
 
 }  // namespace tunemesh

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "adamw_checks.h"
 #include "kernels/cpu/dispatch.h"
 #include "op_cases.h"
 
@@ -130,11 +131,12 @@ std::vector<Device> open_devices() {
   return devices;
 }
 
-int run(const char* vectors) {
+int run(const std::string& vectors) {
   Tally tally;
   std::vector<Device> devices = open_devices();
   for (const OpCase& op : all_cases()) run_case(op, devices, tally);
   adamw_vectors(devices, vectors, tally);
+  compare_updates(devices, false, tally);
   const uint32_t step = getenv("OPS_FULL_SCAN") ? 1 : 997;
   for (const Device& device : devices) {
     refusals(device, tally);
@@ -149,9 +151,5 @@ int run(const char* vectors) {
 }  // namespace
 }  // namespace tunemesh
 
-// ops_test [adamw_vectors.json]; the file is otherwise sought beside this source.
-int main(int argc, char** argv) {
-  const std::string here = __FILE__;
-  const std::string beside = here.substr(0, here.rfind('/') + 1) + "adamw_vectors.json";
-  return tunemesh::run(argc > 1 ? argv[1] : beside.c_str());
-}
+// ops_test [FOLDER of adamw_vectors.json]; it is otherwise sought beside this source.
+int main(int argc, char** argv) { return tunemesh::run(argc > 1 ? argv[1] : ""); }

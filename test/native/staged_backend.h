@@ -3,6 +3,7 @@
 // the CPU run on a card as they are; poison travels both ways. Elements are floats on the host
 // whatever they are on the device.
 #pragma once
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -325,10 +326,21 @@ inline void stage_update_entries(TmBackend& staged) {
   staged.adamw = [](TmContext* context, const TmAdamW* args) {
     Staging s(context);
     TmAdamW a = *args;
-    a.p = s.in_out(a.p, a.n);
-    a.m = s.in_out(a.m, a.n);
-    a.v = s.in_out(a.v, a.n);
-    a.gradient = s.in(a.gradient, a.n);
+    std::vector<TmTrainedTensor> tensors;
+    for (size_t i = 0; i < a.num_tensors; ++i) {
+      TmTrainedTensor t = a.host_tensors[i];
+      const size_t rows = t.n / t.columns, bytes = t.is_half ? 2 : 4;
+      t.p = s.in_out(static_cast<char*>(t.p), extent(rows, t.p_stride, t.columns) * bytes);
+      t.m = s.in_out(static_cast<char*>(t.m), t.n * bytes);
+      t.v = s.in_out(static_cast<char*>(t.v), t.n * bytes);
+      t.copy = s.elements_in_out(t.copy, extent(rows, t.copy_stride, t.columns));
+      tensors.push_back(t);
+    }
+    size_t count = 0;
+    for (const TmTrainedTensor& t : tensors) count = std::max(count, t.gradient_offset + t.n);
+    a.gradient = s.in(a.gradient, count);
+    a.half_gradient = s.in(a.half_gradient, count);
+    a.tensors = s.in(tensors.data(), tensors.size());
     return s.finish(staged_device->adamw(context, &a));
   };
   staged.round_and_add = [](TmContext* context, const TmRoundAndAdd* args) {

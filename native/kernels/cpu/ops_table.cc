@@ -172,10 +172,6 @@ TmStatus cross_entropy(TmContext* context, const TmCrossEntropy* args) {
   return over_rows(context, context->kernels.ops.cross_entropy, *args, args->rows, args->v);
 }
 
-TmStatus adamw(TmContext* context, const TmAdamW* args) {
-  return over_elements(context, context->kernels.ops.adamw, *args, args->n);
-}
-
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Floats of dk and dv for one token that backward keeps apart: all query heads of a group but the

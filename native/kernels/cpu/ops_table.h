@@ -41,6 +41,30 @@ struct AddElements {
   const float* x;
 };
 
+// The scalars of an update as its loops use them: products and quotients made once.
+struct AdamWScalars {
+  explicit AdamWScalars(const TmAdamW& a)
+      : clip(a.clip_factor),
+        decay(a.learning_rate * a.weight_decay),
+        one_minus_beta1(static_cast<float>(1.0 - a.beta1)),
+        beta2(static_cast<float>(a.beta2)),
+        one_minus_beta2(static_cast<float>(1.0 - a.beta2)),
+        correction2(a.bias_correction2_sqrt),
+        epsilon(a.epsilon),
+        step_size(a.learning_rate / a.bias_correction1),
+        has_decay(a.weight_decay != 0.0f) {}
+  float clip, decay, one_minus_beta1, beta2, one_minus_beta2, correction2, epsilon, step_size;
+  bool has_decay;
+};
+
+// Part of one tensor of floats.
+struct AdamWSpan {
+  float *p, *m, *v;
+  const float* gradient;
+  size_t n;
+  bool decays;
+};
+
 // One query head of one document.
 struct AttentionHead {
   Range document;  // tokens
@@ -76,7 +100,7 @@ struct OpsKernels {
   void (*swiglu_forward)(const TmSwiGlu&, Range rows);
   void (*swiglu_backward)(const TmSwiGluBackward&, Range rows);
   void (*cross_entropy)(const TmCrossEntropy&, Range rows);
-  void (*adamw)(const TmAdamW&, Range elements);
+  void (*adamw)(const AdamWSpan&, const AdamWScalars&);
   // For tests: y = exp(x) for x <= 0, and y = log(x) for x > 0 (vector_math.h).
   void (*exp_nonpositive)(const float* x, float* y, size_t n);
   void (*log_positive)(const double* x, double* y, size_t n);
@@ -91,6 +115,7 @@ size_t attention_thread_floats(size_t longest, size_t head_size);
 
 void register_ops(InstructionPath path, CpuKernels& kernels);
 TmStatus sum_squares(TmContext* context, const TmSumSquares* args);  // gradient_norm.cc
+TmStatus adamw(TmContext* context, const TmAdamW* args);             // optimizer.cc
 void fill_ops(TmBackend& backend);
 
 }  // namespace tunemesh

@@ -4,8 +4,8 @@
 //           also / and sqrt are the correctly rounded ones (divps and sqrtps; __fdiv_rn and
 //           __fsqrt_rn on a GPU). Nothing is fused, subnormal numbers are kept
 //   scalars learning_rate * weight_decay and learning_rate / bias_correction1 are float32
-//   operations
-//           done once; 1 - beta1 and 1 - beta2 are float64 ones, then rounded to float32
+//           operations done once; 1 - beta1 and 1 - beta2 are float64 ones, then rounded to float32
+//   here    tensors of floats; optimizer.cc cuts the work and updates half ones
 //   floor   28 bytes an element: bound by memory
 //   source  Loshchilov & Hutter 2019, in the order of PyTorch's single-tensor AdamW
 #include "kernels/cpu/ops_table.h"
@@ -15,20 +15,17 @@ namespace tunemesh {
 namespace TM_ISA {
 namespace {
 
-void adamw(const TmAdamW& a, Range elements) {
-  const Vec16 decay = set1(a.learning_rate * a.weight_decay);
-  const Vec16 one_minus_beta1 = set1(static_cast<float>(1.0 - a.beta1));
-  const Vec16 one_minus_beta2 = set1(static_cast<float>(1.0 - a.beta2));
-  const Vec16 beta2 = set1(static_cast<float>(a.beta2)), clip = set1(a.clip_factor),
-              epsilon = set1(a.epsilon);
-  const Vec16 correction2 = set1(a.bias_correction2_sqrt);
-  const Vec16 step_size = set1(a.learning_rate / a.bias_correction1);
-  const bool decays = a.weight_decay != 0.0f;
-  for (size_t i = elements.begin; i < elements.end; i += 16) {
-    const size_t left = elements.end - i;
+void adamw(const AdamWSpan& a, const AdamWScalars& s) {
+  const Vec16 clip = set1(s.clip), decay = set1(s.decay), beta2 = set1(s.beta2);
+  const Vec16 one_minus_beta1 = set1(s.one_minus_beta1);
+  const Vec16 one_minus_beta2 = set1(s.one_minus_beta2);
+  const Vec16 correction2 = set1(s.correction2), epsilon = set1(s.epsilon);
+  const Vec16 step_size = set1(s.step_size);
+  for (size_t i = 0; i < a.n; i += 16) {
+    const size_t left = a.n - i;
     const Vec16 g = load_up_to(a.gradient + i, left) * clip;
     Vec16 p = load_up_to(a.p + i, left);
-    if (decays) p = p - p * decay;
+    if (a.decays) p = p - p * decay;
     Vec16 m = load_up_to(a.m + i, left);
     m = m + (g - m) * one_minus_beta1;
     Vec16 v = load_up_to(a.v + i, left);

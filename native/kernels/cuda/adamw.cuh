@@ -1,10 +1,18 @@
-// AdamW, to the bit as backend.h writes it and the CPU computes it.
+// AdamW of all trained tensors in one launch, to the bit as backend.h writes it and the CPU
+// computes it, with the weight's copy for the products (packed rows and borders of linear groups
+// included).
 //
+//   shapes  a table of tensors in device memory; each is whole canonical blocks of 256 elements but
+//           for its last one
+//   launch  a warp a canonical block, 8 a thread block; a warp finds its tensor by binary search in
+//           the table, which lies in the first cache after the first warp
 //   order   every operation is one IEEE 754 float32 operation rounded to nearest even (__fadd_rn,
-//           __fmul_rn, __fdiv_rn, __fsqrt_rn); nothing is fused, subnormal numbers are kept
+//           __fmul_rn, __fdiv_rn, __fsqrt_rn); nothing is fused, subnormal numbers are kept. Half
+//           tensors are rounded by stochastic_rounding.h: a lane's 8 elements are one Philox block
+//           for each of weight, m and v
 //   scalars products and quotients of scalars are made once, on the host
-//   launch  grid ceil(n / 1024), block 256
-//   floor   28 bytes an element
+//   needs   any alignment and any width; 16 bytes a lane where addresses allow
+//   floor   28 bytes an element of floats, and s for its copy; 14 of half ones with half gradients
 //   source  Loshchilov & Hutter 2019, in the order of PyTorch's single-tensor AdamW
 #pragma once
 #include <cuda_runtime_api.h>
@@ -13,6 +21,7 @@
 
 namespace tunemesh::cuda {
 
+template <typename Element>
 void adamw(const TmAdamW& args, cudaStream_t stream);
 
 }  // namespace tunemesh::cuda

@@ -302,7 +302,8 @@ TmStatus loss(TmContext* context, const TmCrossEntropy* args) {
 }
 
 TmStatus update(TmContext* context, const TmAdamW* args) {
-  return guarded(context, [&] { adamw(*args, context->stream()); });
+  return with_element(context,
+                      [&](auto element) { adamw<decltype(element)>(*args, context->stream()); });
 }
 
 TmStatus squares(TmContext* context, const TmSumSquares* args) {

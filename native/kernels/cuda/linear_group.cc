@@ -258,6 +258,26 @@ TmStatus group_backward(TmContext* context, const TmGroupBackward* args) {
   });
 }
 
+TmStatus group_places(TmContext* context, const TmGroupShape* shape, TmElement* packed,
+                      TmGroupPlaces* out) {
+  return with_element(context, [&](auto element) {
+    using Element = decltype(element);
+    const PackedPlaces places(*shape);
+    const auto at = [&](size_t index) {
+      return reinterpret_cast<TmElement*>(elements<Element>(packed) + index);
+    };
+    *out = {};
+    for_each_part(*shape, [&](size_t part, size_t row, size_t rank) {
+      const size_t w = places.row(row);
+      out->weight[part] = {at(w), places.stride};
+      if (shape->has_bias) out->bias[part] = {at(places.bias() + row), shape->out[part]};
+      if (!shape->is_adapted[part]) return;
+      out->lora_a[part] = {at(places.adapter_row(rank)), places.stride};
+      out->lora_b[part] = {at(w + shape->in + rank), places.stride};
+    });
+  });
+}
+
 TmStatus copy_within(TmContext* context, const TmCopyRows* args) {
   return guarded(context, [&] { copy_rows(*args, context->stream()); });
 }
@@ -272,6 +292,7 @@ void fill_groups(TmBackend& backend) {
   backend.group_forward = group_forward;
   backend.group_backward = group_backward;
   backend.copy_rows = copy_within;
+  backend.group_places = group_places;
 }
 
 }  // namespace tunemesh::cuda
