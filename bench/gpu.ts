@@ -1,11 +1,16 @@
 /**
- * `npm run bench:gpu -- --rows 8b-lora-4x2048,3b-full-4x512` or `--model llama-8b --method lora
- * --batch 4 --seq 2048 [--precision fp32]`; `./tunemesh dev bench:gpu` in the bundle.
+ * `npm run bench:gpu -- --rows 8b-lora-4x2048,3b-full-4x512` (`all`: every row
+ * with a figure to reach) or `--model llama-8b --method lora --batch 4 --seq 2048
+ * [--precision fp32|fp8]`; `./tunemesh dev bench:gpu` in the bundle.
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
  *   --profile              a table of every operation's time beside its floor
  *   --peers LIST           of plain (the default), compile, liger and checkpoint: transformers'
- *                          Trainer so run; torchtune: its recipe for LoRA; or none
+ *                          Trainer so run, or several joined by +; torchtune: its recipe for LoRA;
+ *                          all: the four without recomputation; or none
+ *   --peer-limit SECONDS   of one peer (150): it is stopped, and the others go on
+ *   --wheels DIR           Python packages that peers need and python3 lacks, as *.whl
+ *                          (bench/peers/wheels.txt)
  *   --no-ceilings          no rates of the card, and so no limit
  *   --out FILE             where rows are appended, one JSON object a line
  *   --device cpu, --plugin PATH, --libraries DIR, --loss-rows N, --threads N   to the engine
@@ -14,14 +19,21 @@
  * ceilings and a peer's step in the same call where python3 has torch.
  */
 import { spawnSync } from 'node:child_process'
-import { appendFileSync, existsSync, readFileSync } from 'node:fs'
+import { appendFileSync, existsSync, readFileSync, statSync, truncateSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { type Ceilings, limitOf } from './gpu/limits.js'
 import { opTable } from './gpu/op-table.js'
-import { parseRow, type Row, rowOf } from './gpu/rows.js'
-import { type MeasuredStep, runStep, type StepProgram } from './gpu/step-program.js'
-import { bestPeer, measureCeilings, type PeerResult, torchDevice } from './gpu/torch.js'
+import { parseRows, type Row, rowOf } from './gpu/rows.js'
+import { runStep, type StepProgram, type StepResult } from './gpu/step-program.js'
+import {
+  measureCeilings,
+  PeerPackages,
+  type PeerResult,
+  type PeerRuns,
+  runPeers,
+  torchDevice,
+} from './gpu/torch.js'
 
 const top = fileURLToPath(new URL('../../', import.meta.url))
 const peersDir = `${top}bench/peers/`
@@ -47,12 +59,14 @@ const { values } = parseArgs({
     out: { type: 'string', default: `${top}build/bench-gpu.jsonl` },
     program: { type: 'string', default: `${top}build/native-cmake/gpu_step_bench` },
     peers: { type: 'string', default: 'plain' },
+    'peer-limit': { type: 'string', default: '150' },
+    wheels: text,
     profile: flag,
     'no-ceilings': flag,
   },
 })
 
-/** What a finished row leaves in the file. */
+/** What a row leaves in the file; its first sixteen fields are what results are compared by. */
 interface Record {
   row: string
   method: string
@@ -61,20 +75,23 @@ interface Record {
   seq: number
   dtype: string
   mode: string
-  ms: number
   tokens_per_second: number
   peer: string | null
   peer_tokens_per_second: number | null
-  peer_peak_gib: number | null
   limit_tokens_per_second: number | null
-  /** What the engine's arenas hold. */
+  /** Arenas and the libraries' workspaces. */
   peak_gib: number
+  /** The plan with context, modules and libraries: what the driver shows above the idle card. */
   predicted_gib: number
-  /** What the driver shows above the idle card: with context, modules and workspaces. */
-  driver_gib: number | null
   device: string
   date: string
   commit: string | null
+  driver_gib: number | null
+  ms: number
+  outside_share: number | null
+  peer_peak_gib: number | null
+  /** All that ran. */
+  peers: PeerResult[]
 }
 
 /** The bundle carries the commit in a file. */
@@ -86,7 +103,7 @@ function commit(): string | null {
 }
 
 function rowsOf(): Row[] {
-  if (values.rows !== undefined) return values.rows.split(',').map(parseRow)
+  if (values.rows !== undefined) return parseRows(values.rows)
   const { model, method, batch, seq, precision } = values
   return [rowOf({ model, method, batch, seq, precision })]
 }
@@ -103,14 +120,15 @@ function stepProgram(): StepProgram {
 }
 
 interface Found {
-  measured: MeasuredStep
+  step: StepResult
   card: Ceilings | null
-  peer: PeerResult | null
+  peers: PeerResult[]
 }
 
-function recordOf(row: Row, { measured, card, peer }: Found): Record {
-  const { step, driverBytes } = measured
-  const hasLimit = card !== null && row.precision === 'bf16'
+function recordOf(row: Row, { step, card, peers }: Found): Record {
+  const isKnown = card !== null && row.precision !== 'fp32'
+  const hasRate = row.precision !== 'fp8' || card?.fp8 !== undefined
+  const [best] = peers
   return {
     row: row.name,
     method: row.method,
@@ -118,28 +136,29 @@ function recordOf(row: Row, { measured, card, peer }: Found): Record {
     batch: row.batch,
     seq: row.seq,
     dtype: row.precision,
-    mode: 'deterministic',
-    ms: step.ms,
+    mode: step.mode,
     tokens_per_second: step.tokens_per_second,
-    peer: peer?.peer ?? null,
-    peer_tokens_per_second: peer?.tokensPerSecond ?? null,
-    peer_peak_gib: peer?.peakGib ?? null,
-    limit_tokens_per_second: hasLimit ? limitOf(card, row).tokensPerSecond : null,
-    peak_gib: step.plan_bytes / gib,
+    peer: best?.peer ?? null,
+    peer_tokens_per_second: best?.tokensPerSecond ?? null,
+    limit_tokens_per_second: isKnown && hasRate ? limitOf(card, row).tokensPerSecond : null,
+    peak_gib: (step.plan_bytes + step.workspace_bytes) / gib,
     predicted_gib: step.predicted_bytes / gib,
-    driver_gib: driverBytes === null ? null : driverBytes / gib,
     device: step.device,
     date: new Date().toISOString(),
     commit: commit(),
+    driver_gib: step.driver_bytes === null ? null : step.driver_bytes / gib,
+    ms: step.ms,
+    outside_share: step.outside_share,
+    peer_peak_gib: best?.peakGib ?? null,
+    peers,
   }
 }
 
-function print(row: Row, record: Record, { measured, card }: Found): void {
-  const { step } = measured
+function print(row: Row, record: Record, { step, card }: Found): void {
   const { tokens_per_second: speed, limit_tokens_per_second: limit } = record
   const whole = (value: number) => Math.round(value).toLocaleString('en')
-  console.log(`\n${row.name}  ${whole(speed)} tok/s  ${step.ms.toFixed(2)} ms a step`)
-  if (limit === null) console.log('limit      not known: no ceilings of this card in bf16')
+  console.log(`\n${row.name}  ${whole(speed)} tok/s  ${step.ms.toFixed(2)} ms a step, ${step.mode}`)
+  if (limit === null) console.log('limit      not known: no ceilings of this card')
   else console.log(`limit      ${whole(limit)} tok/s: share ${(speed / limit).toFixed(3)}`)
   if (record.peer_tokens_per_second === null) console.log('peer       none ran')
   else
@@ -148,55 +167,101 @@ function print(row: Row, record: Record, { measured, card }: Found): void {
         `${record.peer_peak_gib?.toFixed(1)} GiB): ` +
         `×${(speed / record.peer_tokens_per_second).toFixed(2)}`,
     )
-  const driver = record.driver_gib === null ? 'unknown' : `${record.driver_gib.toFixed(2)} GiB`
-  console.log(
-    `memory     ${record.peak_gib.toFixed(2)} GiB in arenas, ${record.predicted_gib.toFixed(2)} ` +
-      `planned; the driver shows ${driver} above the idle card`,
-  )
-  const uses = Object.entries(step.uses).sort(([, a], [, b]) => b - a)
-  console.log(`           ${uses.map(([use, n]) => `${use} ${(n / gib).toFixed(2)}`).join(', ')}`)
+  if (step.outside_share !== null)
+    console.log(
+      `outside    ${(100 * step.outside_share).toFixed(2)} % of a step without device work`,
+    )
+  printMemory(record, step)
   for (const { shape, flops_per_second: rate } of step.products)
     console.log(`product    ${shape}: ${(rate / 1e12).toFixed(1)} TFLOP/s sustained`)
-  if (step.profile !== undefined) console.log(opTable(step.profile, card, row))
+  if (values.profile && step.profile !== undefined)
+    console.log(opTable(step.profile, { card, outsideShare: step.outside_share }, row))
+}
+
+function printMemory(record: Record, step: StepResult): void {
+  const { peak_gib: peak, predicted_gib: predicted, driver_gib: driver } = record
+  const overhead = (step.overhead_bytes / gib).toFixed(2)
+  console.log(
+    `memory     ${peak.toFixed(2)} GiB in arenas and workspaces; ${predicted.toFixed(2)} predicted ` +
+      `with ${overhead} of context and libraries`,
+  )
+  if (driver === null) console.log('           the driver does not tell what is in use')
+  else {
+    const off = predicted - driver
+    console.log(
+      `           the driver shows ${driver.toFixed(2)} GiB above the idle card: ` +
+        `${((100 * off) / driver).toFixed(1)} %, ${(off * 1024).toFixed(0)} MiB off`,
+    )
+  }
+  const uses = Object.entries(step.uses).sort(([, a], [, b]) => b - a)
+  console.log(`           ${uses.map(([use, n]) => `${use} ${(n / gib).toFixed(2)}`).join(', ')}`)
+}
+
+const fastVariants = ['plain', 'compile', 'liger', 'torchtune']
+
+function variantsOf(list: string): string[] {
+  if (list === 'none') return []
+  return list === 'all' ? fastVariants : list.split(',')
+}
+
+/** The file up to `size`, then the record: a row without its peer gives way to the whole one. */
+function write(record: Record, size: number): void {
+  if (existsSync(values.out)) truncateSync(values.out, size)
+  appendFileSync(values.out, `${JSON.stringify(record)}\n`)
+}
+
+async function measure(row: Row, card: Ceilings | null, runs: PeerRuns | null): Promise<boolean> {
+  const step = await runStep(stepProgram(), row)
+  if (step === null) {
+    console.error(`${row.name} did not run`)
+    return false
+  }
+  const found: Found = { step, card, peers: [] }
+  const size = statSync(values.out, { throwIfNoEntry: false })?.size ?? 0
+  write(recordOf(row, found), size)
+  const variants = variantsOf(values.peers)
+  if (runs !== null && variants.length > 0) {
+    // Peers take minutes where they compile: what is known stands already.
+    console.log(`\n${row.name}  ${step.ms.toFixed(2)} ms a step; now the peers`)
+    found.peers = await runPeers(runs, row, variants)
+    write(recordOf(row, found), size)
+  }
+  print(row, recordOf(row, found), found)
+  return true
+}
+
+function peerRuns(packages: PeerPackages): PeerRuns {
+  const limitSeconds = Number(values['peer-limit'])
+  if (!(limitSeconds >= 1 && limitSeconds <= 3600))
+    throw new RangeError(`--peer-limit is ${values['peer-limit']}; use 1 to 3600 seconds.`)
+  return { scriptsDir: peersDir, env: packages.env, limitSeconds }
 }
 
 async function main(): Promise<number> {
   const rows = rowsOf()
-  const program = stepProgram()
-  if (!existsSync(program.path)) {
-    console.error(`${program.path} is not there. Build it with: npm run build`)
+  const { path } = stepProgram()
+  if (!existsSync(path)) {
+    console.error(`${path} is not there. Build it with: npm run build`)
     return 2
   }
   const torch = values.device === 'cpu' ? null : torchDevice()
   if (torch === null) console.log('no python3 with torch and a card: no ceilings and no peers')
-  const wantsCeilings = torch !== null && !values['no-ceilings']
-  const card = wantsCeilings ? measureCeilings(peersDir, rows) : null
-  if (card !== null)
-    console.log(
-      `ceilings   ${card.device}: bf16 products ${(card.bf16 / 1e12).toFixed(0)} TFLOP/s, ` +
-        `copy ${(card.copy / 1e12).toFixed(2)} TB/s`,
-    )
-  const variants = values.peers === 'none' ? [] : values.peers.split(',')
-  let failed = 0
-  for (const row of rows) {
-    const measured = await runStep(program, row)
-    if (measured === null) {
-      failed += 1
-      console.error(`${row.name} did not run`)
-      continue
-    }
-    const hasPeer = torch !== null && variants.length > 0
-    // Peers take minutes where they compile: what is known stands already.
-    if (hasPeer)
-      console.log(`\n${row.name}  ${measured.step.ms.toFixed(2)} ms a step; now the peer`)
-    const peer = hasPeer ? bestPeer(peersDir, row, variants) : null
-    const found = { measured, card, peer }
-    const record = recordOf(row, found)
-    appendFileSync(values.out, `${JSON.stringify(record)}\n`)
-    print(row, record, found)
+  const packages = new PeerPackages(torch === null ? undefined : values.wheels, process.env)
+  try {
+    const runs = torch === null ? null : peerRuns(packages)
+    const card = runs === null || values['no-ceilings'] ? null : await measureCeilings(runs, rows)
+    if (card !== null)
+      console.log(
+        `ceilings   ${card.device}: bf16 products ${(card.bf16 / 1e12).toFixed(0)} TFLOP/s, ` +
+          `copy ${(card.copy / 1e12).toFixed(2)} TB/s`,
+      )
+    let failed = 0
+    for (const row of rows) failed += (await measure(row, card, runs)) ? 0 : 1
+    console.log(`\nappended to ${values.out}`)
+    return failed === 0 ? 0 : 1
+  } finally {
+    packages.remove()
   }
-  console.log(`\nappended to ${values.out}`)
-  return failed === 0 ? 0 : 1
 }
 
 try {

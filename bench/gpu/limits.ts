@@ -7,8 +7,9 @@
 /** Sustained rates of one card, as bench/peers/ceilings.py prints them. */
 export interface Ceilings {
   device: string
-  /** FLOP/s of a large product. */
+  /** FLOP/s of a large product; fp8 row-scaled, where the card has it. */
   bf16: number
+  fp8?: number
   /** Bytes a second, read and written. */
   copy: number
   /** By "head size,length": forward and backward FLOP/s. */
@@ -47,6 +48,8 @@ export interface Work {
   method: 'lora' | 'full'
   batch: number
   seq: number
+  /** Of LoRA with an fp8 base: its linears at the fp8 rate, the head in bf16. */
+  precision?: string
 }
 
 interface Limit {
@@ -69,7 +72,9 @@ export function limitOf(card: Ceilings, work: Work): Limit {
   const linears = layers * (hidden * (query + 2 * keys) + query * hidden + 3 * hidden * feedForward)
   const head = hidden * model.vocabulary
   // Forward and input gradients; weight gradients where they are trained.
-  const products = (2 * tokens * (linears + head) * (isFull ? 3 : 2)) / card.bf16
+  const linearRate = work.precision === 'fp8' && !isFull ? card.fp8 : card.bf16
+  if (linearRate === undefined) throw new RangeError(`no fp8 rate of ${card.device} is known`)
+  const products = 2 * tokens * (linears / linearRate + head / card.bf16) * (isFull ? 3 : 2)
 
   const forward = 2 * tokens * work.seq * query * layers // half of all pairs: causal
   const [forwardRate, backwardRate] = attentionRates(card, model.headSize, work.seq)

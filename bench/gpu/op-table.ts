@@ -21,14 +21,23 @@ const columns: Column<OpLine>[] = [
   },
 ]
 
-export function opTable(profile: OpTime[], card: Ceilings | null, work: Work): string {
+/** @param outsideShare of the step; null: every operation waited, and what lies between is unknown */
+export function opTable(
+  profile: OpTime[],
+  { card, outsideShare }: { card: Ceilings | null; outsideShare: number | null },
+  work: Work,
+): string {
   const total = profile.reduce((sum, { ms }) => sum + ms, 0)
   const lines = profile
     .map((time) => ({ ...time, share: time.ms / total, floorMs: floorOf(time, card, work) }))
     .sort((a, b) => b.ms - a.ms)
   const floor = lines.reduce((sum, { floorMs }) => sum + (floorMs ?? 0), 0)
   const sums = `sum ${total.toFixed(3)} ms, of floors ${floor.toFixed(3)} ms`
-  const last = `${sums}; every operation waits here`
+  const last = `${sums}; ${
+    outsideShare === null
+      ? 'every operation waits here'
+      : `by the device's clock, ${(100 * outsideShare).toFixed(1)} % of the step between them`
+  }`
   return [
     tableLine(columns, ({ title }) => title),
     ...lines.map((line) => tableLine(columns, (column) => column.text(line))),
@@ -45,6 +54,8 @@ function floorOf(time: OpTime, card: Ceilings | null, work: Work): number | null
   const attention = card.attention[`${headSize},${work.seq}`]
   const rate = time.op.startsWith('attention')
     ? attention?.[time.op === 'attention_forward' ? 0 : 1]
-    : card.bf16
+    : time.op.endsWith(' fp8')
+      ? card.fp8
+      : card.bf16
   return rate === undefined ? null : Math.max(moved, (time.flops / rate) * 1e3)
 }

@@ -1,7 +1,5 @@
-/**
- * One row on the engine: runs gpu_step_bench, and asks the driver what the card holds meanwhile.
- */
-import { spawn, spawnSync } from 'node:child_process'
+/** One row on the engine: runs gpu_step_bench. */
+import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import type { Row } from './rows.js'
 
@@ -13,24 +11,28 @@ export interface OpTime {
   bytes: number
 }
 
-interface StepResult {
+export interface StepResult {
   ms: number
   min_ms: number
   tokens_per_second: number
   load_s: number
+  mode: string
+  /** Of a step, in which the device had nothing to do; null where the device has no clock. */
+  outside_share: number | null
   device: string
+  /** The plan, and what a context, modules and libraries take beside it. */
   predicted_bytes: number
+  overhead_bytes: number
+  /** Buffers of products and of the exchange that the engine does not plan. */
+  workspace_bytes: number
+  /** What the driver shows above the idle card; null where it does not tell. */
+  driver_bytes: number | null
+  /** What the engine's arenas hold. */
   plan_bytes: number
   trained_parameters: number
   uses: Record<string, number>
   products: { shape: string; flops_per_second: number }[]
   profile?: OpTime[]
-}
-
-export interface MeasuredStep {
-  step: StepResult
-  /** What the driver shows above the idle card; null where nvidia-smi is not there. */
-  driverBytes: number | null
 }
 
 export interface StepProgram {
@@ -40,30 +42,19 @@ export interface StepProgram {
 }
 
 /** Null where the program failed; it has said why. */
-export async function runStep(program: StepProgram, row: Row): Promise<MeasuredStep | null> {
+export async function runStep(program: StepProgram, row: Row): Promise<StepResult | null> {
   const work = ['--model', row.model, '--method', row.method, '--precision', row.precision]
-  const sizes = ['--batch', String(row.batch), '--seq', String(row.seq), '--hold', '1']
-  const idle = usedBytes()
+  const sizes = ['--batch', String(row.batch), '--seq', String(row.seq)]
   const child = spawn(program.path, [...work, ...sizes, ...program.options], {
-    stdio: ['pipe', 'pipe', 'inherit'],
+    stdio: ['ignore', 'pipe', 'inherit'],
   })
   const closed = new Promise<number>((resolve, reject) => {
     child.once('error', reject)
     child.once('close', (code) => resolve(code ?? 1))
   })
-  let measured: MeasuredStep | null = null
+  let result: StepResult | null = null
   for await (const line of createInterface({ input: child.stdout })) {
-    const held = usedBytes()
-    const driverBytes = idle === null || held === null ? null : held - idle
-    measured = { step: JSON.parse(line) as StepResult, driverBytes }
-    child.stdin.end()
+    result = JSON.parse(line) as StepResult
   }
-  return (await closed) === 0 ? measured : null
-}
-
-function usedBytes(): number | null {
-  const query = ['--query-gpu=memory.used', '--format=csv,noheader,nounits', '--id=0']
-  const done = spawnSync('nvidia-smi', query, { encoding: 'utf8' })
-  const mebibytes = Number((done.stdout ?? '').trim())
-  return done.status === 0 && mebibytes > 0 ? mebibytes * 2 ** 20 : null
+  return (await closed) === 0 ? result : null
 }

@@ -3,16 +3,15 @@
 // object; bench/gpu.ts makes rows and tables of it.
 //
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32]
-//                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--hold 1]
+//                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
 //                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
-//
-// --hold: keeps the device's memory until standard input ends, so that the driver can be asked.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 
 #include "bench/native/bench_model.h"
+#include "bench/native/card.h"
 #include "bench/native/gpu_ceilings.h"
 #include "bench/native/timed_backend.h"
 #include "engine/backend_plugin.h"
@@ -86,8 +85,9 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// One step whose every operation waits.
-void profile_step(Engine& engine, const TokenBatch& batch, size_t step) {
+// One step whose operations are timed. Answers the share of it in which the device had no work to
+// do; nothing where the device has no clock, and every operation waits.
+std::optional<double> profile_step(Engine& engine, const TokenBatch& batch, size_t step) {
   std::vector<double> waits;
   for (int i = 0; i < 50; ++i) {
     const auto start = Clock::now();
@@ -96,8 +96,10 @@ void profile_step(Engine& engine, const TokenBatch& batch, size_t step) {
   }
   op_times.wait_seconds = median(waits);
   op_times.is_on = true;
-  one_step(engine, batch, step);
+  const double seconds = one_step(engine, batch, step);
   op_times.is_on = false;
+  if (!op_times.card.has_clock()) return std::nullopt;
+  return 1 - read_marks(engine.device().context()) / seconds;
 }
 
 void print_profile() {
@@ -133,15 +135,59 @@ void print_memory(const MemoryPlan& memory) {
   std::printf("}");
 }
 
+void print_optional(const char* name, std::optional<double> value) {
+  std::printf(",\"%s\":", name);
+  value.has_value() ? static_cast<void>(std::printf("%.12g", *value))
+                    : static_cast<void>(std::printf("null"));
+}
+
+struct StepTimes {
+  double load_seconds = 0;
+  std::vector<double> seconds;
+  std::optional<double> outside_share;  // of the profiled step
+};
+
+StepTimes measure(Engine& engine, const Options& options, const StepWork& work) {
+  StepTimes times;
+  const RandomTokens tokens(work, engine.config().vocab_size);
+  const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
+  for (size_t step = 1; step <= warmup + steps; ++step) {
+    const double elapsed = one_step(engine, tokens.batch(), step);
+    if (step > warmup) times.seconds.push_back(elapsed);
+  }
+  const bool has_profile = options.is_set("profile") || op_times.card.has_clock();
+  if (!has_profile) return times;
+  if (op_times.card.has_clock()) {  // the first makes the marks
+    profile_step(engine, tokens.batch(), warmup + steps + 1);
+    op_times.by_op.clear();
+  }
+  times.outside_share = profile_step(engine, tokens.batch(), warmup + steps + 2);
+  return times;
+}
+
+void print_step(const StepTimes& times, const StepWork& work) {
+  const double middle = median(times.seconds);
+  std::printf("{\"ms\":%.4f,\"min_ms\":%.4f,\"tokens_per_second\":%.1f,\"load_s\":%.2f",
+              middle * 1e3, *std::min_element(times.seconds.begin(), times.seconds.end()) * 1e3,
+              static_cast<double>(work.num_tokens()) / middle, times.load_seconds);
+  // Every operation repeats bit for bit, cuDNN's backward included: there is no other mode.
+  std::printf(",\"mode\":\"deterministic\"");
+  print_optional("outside_share", times.outside_share);
+}
+
 void run(const Options& options) {
   const StepWork work = work_of(options);
   const ModelConfig config = config_of(shape_of(options), work.row_tokens);
   const std::string device_name = options.text("device", "cuda");
-  const TmBackend* backend = find_backend(device_name, options.text("plugin", built_plugin()));
-  const bool has_profile = options.is_set("profile");
-  Engine engine(has_profile ? timed_backend(backend) : backend, engine_options(options, config),
+  const std::string plugin = options.text("plugin", built_plugin());
+  CardWatch watch(device_name, plugin);
+  const TmBackend* backend = find_backend(device_name, plugin);
+  op_times.card = card_functions(device_name, plugin);
+  Engine engine(timed_backend(backend), engine_options(options, config),
                 std::make_unique<RandomSource>(config));
-  const std::string described = backend->describe(engine.device().context());
+  TmContext* context = engine.device().context();
+  CardOverhead overhead;
+  if (op_times.card.overhead != nullptr) overhead = op_times.card.overhead(context);
   std::vector<ProductCeiling> products;
   if (options.is_set("ceilings")) {
     products = product_ceilings(engine.device(), config, work.num_tokens());
@@ -153,28 +199,19 @@ void run(const Options& options) {
   const size_t planned_bytes = engine.plan(spec).total_bytes;
   const MemoryPlan memory = engine.prepare(spec);
   const double load_seconds = seconds_since(load_start);
-  const RandomTokens tokens(work, config.vocab_size);
-  const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
-  std::vector<double> seconds;
-  for (size_t step = 1; step <= warmup + steps; ++step) {
-    const double elapsed = one_step(engine, tokens.batch(), step);
-    if (step > warmup) seconds.push_back(elapsed);
-  }
-  if (has_profile) profile_step(engine, tokens.batch(), warmup + steps + 1);
-  const double middle = median(seconds);
-  std::printf("{\"ms\":%.4f,\"min_ms\":%.4f,\"tokens_per_second\":%.1f,\"load_s\":%.2f",
-              middle * 1e3, *std::min_element(seconds.begin(), seconds.end()) * 1e3,
-              static_cast<double>(work.num_tokens()) / middle, load_seconds);
-  std::printf(",\"device\":\"%s\",\"predicted_bytes\":%zu", described.c_str(), planned_bytes);
+  StepTimes times = measure(engine, options, work);
+  times.load_seconds = load_seconds;
+  const std::optional<size_t> driver_bytes = watch.used_bytes();
+  print_step(times, work);
+  std::printf(",\"device\":\"%s\",\"predicted_bytes\":%zu", backend->describe(context),
+              planned_bytes + overhead.total_bytes);
+  std::printf(",\"workspace_bytes\":%zu,\"overhead_bytes\":%zu", overhead.workspace_bytes,
+              overhead.total_bytes);
+  print_optional("driver_bytes", driver_bytes);
   print_memory(memory);
   print_ceilings(products);
-  if (has_profile) print_profile();
+  if (!op_times.by_op.empty()) print_profile();
   std::printf("}\n");
-  std::fflush(stdout);
-  if (options.is_set("hold")) {
-    while (std::getchar() != EOF) {
-    }
-  }
 }
 
 }  // namespace

@@ -1,12 +1,15 @@
-// A backend's table whose operations are timed one by one: each call waits for the device, so the
-// sum of the parts is more than a step that runs free. Any backend, no kernel is touched.
+// A backend's table whose operations are timed one by one. Where a card has a clock, by marks in
+// its stream around each call, which runs free: the rest of the step is then time without work.
+// Else each call waits for the device, so the sum of the parts is more than a step that runs free.
 #pragma once
 #include <chrono>
 #include <map>
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
+#include "bench/native/card.h"
 #include "kernels/backend.h"
 
 namespace tunemesh::bench {
@@ -27,7 +30,9 @@ struct OpTimes {
   const TmBackend* inner = nullptr;
   bool is_on = false;
   double wait_seconds = 0;  // of a wait for an idle device, taken off each call
+  CardFunctions card;
   std::map<std::string, OpTime> by_op;
+  std::vector<OpTime*> marked;  // call i lies between marks 2 i and 2 i + 1
 };
 inline OpTimes op_times;
 
@@ -156,19 +161,46 @@ struct TimedOp<Member> {
   static TmStatus call(TmContext* context, Args... args) {
     const TmBackend& inner = *op_times.inner;
     if (!op_times.is_on) return (inner.*Member)(context, args...);
-    const auto start = Clock::now();
-    TmStatus status = (inner.*Member)(context, args...);
-    if (status == TM_OK) status = inner.synchronize(context);
-    const double seconds = std::max(0.0, seconds_since(start) - op_times.wait_seconds);
     const OpFloor floor = floors::of(static_cast<double>(inner.element_bytes(context)), args...);
     OpTime& total = op_times.by_op[name + (floor.shape.empty() ? "" : " " + floor.shape)];
     total.calls += 1;
-    total.seconds += seconds;
     total.flops += floor.flops;
     total.bytes += floor.bytes;
+    const auto run = [&] { return (inner.*Member)(context, args...); };
+    return op_times.card.has_clock() ? marked(context, total, run) : waited(context, total, run);
+  }
+
+ private:
+  template <typename Run>
+  static TmStatus marked(TmContext* context, OpTime& total, const Run& run) {
+    const size_t first = 2 * op_times.marked.size();
+    op_times.marked.push_back(&total);
+    op_times.card.mark(context, first);
+    const TmStatus status = run();
+    op_times.card.mark(context, first + 1);
+    return status;
+  }
+  template <typename Run>
+  static TmStatus waited(TmContext* context, OpTime& total, const Run& run) {
+    const auto start = Clock::now();
+    TmStatus status = run();
+    if (status == TM_OK) status = op_times.inner->synchronize(context);
+    total.seconds += std::max(0.0, seconds_since(start) - op_times.wait_seconds);
     return status;
   }
 };
+
+// Once the device has passed all marks; answers the seconds between each call's two.
+inline double read_marks(TmContext* context) {
+  double seconds = 0;
+  for (size_t call = 0; call < op_times.marked.size(); ++call) {
+    const double ms = std::max(0.0, op_times.card.marked_ms(context, 2 * call, 2 * call + 1));
+    op_times.marked[call]->seconds += ms * 1e-3;
+    seconds += ms * 1e-3;
+  }
+  op_times.marked.clear();
+  return seconds;
+}
 
 // The table to give to an engine; lives as long as the process.
 inline const TmBackend* timed_backend(const TmBackend* inner) {

@@ -1,5 +1,5 @@
 """The card's sustained rates, as bench/gpu/limits.ts reads them: ceilings.py [HEAD,LENGTH ...] -> one JSON line (one GPU, torch).
-Products of 8192^3 on normal random data after 2 s of uninterrupted products, the median of the next second; copy (bytes read
+Products of 8192^3 (bf16; on Hopper row-scaled fp8 too) on normal random data after 2 s of uninterrupted products, the median of the next second; copy (bytes read
 and written) and cuDNN attention (causal, 32 query and 8 key/value heads, bf16, 16,384 tokens) after half a second."""
 import json
 import sys
@@ -49,6 +49,12 @@ def attention_rates(head, length, tokens=16384):
 points = [tuple(map(int, point.split(","))) for point in sys.argv[1:]]
 a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in "ab")
 card = {"device": torch.cuda.get_device_name(), "bf16": 2 * 8192**3 / seconds(lambda: a @ b, 2, 1)}
+if torch.cuda.get_device_capability() == (9, 0):  # row-scaled e4m3 products, as an fp8 base's
+    x, w = (m.to(torch.float8_e4m3fn) for m in (a, b))
+    one = torch.ones(8192, 1, device="cuda")
+    scaled = lambda: torch._scaled_mm(x, w.t(), one, one.t(), out_dtype=torch.bfloat16, use_fast_accum=True)
+    card["fp8"] = 2 * 8192**3 / seconds(scaled, 2, 1)
+    del x, w
 source, target = torch.randn(1 << 29, device="cuda"), torch.empty(1 << 29, device="cuda")
 card["copy"] = 2 * source.nbytes / seconds(lambda: target.copy_(source))
 del source, target

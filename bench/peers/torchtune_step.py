@@ -1,13 +1,12 @@
 """The body of torchtune 0.6.1's lora_finetune_single_device recipe with compile (same builders, loss, optimiser), random
 weights of a Llama's shape, full-length random tokens: torchtune_step.py llama-8b|llama-3b|llama-1b BATCH SEQ -> one JSON line.
-torchtune and its wheels are installed, or unpacked in the folder that TORCHTUNE names."""
+torchtune and its wheels (wheels.txt) are installed, or on PYTHONPATH."""
 import json
 import os
 import sys
 import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, os.environ.get("TORCHTUNE", "."))
 import torch
 from torchtune import training
 from torchtune.modules.loss import CEWithChunkedOutputLoss

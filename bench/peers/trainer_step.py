@@ -1,6 +1,6 @@
 """Training steps of transformers' Trainer (and peft) on one GPU, random weights of a Llama's shape, full-length random tokens:
-trainer_step.py llama-8b|llama-3b|llama-1b lora|full BATCH SEQ plain|compile|liger|checkpoint -> one JSON line.
-liger needs liger-kernel, installed or unpacked in the folder that LIGER names."""
+trainer_step.py llama-8b|llama-3b|llama-1b|qwen2.5-7b lora|full BATCH SEQ plain|compile|liger|checkpoint -> one JSON line.
+Several with + between them: liger+checkpoint. liger needs liger-kernel, installed or on PYTHONPATH."""
 import json
 import os
 import sys
@@ -10,9 +10,11 @@ import warnings
 warnings.filterwarnings("ignore")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 name, method, batch, seq, variant = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+variants = variant.split("+")
 STEPS, WARM = 14, 5
 SHAPES = {
     "llama-1b": dict(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
@@ -21,21 +23,24 @@ SHAPES = {
                      num_attention_heads=24, num_key_value_heads=8, tie_word_embeddings=True),
     "llama-8b": dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
                      num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False),
+    "qwen2.5-7b": dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, vocab_size=152064,
+                       num_attention_heads=28, num_key_value_heads=4, tie_word_embeddings=False),
 }
+is_qwen = name.startswith("qwen")
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-if variant == "liger":
-    sys.path.insert(0, os.environ.get("LIGER", "."))
-    from liger_kernel.transformers import apply_liger_kernel_to_llama
+if "liger" in variants:
+    from liger_kernel.transformers import apply_liger_kernel_to_llama, apply_liger_kernel_to_qwen2
 
-    apply_liger_kernel_to_llama()
+    apply_liger_kernel_to_qwen2() if is_qwen else apply_liger_kernel_to_llama()
 
-config = LlamaConfig(vocab_size=128256, max_position_embeddings=8192, rms_norm_eps=1e-5,
-                     rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, **SHAPES[name])
+shape = dict(vocab_size=128256, max_position_embeddings=8192, rms_norm_eps=1e-5,
+             rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
+config = (Qwen2Config if is_qwen else LlamaConfig)(**{**shape, **SHAPES[name]})
 config._attn_implementation = "sdpa"
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)
 with torch.device("cuda"):
-    model = LlamaForCausalLM(config)
+    model = (Qwen2ForCausalLM if is_qwen else LlamaForCausalLM)(config)
 torch.set_default_dtype(torch.float32)
 model = model.to(torch.bfloat16)
 model.config.use_cache = False
@@ -44,7 +49,7 @@ if method == "lora":
 
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, task_type="CAUSAL_LM",
                                              target_modules=LINEARS))
-    if variant == "checkpoint":
+    if "checkpoint" in variants:
         model.enable_input_require_grads()
 
 
@@ -69,13 +74,13 @@ class Timer(TrainerCallback):
             self.seconds = (time.perf_counter() - self.start) / (STEPS - WARM)
 
 
-checkpoints = variant == "checkpoint"
+checkpoints = "checkpoint" in variants
 timer = Timer()
 arguments = TrainingArguments(
     output_dir="/tmp/trainer-step", max_steps=STEPS, per_device_train_batch_size=batch, learning_rate=2e-5,
     logging_steps=10, save_strategy="no", bf16=True, report_to=[], gradient_checkpointing=checkpoints,
     gradient_checkpointing_kwargs={"use_reentrant": False} if checkpoints else None,
-    torch_compile=variant == "compile", dataloader_num_workers=4, disable_tqdm=True)
+    torch_compile="compile" in variants, dataloader_num_workers=4, disable_tqdm=True)
 Trainer(model=model, args=arguments, train_dataset=Rows(), callbacks=[timer]).train()
 print(json.dumps({"peer": f"transformers Trainer, {variant}", "ms": timer.seconds * 1e3,
                   "tokens_per_second": batch * seq / timer.seconds,

@@ -50,6 +50,11 @@ const TmBackend* find_backend(const std::string& name, const std::string& plugin
   return load_plugin(name, plugin_path);
 }
 
+void* plugin_symbol(const std::string& plugin_path, const char* symbol) {
+  void* library = ::dlopen(plugin_path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  return library == nullptr ? nullptr : ::dlsym(library, symbol);
+}
+
 std::vector<LibraryFinding> find_libraries(const std::string& name, const std::string& plugin_path,
                                            const std::string& folder) {
   const auto function = plugin_function<LibrariesFunction>(name, plugin_path, "_libraries");

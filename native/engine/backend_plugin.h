@@ -11,6 +11,9 @@ namespace tunemesh {
 // ENGINE_MISSING where it can't be loaded, or was built for another version of backend.h.
 const TmBackend* find_backend(const std::string& name, const std::string& plugin_path);
 
+// A function that a plugin has beside its table, for benchmarks; null where it has none.
+void* plugin_symbol(const std::string& plugin_path, const char* symbol);
+
 struct LibraryFinding {
   std::string name;  // "driver", "cuBLASLt", "cuDNN"
   bool is_good;

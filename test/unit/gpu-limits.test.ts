@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { type Ceilings, limitOf, type Work } from '../../bench/gpu/limits.js'
 import { opTable } from '../../bench/gpu/op-table.js'
-import { parseRow } from '../../bench/gpu/rows.js'
+import { parseRow, parseRows } from '../../bench/gpu/rows.js'
 
 /** One H200, as bench/peers/ceilings.py measured it. */
 const h200: Ceilings = {
@@ -39,6 +39,16 @@ describe('limit of a step', () => {
     assertLimit(work, 26246.186342030895, [59.4, 2.8, 3.9, 12])
   })
 
+  it('of a frozen base in fp8 takes that rate for linears and leaves the head in bf16', () => {
+    const work: Work = { model: 'llama-8b', method: 'lora', batch: 4, seq: 2048, precision: 'fp8' }
+    const card = { ...h200, fp8: 1298995862598846.8 }
+    const limit = limitOf(card, work)
+    assert.ok(
+      Math.abs(limit.tokensPerSecond / 29705.37721595655 - 1) < 1e-9,
+      `${limit.tokensPerSecond}`,
+    )
+  })
+
   it('takes attention rates between measured lengths in the logarithm of the length', () => {
     const work: Work = { model: 'smollm2-135m', method: 'lora', batch: 8, seq: 700 }
     assertLimit(work, 576001.5222474046, [4.5, 2.2, 3, 0])
@@ -65,11 +75,24 @@ describe('row of the GPU benchmark', () => {
       precision: 'bf16',
     })
     assert.equal(parseRow('135m-lora-8x512-fp32').precision, 'fp32')
+    assert.equal(parseRow('8b-lora-4x2048-fp8').precision, 'fp8')
   })
 
   it('is refused by its name where it is none', () => {
     assert.throws(() => parseRow('9b-lora-4x512'), /9b-lora-4x512.*8b, 3b, 1b/)
     assert.throws(() => parseRow('8b-lora-0x512'), /8b-lora-0x512/)
+    assert.throws(() => parseRow('8b-full-4x512-fp8'), /frozen base of lora/)
+  })
+
+  it('by the name of all is every row with a figure to reach, once', () => {
+    const names = parseRows('all').map(({ name }) => name)
+    assert.equal(new Set(names).size, names.length)
+    for (const name of ['8b-full-4x512', 'qwen7b-full-16x1024', '5m-full-8x256'])
+      assert.ok(names.includes(name), name)
+    assert.deepEqual(
+      parseRows('5m-lora-8x256,1b-full-8x2048').map(({ model }) => model),
+      ['tiny-5m', 'llama-1b'],
+    )
   })
 })
 
@@ -82,7 +105,7 @@ describe('table of operations', () => {
       { op: 'copy_in', calls: 3, ms: 1, flops: 0, bytes: 0 },
     ]
     const work: Work = { model: 'smollm2-135m', method: 'lora', batch: 8, seq: 512 }
-    const lines = opTable(profile, h200, work).split('\n')
+    const lines = opTable(profile, { card: h200, outsideShare: null }, work).split('\n')
     assert.deepEqual(
       lines.slice(1, 5).map((line) => line.trim().split(/ {2,}/)),
       [
@@ -92,6 +115,8 @@ describe('table of operations', () => {
         ['copy_in', '3', '1.000', '10.0 %', '–', '–'],
       ],
     )
-    assert.match(lines[5] ?? '', /^sum 10\.000 ms, of floors 5\.500 ms/)
+    assert.match(lines[5] ?? '', /^sum 10\.000 ms, of floors 5\.500 ms; every operation waits/)
+    const free = opTable(profile, { card: h200, outsideShare: 0.0123 }, work)
+    assert.match(free, /1\.2 % of the step between them$/)
   })
 })

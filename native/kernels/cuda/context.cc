@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/card_memory.h"
 #include "kernels/cuda/round_and_add.cuh"
 
 using tunemesh::cuda::CudaFailure;
@@ -39,7 +40,7 @@ cudaDeviceProp select_device(int index) {
     throw CudaFailure(TM_BAD_ARGUMENT, "device " + std::to_string(index) + " is not there; this " +
                                            "machine shows " + std::to_string(num_devices));
   }
-  CUDA_CHECK(cudaSetDevice(index));
+  tunemesh::cuda::select_and_measure(index);
   cudaDeviceProp properties{};
   CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   if (properties.major < kOldestMajor) {
@@ -72,6 +73,7 @@ std::string text_of(const DeviceFault& fault) {
 TmContext::TmContext(int device_index, TmPrecision precision, const std::string& library_folder)
     : device_((select_device(device_index), device_index)),
       precision_(precision),
+      free_at_start_(tunemesh::cuda::free_device_bytes()),
       fault_(sizeof(DeviceFault)),
       outcome_(sizeof(unsigned long long)),
       staging_(kStagedBlocks * kBlockElements * sizeof(int64_t)),
@@ -93,6 +95,17 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
   description_ = "cuda: " + instruction_path_ + ", driver CUDA " + cuda_text(driver);
   memory_bytes_ = properties.totalGlobalMem;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
+  CUDA_CHECK(cudaStreamSynchronize(stream()));
+  const size_t free_now = tunemesh::cuda::free_device_bytes();
+  opened_bytes_ = free_at_start_ - std::min(free_at_start_, free_now);
+}
+
+size_t TmContext::overhead_bytes() const {
+  return tunemesh::cuda::context_bytes(device_) + opened_bytes_ + tunemesh::cuda::kLazyModuleBytes;
+}
+
+size_t TmContext::workspace_bytes() const {
+  return fault_.bytes() + outcome_.bytes() + staging_.bytes() + gemm_->workspace_bytes();
 }
 
 tunemesh::cuda::ElementTransfer& TmContext::transfer() {

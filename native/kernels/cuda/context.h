@@ -31,6 +31,11 @@ struct TmContext {
   // Card, its architecture, the libraries' versions and the elements: all that bits depend on.
   const std::string& instruction_path() const { return instruction_path_; }
   size_t memory_bytes() const { return memory_bytes_; }
+  // What the card holds for this process beside the buffers that an engine takes: the context, what
+  // opening took (libraries, workspaces, measured), and an allowance for what is loaded later.
+  size_t overhead_bytes() const;
+  // Of it, the buffers that products and the exchange work in.
+  size_t workspace_bytes() const;
 
   // Makes this the thread's device; throws again where the device has failed before.
   void enter();
@@ -47,7 +52,8 @@ struct TmContext {
   int device_;
   TmPrecision precision_;
   std::string description_, instruction_path_, failure_;
-  size_t memory_bytes_ = 0;
+  size_t memory_bytes_ = 0, opened_bytes_ = 0;
+  size_t free_at_start_;  // before anything below is made
   // In this order: what uses the stream and the device's memory goes first.
   tunemesh::cuda::Stream stream_;
   tunemesh::cuda::DeviceBuffer fault_, outcome_, staging_;

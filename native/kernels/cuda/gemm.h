@@ -39,6 +39,7 @@ class Gemm {
   void backward_input(const TmLinear& args, cudaStream_t stream);
   void weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream);
   const CublasLt& library() const { return library_; }
+  size_t workspace_bytes() const { return workspace_.bytes(); }
 
   // c [m, n] = alpha op(a) op(b) + what is added, column-major, inner size k.
   struct Product {

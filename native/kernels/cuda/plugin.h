@@ -27,6 +27,21 @@ typedef struct TmCudaFinding {
 // thread's next call.
 size_t tm_cuda_libraries(const char* folder, const TmCudaFinding** findings);
 
+// Free memory of a card as the driver tells it, 0 where it does not; gives the process a context.
+size_t tm_cuda_free_bytes(int device);
+
+typedef struct TmCudaOverhead {
+  size_t total_bytes;      // context, modules and what opening took: nothing that an engine plans
+  size_t workspace_bytes;  // of it, the buffers that products and the exchange work in
+} TmCudaOverhead;
+TmCudaOverhead tm_cuda_overhead(TmContext* context);
+
+// Marks the place that the context's stream has reached, under a number; an earlier mark of that
+// number is forgotten. Answers 0, or 1 where it failed. One context of a process at a time.
+int tm_cuda_mark(TmContext* context, size_t number);
+// Milliseconds of the device between two marks that it has passed; negative where that is unknown.
+double tm_cuda_marked_ms(TmContext* context, size_t from, size_t to);
+
 #ifdef __cplusplus
 }
 #endif
