@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -17,6 +18,8 @@ namespace {
 constexpr int kLayoutVersion = 1;
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kAlignment = 64;
+constexpr size_t kHostPieceElements = size_t{8} << 20;
+constexpr const char* kEmbedding = "model.embed_tokens.weight";
 constexpr char kMagic[] = "tunemesh packed weights\n";
 
 std::string shape_text(const std::vector<size_t>& shape) {
@@ -65,29 +68,76 @@ void check_weights(const ModelConfig& config, const WeightSource& source) {
 
 BaseWeights::BaseWeights(const Device& device, const Options& options)
     : device_(device), config_(options.config), source_(options.source), groups_(options.groups) {
-  Layout layout = lay_out(device, config_, groups_);
+  Layout layout = lay_out(device, config_, {groups_, options.embedding_on_host});
   parts_ = std::move(layout.parts);
   num_bytes_ = layout.num_bytes;
+  host_bytes_ = layout.host_bytes;
   if (!options.cache_folder.empty() && device.is_host()) {
     open_cache(options.cache_folder);
     return;
   }
+  fill_private();
+}
+
+void BaseWeights::fill_private() {
+  const auto reserved = [](Arena& arena, size_t bytes) {
+    arena.take_bytes("base weights", bytes);
+    arena.allocate();
+    char* const memory = static_cast<char*>(arena.take_bytes("base weights", bytes));
+    arena.seal();
+    return memory;
+  };
   private_ = std::make_unique<Arena>(device_);
-  private_->take_bytes("base weights", num_bytes_);
-  private_->allocate();
-  char* memory = static_cast<char*>(private_->take_bytes("base weights", num_bytes_));
-  private_->seal();
-  for (const Part& part : parts_) fill(part, memory + part.offset);
+  char* const memory = reserved(*private_, num_bytes_);
+  char* host = nullptr;
+  if (host_bytes_ > 0) {
+    on_host_ = std::make_unique<Arena>(device_, Arena::Place::kHost);
+    host = reserved(*on_host_, host_bytes_);
+  }
+  for (const Part& part : parts_) {
+    if (part.is_on_host) {
+      fill_on_host(part, host + part.offset);
+    } else {
+      fill(part, memory + part.offset);
+    }
+  }
   base_ = memory;
+  host_base_ = host;
+}
+
+// Row by row the same elements as on the device, which packs them.
+void BaseWeights::fill_on_host(const Part& part, char* out) const {
+  const size_t width = part.shape[1];
+  const size_t step = std::max<size_t>(1, kHostPieceElements / width);
+  Arena piece(device_);
+  const auto take = [&] { return piece.take_elements("piece", step * width); };
+  take();
+  piece.allocate();
+  TmElement* const packed = take();
+  std::vector<float> rows(step * width);
+  for (size_t row = 0; row < part.shape[0]; row += step) {
+    const size_t count = std::min(step, part.shape[0] - row);
+    source_.read(part.tensor, row * width, count * width, rows.data());
+    TM_RUN(device_, pack_weight, rows.data(), count, width, packed);
+    TM_RUN(device_, copy_out, out + row * width * device_.element_bytes(), packed,
+           count * width * device_.element_bytes());
+  }
 }
 
 BaseWeights::Layout BaseWeights::lay_out(const Device& device, const ModelConfig& config,
-                                         const GroupPlan& groups) {
+                                         const Choice& choice) {
+  const GroupPlan& groups = choice.groups;
   const bool packs_row_major = device.ops().packs_row_major(device.context());
   Layout layout;
   for (const TensorShape& tensor : model_tensors(config)) {
     if (groups.is_used && is_in_group(tensor.name)) continue;
-    const bool is_embedding = tensor.name == "model.embed_tokens.weight";
+    const bool is_embedding = tensor.name == kEmbedding;
+    if (is_embedding && choice.embedding_on_host) {
+      const size_t count = device.ops().packed_weight_elements(tensor.shape[0], tensor.shape[1]);
+      layout.append({tensor.name, tensor.shape, true, 0, 0, 0, kNumGroups, true},
+                    count * device.element_bytes());
+      continue;
+    }
     layout.add(device, tensor, tensor.shape.size() == 2 && (!is_embedding || packs_row_major));
   }
   if (config.tie_word_embeddings && !packs_row_major) {
@@ -113,15 +163,17 @@ void BaseWeights::Layout::add(const Device& device, const TensorShape& tensor, b
 }
 
 void BaseWeights::Layout::append(Part part, size_t bytes) {
-  part.offset = num_bytes;
+  size_t& end = part.is_on_host ? host_bytes : num_bytes;
+  part.offset = end;
   part.num_bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  num_bytes += part.num_bytes;
+  end += part.num_bytes;
   parts.push_back(std::move(part));
 }
 
-size_t BaseWeights::planned_bytes(const Device& device, const ModelConfig& config,
-                                  const GroupPlan& groups) {
-  return lay_out(device, config, groups).num_bytes;
+BaseWeights::Bytes BaseWeights::planned(const Device& device, const ModelConfig& config,
+                                        const Choice& choice) {
+  const Layout layout = lay_out(device, config, choice);
+  return {layout.num_bytes, layout.host_bytes};
 }
 
 // The border stays zero: the adapters' values come with refresh_groups().
@@ -204,7 +256,8 @@ void BaseWeights::write_cache(const std::string& path, const std::string& header
 
 const char* BaseWeights::at(const std::string& tensor, bool is_packed) const {
   for (const Part& part : parts_) {
-    if (part.is_packed == is_packed && part.tensor == tensor) return base_ + part.offset;
+    if (part.is_packed != is_packed || part.tensor != tensor) continue;
+    return (part.is_on_host ? host_base_ : base_) + part.offset;
   }
   throw EngineError("INTERNAL", "no weight named " + tensor + " was laid out.");
 }
@@ -219,7 +272,7 @@ TmWeight BaseWeights::packed_at(const std::string& tensor, size_t out, size_t in
 
 DecoderWeights BaseWeights::view() const {
   DecoderWeights view;
-  const char* embedding = "model.embed_tokens.weight";
+  const char* embedding = kEmbedding;
   if (device_.ops().packs_row_major(device_.context())) {
     view.embedding = packed_at(embedding, config_.vocab_size, config_.hidden_size);
   } else {

@@ -26,17 +26,27 @@ class BaseWeights {
     const WeightSource& source;
     std::string cache_folder;  // empty: private memory
     GroupPlan groups;          // plan_frozen_groups()
+    // The embedding in host memory, from which the device reads single rows; not where it is tied.
+    bool embedding_on_host = false;
   };
   BaseWeights(const Device& device, const Options& options);
 
   // What an instance will hold, mapped or private.
-  static size_t planned_bytes(const Device& device, const ModelConfig& config,
-                              const GroupPlan& groups);
+  struct Choice {
+    const GroupPlan& groups;
+    bool embedding_on_host = false;
+  };
+  struct Bytes {
+    size_t device_bytes = 0, host_bytes = 0;
+  };
+  static Bytes planned(const Device& device, const ModelConfig& config, const Choice& choice);
 
   const GroupPlan& groups() const { return groups_; }
   // All gradients null.
   DecoderWeights view() const;
-  size_t num_bytes() const { return num_bytes_; }
+  size_t num_bytes() const { return num_bytes_; }  // on the device
+  size_t host_bytes() const { return host_bytes_; }
+  bool embedding_on_host() const { return host_bytes_ > 0; }
   bool is_mapped() const { return mapped_.has_value(); }
 
  private:
@@ -47,14 +57,17 @@ class BaseWeights {
     size_t offset, num_bytes;  // num_bytes: a multiple of kAlignment
     size_t layer = 0;          // of a group
     int group = kNumGroups;    // kNumGroups: a tensor of its own
+    bool is_on_host = false;
   };
   struct Layout {
     std::vector<Part> parts;
-    size_t num_bytes = 0;
+    size_t num_bytes = 0, host_bytes = 0;
     void add(const Device& device, const TensorShape& tensor, bool is_packed);
     void append(Part part, size_t bytes);
   };
-  static Layout lay_out(const Device& device, const ModelConfig& config, const GroupPlan& groups);
+  static Layout lay_out(const Device& device, const ModelConfig& config, const Choice& choice);
+  void fill_private();
+  void fill_on_host(const Part& part, char* out) const;
   void fill(const Part& part, char* out) const;
   void fill_group(const Part& part, TmElement* packed) const;
   void open_cache(const std::string& folder);
@@ -69,10 +82,11 @@ class BaseWeights {
   const WeightSource& source_;
   GroupPlan groups_;
   std::vector<Part> parts_;
-  size_t num_bytes_ = 0;
+  size_t num_bytes_ = 0, host_bytes_ = 0;
   std::optional<MappedFile> mapped_;
-  std::unique_ptr<Arena> private_;
+  std::unique_ptr<Arena> private_, on_host_;
   const char* base_ = nullptr;
+  const char* host_base_ = nullptr;
 };
 
 // Throws the source's error where a tensor of the configuration is missing or has another shape.

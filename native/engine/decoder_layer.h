@@ -23,9 +23,12 @@ struct Pass {
   // above 0 the pass is one token that attends to all rows before it.
   size_t cache_start = 0;
   const int32_t* host_document_starts = nullptr;
+  bool has_backward = false;  // follows: what layers keep is then looked after
 };
 
 void layer_forward(const Pass& pass, size_t layer);
+// Computes again what backward needs of the layer and finds no more (LayerActivations).
+void layer_again(const Pass& pass, size_t layer);
 
 // How far the gradient must go below a layer: nothing below the lowest trained tensor is computed.
 enum class BackwardDepth {
@@ -35,7 +38,7 @@ enum class BackwardDepth {
   kInput,      // to the layer's input
 };
 
-// work.dx holds d loss / d x_out and receives d loss / d x (with kInput).
+// Begins with layer_again(). work.dx holds d loss / d x_out and receives d loss / d x (with kInput).
 void layer_backward(const Pass& pass, size_t layer, BackwardDepth depth);
 
 }  // namespace tunemesh

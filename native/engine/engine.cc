@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "engine/adapter_folder.h"
+#include "engine/memory_choice.h"
 #include "engine/sha256.h"
 #include "engine/tensor_files.h"
 
@@ -15,6 +16,14 @@ namespace tunemesh {
 namespace {
 
 constexpr size_t kInferenceLossRows = 64;
+
+void add_base(const BaseWeights::Bytes& base, MemoryPlan& plan) {
+  plan.uses.push_back({"base weights", base.device_bytes});
+  plan.total_bytes += base.device_bytes;
+  plan.host_bytes += base.host_bytes;
+  plan.embedding_on_host = base.host_bytes > 0;
+  if (base.host_bytes > 0) plan.uses.push_back({"embedding on the host", base.host_bytes});
+}
 
 double milliseconds_since(std::chrono::steady_clock::time_point start) {
   const std::chrono::duration<double, std::milli> elapsed =
@@ -36,16 +45,18 @@ Engine::Engine(const TmBackend* backend, EngineOptions options,
 }
 
 MemoryPlan Engine::plan(const TrainSpec& spec) const {
-  const TrainingState counted(device_, options_.config, spec);
-  MemoryPlan plan = counted.plan();
+  TrainingState counted(device_, options_.config, spec);
+  const MemoryChoice choice =
+      choose_memory(counted, memory_room(*device_, spec, base_bytes_, false));
+  MemoryPlan plan = counted.plan(choice.layers);
   if (spec.is_full) return plan;
-  const size_t base_bytes = BaseWeights::planned_bytes(*device_, options_.config, counted.groups());
+  const BaseWeights::Bytes base =
+      BaseWeights::planned(*device_, options_.config, {counted.groups(), choice.embedding_on_host});
   if (!options_.packed_cache_dir.empty() && device_->is_host()) {
-    plan.mapped_bytes = base_bytes;
+    plan.mapped_bytes = base.device_bytes;
     return plan;
   }
-  plan.uses.push_back({"base weights", base_bytes});
-  plan.total_bytes += base_bytes;
+  add_base(base, plan);
   return plan;
 }
 
@@ -57,14 +68,20 @@ void Engine::load() {
 
 // The frozen model is packed or mapped when it is first needed: full fine-tuning never does.
 // One that was laid out for other adapters is packed anew.
-void Engine::ensure_base(const LoraSpec* lora) {
+void Engine::ensure_base(const BaseChoice& choice) {
   if (!is_loaded_) throw EngineError("STATE_CONFLICT", "the engine's model is not loaded yet.");
-  const GroupPlan groups = plan_frozen_groups(*device_, options_.config, lora);
-  if (base_ && base_->groups() == groups) return;
+  const GroupPlan groups = plan_frozen_groups(*device_, options_.config, choice.lora);
+  if (base_ && base_->groups() == groups &&
+      base_->embedding_on_host() == choice.embedding_on_host) {
+    return;
+  }
   base_.reset();
+  base_bytes_ = 0;
   has_weights_ = false;
   base_ = std::make_unique<BaseWeights>(
-      *device_, BaseWeights::Options{options_.config, *source_, options_.packed_cache_dir, groups});
+      *device_, BaseWeights::Options{options_.config, *source_, options_.packed_cache_dir, groups,
+                                     choice.embedding_on_host});
+  base_bytes_ = base_->is_mapped() ? 0 : base_->num_bytes();
 }
 
 void Engine::refresh(const TrainedVector& trained) const {
@@ -78,10 +95,14 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
   inference_adapter_.reset();
   start_adapter_.clear();
   auto training = std::make_unique<TrainingState>(device_, options_.config, spec);
+  const MemoryChoice choice =
+      choose_memory(*training, memory_room(*device_, spec, base_bytes_, true));
+  training->choose_layers(choice.layers);
   if (spec.is_full) {
     base_.reset();
+    base_bytes_ = 0;
   } else {
-    ensure_base(&training->spec().lora);
+    ensure_base({&training->spec().lora, choice.embedding_on_host});
   }
   has_weights_ = false;
   training->reserve();
@@ -96,8 +117,7 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
     if (base_->is_mapped()) {
       memory.mapped_bytes = base_->num_bytes();
     } else {
-      memory.uses.push_back({"base weights", base_->num_bytes()});
-      memory.total_bytes += base_->num_bytes();
+      add_base({base_->num_bytes(), base_->host_bytes()}, memory);
     }
   }
   place_copies(*device_, weights_, training->trained());
@@ -131,7 +151,7 @@ void Engine::load_adapter(const std::string& folder) {
     start_adapter_ = folder;
     return;
   }
-  ensure_base(&found);
+  ensure_base({&found});
   auto adapter = std::make_unique<InferenceAdapter>();
   adapter->lora = found;
   adapter->layout = lora_layout(options_.config, found);
@@ -153,7 +173,7 @@ void Engine::load_adapter(const std::string& folder) {
 
 const DecoderWeights& Engine::current_weights() {
   if (!has_weights_) {
-    ensure_base(nullptr);
+    ensure_base({});
     weights_ = base_->view();
     has_weights_ = true;
   }

@@ -1,6 +1,7 @@
 // One model on one device: what the bindings call. Every method but plan() and the plain getters
 // belongs to the engine's thread.
 #pragma once
+#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -88,7 +89,11 @@ class Engine {
     const float* gradient;  // the device reads it
   };
   void update_from(const Update& update, AdamWNumbers numbers);
-  void ensure_base(const LoraSpec* lora);            // null: without adapter
+  struct BaseChoice {
+    const LoraSpec* lora = nullptr;  // null: without adapter
+    bool embedding_on_host = false;
+  };
+  void ensure_base(const BaseChoice& choice);
   void refresh(const TrainedVector& trained) const;  // packed copies of the job's weights
   const DecoderWeights& current_weights();
   // Runs the step on the job's workspace where the batch fits it, else on one of its own.
@@ -99,6 +104,7 @@ class Engine {
   std::shared_ptr<Device> device_;
   std::unique_ptr<WeightSource> source_;
   bool is_loaded_ = false;
+  std::atomic<size_t> base_bytes_ = 0;  // of base_, on the device
   std::unique_ptr<BaseWeights> base_;
   std::unique_ptr<TrainingState> training_;
   DecoderWeights weights_;  // of the job, or of the base with an adapter for inference

@@ -25,7 +25,7 @@ GroupStrides strides_of(const Pass& pass, Group group) {
   }
 }
 
-// Backward needs the tail when x's rows are long overwritten; attention's rows stay.
+// Backward needs the tail when x's rows are long overwritten; rows that stay keep theirs.
 void keep_tail(const Pass& pass, size_t layer, const GroupCall& call) {
   TmElement* const kept = pass.work.layers[layer].tails[call.group];
   const size_t border = pass.weights.groups.borders[call.group];
@@ -111,7 +111,7 @@ void group_weight_grads(const Pass& pass, size_t layer, const GroupBackwardCall&
   AdapterRows rows = {pass.weights.layers[layer], groups.shapes[call.group]};
   TmElement* tail = pass.work.layers[layer].tails[call.group];
   size_t tail_stride = groups.borders[call.group];
-  if (call.group == kOutputGroup) {
+  if (tail == nullptr) {  // it stayed in the input's rows
     tail = pass.device.at(const_cast<TmElement*>(call.x), rows.shape.in);
     tail_stride = strides.x;
   }

@@ -20,21 +20,22 @@ void swiglu_backward(const Pass& pass, const LayerActivations& saved, TmElement*
   TM_RUN(pass.device, swiglu_backward, &call);
 }
 
-// down_proj's input is computed anew for its own gradient: with groups by swiglu's backward, which
-// has read gate and up anyway.
+// down_proj's input, where it was not kept, is computed anew for its own gradient: with groups by
+// swiglu's backward, which has read gate and up anyway.
 void down_and_swiglu_backward(const Pass& pass, size_t layer, bool below_down) {
   const Workspace& work = pass.work;
   const LayerActivations& saved = work.layers[layer];
-  const bool is_trained = pass.weights.layers[layer].linears[kDown].is_trained();
+  const bool needs_input =
+      pass.weights.layers[layer].linears[kDown].is_trained() && !saved.keeps_inputs;
   const GroupBackwardCall down = {
-      kDownGroup, {work.dx}, work.swiglu, below_down ? work.dswiglu : nullptr};
+      kDownGroup, {work.dx}, saved.swiglu, below_down ? work.dswiglu : nullptr};
   if (below_down && pass.weights.groups.is_used) {
     group_input_grad(pass, layer, down);
-    swiglu_backward(pass, saved, is_trained ? work.swiglu : nullptr);
+    swiglu_backward(pass, saved, needs_input ? saved.swiglu : nullptr);
     group_weight_grads(pass, layer, down);
     return;
   }
-  if (is_trained) swiglu_forward(pass, saved);
+  if (needs_input) swiglu_forward(pass, saved);
   run_group_backward(pass, layer, down);
   if (below_down) swiglu_backward(pass, saved, nullptr);
 }
@@ -47,11 +48,13 @@ void mlp_backward(const Pass& pass, size_t layer, bool to_input) {
       to_input || weights.linears[kGate].is_trained() || weights.linears[kUp].is_trained();
   down_and_swiglu_backward(pass, layer, below_down);
   if (!below_down) return;
-  norm_again(pass,
-             {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2, work.strides.normed});
+  if (!saved.keeps_inputs) {
+    norm_forward(pass, {saved.x_mid, weights.post_norm.gain, saved.normed2, saved.rstd2,
+                        work.strides.normed});
+  }
   run_group_backward(
       pass, layer,
-      {kGateUpGroup, {saved.gate, saved.up}, work.normed, to_input ? work.dnormed : nullptr});
+      {kGateUpGroup, {saved.gate, saved.up}, saved.normed2, to_input ? work.dnormed : nullptr});
   if (!to_input) return;
   norm_backward_add(pass, {saved.x_mid, saved.rstd2, &weights.post_norm});
 }
@@ -92,18 +95,21 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
     head_norm_backward(pass, {saved.k_raw, saved.k_rstd, &weights.k_norm},
                        {work.dk, config.num_kv_heads, strides.key_grad, strides.raw_key});
   }
-  norm_again(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1,
-                    strides.normed});
+  if (!saved.keeps_inputs) {
+    norm_forward(pass, {work.residual[layer], weights.input_norm.gain, saved.normed1, saved.rstd1,
+                        strides.normed});
+  }
   const bool to_input = depth == BackwardDepth::kInput;
   run_group_backward(
       pass, layer,
-      {kQkvGroup, {work.dq, work.dk, work.dv}, work.normed, to_input ? work.dnormed : nullptr});
+      {kQkvGroup, {work.dq, work.dk, work.dv}, saved.normed1, to_input ? work.dnormed : nullptr});
   if (to_input) norm_backward_add(pass, {work.residual[layer], saved.rstd1, &weights.input_norm});
 }
 
 }  // namespace
 
 void layer_backward(const Pass& pass, size_t layer, BackwardDepth depth) {
+  layer_again(pass, layer);
   mlp_backward(pass, layer, depth >= BackwardDepth::kOutput);
   if (depth >= BackwardDepth::kOutput) attention_half_backward(pass, layer, depth);
 }

@@ -35,8 +35,6 @@ void norm_forward(const Pass& pass, const NormCall& call) {
   TM_RUN(pass.device, rms_norm_forward, &args);
 }
 
-void norm_again(const Pass& pass, const NormCall& call) { norm_forward(pass, call); }
-
 void head_norm_forward(const Pass& pass, const NormCall& call, const HeadRows& rows) {
   const HeadShape shape = {rows.heads, pass.config.head_size};
   TmRmsNorm args = {};
@@ -148,7 +146,7 @@ void swiglu_forward(const Pass& pass, const LayerActivations& saved) {
   TmSwiGlu args = {};
   args.gate = saved.gate;
   args.up = saved.up;
-  args.out = pass.work.swiglu;
+  args.out = saved.swiglu;
   args.n = pass.n;
   args.d = width;
   args.in_stride = pass.work.strides.gate_up;

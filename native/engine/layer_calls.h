@@ -13,8 +13,6 @@ struct NormCall {
   size_t y_stride;
 };
 void norm_forward(const Pass& pass, const NormCall& call);
-// The same values once more in backward, rather than keeping them.
-void norm_again(const Pass& pass, const NormCall& call);
 // q/k norm: every head of every token is a row of head_size.
 struct HeadRows {
   size_t heads, x_stride, y_stride;  // strides from token to token
@@ -44,7 +42,7 @@ void rotate(const Pass& pass, const RotateCall& call);
 TmAttention attention_call(const Pass& pass, const LayerActivations& saved);
 // Of the one newest token, at row pass.cache_start of the cache.
 TmDecodeAttention decode_attention_call(const Pass& pass, const LayerActivations& saved);
-// work.swiglu = silu(gate) * up
+// saved.swiglu = silu(gate) * up
 void swiglu_forward(const Pass& pass, const LayerActivations& saved);
 
 // Linears that read the same x, as one product where the backend has groups. Strides are the

@@ -26,9 +26,9 @@ void attention_half(const Pass& pass, size_t layer) {
   TmElement* const q_raw = config.qk_norm ? saved.q_raw : saved.q;
   TmElement* const k_raw = config.qk_norm ? saved.k_raw : k;
 
-  norm_forward(pass, {work.residual[layer], weights.input_norm.gain, work.normed, saved.rstd1,
+  norm_forward(pass, {work.residual[layer], weights.input_norm.gain, saved.normed1, saved.rstd1,
                       strides.normed});
-  run_group(pass, layer, {kQkvGroup, work.normed, {q_raw, k_raw, v}});
+  run_group(pass, layer, {kQkvGroup, saved.normed1, {q_raw, k_raw, v}});
   if (config.qk_norm) {
     head_norm_forward(pass, {q_raw, weights.q_norm.gain, saved.q, saved.q_rstd, 0},
                       {config.num_heads, strides.raw_query, strides.query});
@@ -41,23 +41,28 @@ void attention_half(const Pass& pass, size_t layer) {
   run_group(pass, layer, {kOutputGroup, saved.attention, {saved.x_mid}, work.residual[layer]});
 }
 
-void mlp_half(const Pass& pass, size_t layer) {
-  const Workspace& work = pass.work;
+void gate_and_up(const Pass& pass, size_t layer) {
   const LayerWeights& weights = pass.weights.layers[layer];
-  const LayerActivations& saved = work.layers[layer];
-  TmElement* const out = work.residual[layer + 1];
-  norm_forward(
-      pass, {saved.x_mid, weights.post_norm.gain, work.normed, saved.rstd2, work.strides.normed});
-  run_group(pass, layer, {kGateUpGroup, work.normed, {saved.gate, saved.up}});
-  swiglu_forward(pass, saved);
-  run_group(pass, layer, {kDownGroup, work.swiglu, {out}, saved.x_mid});
+  const LayerActivations& saved = pass.work.layers[layer];
+  norm_forward(pass, {saved.x_mid, weights.post_norm.gain, saved.normed2, saved.rstd2,
+                      pass.work.strides.normed});
+  run_group(pass, layer, {kGateUpGroup, saved.normed2, {saved.gate, saved.up}});
 }
 
 }  // namespace
 
 void layer_forward(const Pass& pass, size_t layer) {
+  const LayerActivations& saved = pass.work.layers[layer];
   attention_half(pass, layer);
-  mlp_half(pass, layer);
+  gate_and_up(pass, layer);
+  swiglu_forward(pass, saved);
+  run_group(pass, layer, {kDownGroup, saved.swiglu, {pass.work.residual[layer + 1]}, saved.x_mid});
+}
+
+void layer_again(const Pass& pass, size_t layer) {
+  const LayerActivations& saved = pass.work.layers[layer];
+  if (saved.recomputes_attention) attention_half(pass, layer);
+  if (saved.recomputes_gate_up) gate_and_up(pass, layer);
 }
 
 }  // namespace tunemesh

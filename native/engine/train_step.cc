@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "engine/activation_transfer.h"
 #include "engine/layer_calls.h"
 
 namespace tunemesh {
@@ -30,7 +31,8 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
   const Workspace& work = model.work;
   TM_RUN(model.device, fill_zero, gradient.values, gradient.num_floats * sizeof(float));
 
-  const Pass pass = begin_pass(model, batch, 0);
+  Pass pass = begin_pass(model, batch, 0);
+  pass.has_backward = true;
   forward_layers(pass);
   const LossRows rows = select_trained_rows(pass, batch);
   if (rows.count == 0) return {};
@@ -101,7 +103,11 @@ Pass begin_pass(const StepModel& model, const TokenBatch& batch, size_t cache_st
 void forward_layers(const Pass& pass) {
   TM_RUN(pass.device, embedding_forward, pass.work.tokens, pass.n, &pass.weights.embedding,
          pass.work.residual[0]);
-  for (size_t layer = 0; layer < pass.config.num_layers; ++layer) layer_forward(pass, layer);
+  for (size_t layer = 0; layer < pass.config.num_layers; ++layer) {
+    if (pass.has_backward) await_place(pass, layer);
+    layer_forward(pass, layer);
+    if (pass.has_backward) send_layer(pass, layer);
+  }
 }
 
 void head_forward(const Pass& pass, size_t num_rows) {
@@ -234,8 +240,10 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
 
 void backward_layers(const Pass& pass, const GradientVector& gradient) {
   for (size_t layer = pass.config.num_layers; layer-- > 0;) {
+    await_layer(pass, layer);
     layer_backward(pass, layer,
                    layer > 0 ? BackwardDepth::kInput : lowest_layer_depth(pass.weights));
+    fetch_layer_below(pass, layer);
     tell_final(gradient, pass.config.num_layers - layer);
   }
 }

@@ -8,6 +8,19 @@ namespace {
 
 constexpr size_t kStagingFloats = size_t{1} << 22;  // whole blocks; 16 MiB
 
+constexpr size_t kHostLossRows = 128;
+constexpr size_t kMostLogits = size_t{1} << 28, kMostLossRows = 4096;
+
+// Of the device's kind and the shape alone: workers of one class must agree.
+size_t loss_rows_for(const Device& device, const ModelConfig& config, size_t tokens) {
+  size_t rows = kHostLossRows;
+  while (!device.is_host() && 2 * rows <= kMostLossRows &&
+         2 * rows * config.vocab_size <= kMostLogits) {
+    rows *= 2;
+  }
+  return std::min(rows, tokens);
+}
+
 void check_range(const char* field, size_t value, size_t limit) {
   if (value >= 1 && value <= limit) return;
   throw EngineError("JOB_INVALID", std::string(field) + " is " + std::to_string(value) + "; 1 to " +
@@ -27,6 +40,9 @@ TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelCo
                             : plan_frozen_groups(*device_, config, &spec_.lora)) {
   check_range("tokensPerMicroBatch", spec_.tokens_per_micro_batch, size_t{1} << 24);
   check_range("longestDocument", spec_.longest_document, config.max_position_embeddings);
+  if (spec_.loss_chunk_rows == 0) {
+    spec_.loss_chunk_rows = loss_rows_for(*device_, config, spec_.tokens_per_micro_batch);
+  }
   check_range("lossChunkRows", spec_.loss_chunk_rows, 1 << 20);
   if (spec_.is_local) return;
   check_range("numContributionSlots", static_cast<size_t>(spec_.num_contribution_slots), 4096);
@@ -43,7 +59,7 @@ ExchangeOptions TrainingState::exchange_options() const {
 }
 
 // Reserving order; the same code counts for the plan and takes for the job.
-TrainingState::Buffers TrainingState::take_all(Arenas& arenas) const {
+TrainingState::Buffers TrainingState::take_all(Arenas& arenas, const ActivationPlan& layers) const {
   Arena& arena = arenas.device;
   Buffers buffers;
   buffers.trained.layout = &layout_;
@@ -56,8 +72,9 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas) const {
                        spec_.is_full ? 0 : spec_.lora.rank,
                        true,
                        0,
-                       groups_};
-  buffers.work.reserve(config_, *device_, arena);
+                       groups_,
+                       layers};
+  buffers.work.reserve(config_, *device_, {arena, &arenas.host});
   if (spec_.is_local) {
     const size_t count = (layout_.num_blocks + TM_NORM_GROUP_BLOCKS - 1) / TM_NORM_GROUP_BLOCKS;
     buffers.norm_sums = {arena.take<double>("gradient norm", count), count};
@@ -81,7 +98,7 @@ void TrainingState::take_exchange(Arenas& arenas, Buffers& buffers) const {
   }
 }
 
-MemoryPlan TrainingState::memory_of(const Arenas& arenas) const {
+MemoryPlan TrainingState::memory_of(const Arenas& arenas, const ActivationPlan& layers) const {
   MemoryPlan plan;
   plan.total_bytes = arenas.device.total_bytes();
   plan.uses = arenas.device.uses();
@@ -89,15 +106,16 @@ MemoryPlan TrainingState::memory_of(const Arenas& arenas) const {
     (device_->is_host() ? plan.total_bytes : plan.host_bytes) += arena->total_bytes();
     plan.uses.insert(plan.uses.end(), arena->uses().begin(), arena->uses().end());
   }
+  plan.activations = counts_of(layers.empty() ? ActivationPlan(config_.num_layers) : layers);
   plan.num_trained_parameters = layout_.num_parameters;
   plan.num_blocks = layout_.num_blocks;
   return plan;
 }
 
-MemoryPlan TrainingState::plan() const {
+MemoryPlan TrainingState::plan(const ActivationPlan& layers) const {
   Arenas counting(*device_);
-  take_all(counting);
-  return memory_of(counting);
+  take_all(counting, layers);
+  return memory_of(counting, layers);
 }
 
 TrainingState::Arenas::Arenas(const Device& of)
@@ -107,9 +125,9 @@ TrainingState::Arenas::Arenas(const Device& of)
 
 void TrainingState::reserve() {
   arenas_ = std::make_unique<Arenas>(*device_);
-  take_all(*arenas_);
+  take_all(*arenas_, spec_.layers);
   for (Arena* arena : {&arenas_->device, &arenas_->host, arenas_->frames.get()}) arena->allocate();
-  Buffers buffers = take_all(*arenas_);
+  Buffers buffers = take_all(*arenas_, spec_.layers);
   for (Arena* arena : {&arenas_->device, &arenas_->host, arenas_->frames.get()}) arena->seal();
   trained_ = buffers.trained;
   work_ = std::move(buffers.work);
@@ -129,7 +147,7 @@ std::shared_ptr<ExchangeBuffers> TrainingState::shared_exchange() const {
   throw EngineError("STATE_CONFLICT", "a job in local mode exchanges nothing.");
 }
 
-MemoryPlan TrainingState::reserved() const { return memory_of(*arenas_); }
+MemoryPlan TrainingState::reserved() const { return memory_of(*arenas_, spec_.layers); }
 
 TrainingState::~TrainingState() {
   if (exchange_) exchange_->stop();

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/activation_plan.h"
 #include "engine/arena.h"
 #include "engine/canonical_layout.h"
 #include "engine/exchange_buffers.h"
@@ -21,6 +22,8 @@ struct TrainSpec {
   uint64_t seed = 0;
   size_t tokens_per_micro_batch = 0;
   size_t longest_document = 0;
+  // Rows of logits at a time; 0: 128 on the CPU, on a GPU as many as 2^28 logits, from 128 to 4096
+  // by powers of two. A part of the job's arithmetic where products depend on their height.
   size_t loss_chunk_rows = 0;
   int significant_bits = 24;  // codec q24, q12, q8
   double beta1 = 0, beta2 = 0;
@@ -30,11 +33,18 @@ struct TrainSpec {
   bool is_local = false;
   int num_contribution_slots = 0;
   size_t slice_blocks = 0, chunk_blocks = 0;
+  // Memory against time; the bits are the same. On the CPU kAuto recomputes and moves nothing.
+  Use gradient_checkpointing = Use::kAuto, activation_offloading = Use::kAuto;
+  Use host_embedding = Use::kAuto;  // of a frozen embedding that is not also the head
+  size_t device_memory_bytes = 0;   // what the job may take; 0: what is free but a reserve
+  ActivationPlan layers;            // empty: chosen by the three above
 };
 
 struct MemoryPlan {
   size_t total_bytes = 0;  // the device's
   size_t host_bytes = 0;   // beside it, where the device has memory of its own
+  ActivationCounts activations;
+  bool embedding_on_host = false;
   std::vector<MemoryUse> uses;
   size_t num_trained_parameters = 0;
   size_t num_blocks = 0;
@@ -46,8 +56,11 @@ class TrainingState {
   // Throws JOB_INVALID, DATA_INVALID or PLAN_MISMATCH for a spec that the model can't train with.
   TrainingState(std::shared_ptr<const Device> device, const ModelConfig& config, TrainSpec spec);
 
-  // Counts; takes no memory. May be called from any thread.
-  MemoryPlan plan() const;
+  // Counts; takes no memory. May be called from any thread. The first with the spec's layers.
+  MemoryPlan plan() const { return plan(spec_.layers); }
+  MemoryPlan plan(const ActivationPlan& layers) const;
+  // Before reserve().
+  void choose_layers(ActivationPlan layers) { spec_.layers = std::move(layers); }
   // Takes exactly what plan() says and seals it. Everything is zero afterwards but the rotary
   // table.
   void reserve();
@@ -55,6 +68,8 @@ class TrainingState {
   ~TrainingState();
   MemoryPlan reserved() const;
 
+  const Device& device() const { return *device_; }
+  const ModelConfig& config() const { return config_; }
   const TrainSpec& spec() const { return spec_; }
   const CanonicalLayout& layout() const { return layout_; }
   const std::vector<std::vector<BlockRange>>& parts() const { return parts_; }  // gradient_parts
@@ -83,10 +98,10 @@ class TrainingState {
     std::shared_ptr<Arena> frames;
     explicit Arenas(const Device& device);
   };
-  Buffers take_all(Arenas& arenas) const;
+  Buffers take_all(Arenas& arenas, const ActivationPlan& layers) const;
   void take_exchange(Arenas& arenas, Buffers& buffers) const;
   ExchangeOptions exchange_options() const;
-  MemoryPlan memory_of(const Arenas& arenas) const;
+  MemoryPlan memory_of(const Arenas& arenas, const ActivationPlan& layers) const;
 
   std::shared_ptr<const Device> device_;
   const ModelConfig& config_;

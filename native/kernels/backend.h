@@ -351,6 +351,17 @@ typedef struct {
   size_t n;
 } TmCopyRows;
 
+// A copy beside the operations: it starts after all that were given before it, and those given
+// later do not wait for it. Copies run in order. The host's side is memory of allocate_host().
+#define TM_COPY_LANES 2
+typedef struct {
+  void* to;
+  const void* from;
+  size_t num_bytes;
+  int to_host;  // else from the host
+  size_t lane;  // what await_copy() names; a lane's copy is awaited before its next one
+} TmSideCopy;
+
 typedef struct TmBackend {
   size_t size;
   uint32_t abi;
@@ -392,7 +403,8 @@ typedef struct TmBackend {
   TmStatus (*pack_trained_weight)(TmContext*, const float* rows, size_t out, size_t in,
                                   TmElement* packed);
 
-  // Reads the table's `packed` where it is given (packs_row_major), else its `rows`.
+  // Reads the table's `packed` where it is given (packs_row_major), else its `rows`. Either may lie
+  // in host memory of allocate_host(): only the rows that are looked up travel.
   TmStatus (*embedding_forward)(TmContext*, const int32_t* tokens, size_t n, const TmWeight* table,
                                 TmElement* out);
   // table_grad += rows of dout, tokens in ascending position order for each table row.
@@ -435,6 +447,12 @@ typedef struct TmBackend {
   TmStatus (*copy_rows)(TmContext*, const TmCopyRows*);  // within the device
   // With linear groups only: the update writes trained parts where the products read them.
   TmStatus (*group_places)(TmContext*, const TmGroupShape*, TmElement* packed, TmGroupPlaces*);
+
+  TmStatus (*start_copy)(TmContext*, const TmSideCopy*);
+  // Operations given from here on start when the lane's last copy has ended.
+  TmStatus (*await_copy)(TmContext*, size_t lane);
+  // Of the device's own memory, what nobody has taken yet; null: it uses the host's.
+  size_t (*free_bytes)(TmContext*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

@@ -99,6 +99,12 @@ TmStatus fill_zero(TmContext*, void* pointer, size_t bytes) {
   return TM_OK;
 }
 
+TmStatus start_copy(TmContext*, const TmSideCopy* args) {
+  memcpy(args->to, args->from, args->num_bytes);
+  return TM_OK;
+}
+TmStatus await_copy(TmContext*, size_t) { return TM_OK; }
+
 // Every call has done its work when it returns.
 TmStatus synchronize(TmContext*) { return TM_OK; }
 
@@ -124,6 +130,8 @@ TmBackend assemble() {
   backend.read_elements = read_elements;
   backend.fill_zero = fill_zero;
   backend.synchronize = synchronize;
+  backend.start_copy = start_copy;
+  backend.await_copy = await_copy;
   backend.packed_weight_elements = packed_weight_floats;
   backend.pack_weight = pack_weight;
   backend.linear_forward = linear_forward;

@@ -376,6 +376,7 @@ TmBackend assemble() {
   backend.round_and_add = round_gradient;
   backend.decode_attention = attend_decode;
   fill_groups(backend);
+  fill_side_copies(backend);
   backend.sum_squares = squares;
   return backend;
 }

@@ -113,6 +113,11 @@ tunemesh::cuda::ElementTransfer& TmContext::transfer() {
   return *transfer_;
 }
 
+tunemesh::cuda::SideCopies& TmContext::side_copies() {
+  if (!side_copies_) side_copies_ = std::make_unique<tunemesh::cuda::SideCopies>();
+  return *side_copies_;
+}
+
 void TmContext::enter() {
   if (!failure_.empty()) throw CudaFailure(TM_DEVICE_ERROR, failure_);
   CUDA_CHECK(cudaSetDevice(device_));

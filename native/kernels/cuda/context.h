@@ -9,6 +9,7 @@
 #include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/side_copies.h"
 
 // The oldest card with what the kernels need (bf16 products, 90 KB of shared memory): Ampere.
 inline constexpr int kOldestMajor = 8;
@@ -27,6 +28,7 @@ struct TmContext {
   tunemesh::cuda::CudnnAttention* cudnn() { return cudnn_.get(); }
   // Made when first used; bfloat16 only.
   tunemesh::cuda::ElementTransfer& transfer();
+  tunemesh::cuda::SideCopies& side_copies();  // made when first used
   const std::string& description() const { return description_; }
   // Card, its architecture, the libraries' versions and the elements: all that bits depend on.
   const std::string& instruction_path() const { return instruction_path_; }
@@ -61,4 +63,5 @@ struct TmContext {
   std::unique_ptr<tunemesh::cuda::Gemm> gemm_;
   std::unique_ptr<tunemesh::cuda::ElementTransfer> transfer_;
   std::unique_ptr<tunemesh::cuda::CudnnAttention> cudnn_;
+  std::unique_ptr<tunemesh::cuda::SideCopies> side_copies_;
 };
