@@ -11,6 +11,8 @@ export interface Context {
   /** HOST:PORT of a coordinator named by the user. */
   server: string | undefined
   token: string | undefined
+  /** PEM of the authority of the mesh that `server` is of; without it plain text is spoken. */
+  tlsRoots: Buffer | undefined
   natsServerPath: string | undefined
   /** The environment, for `doctor`, which reports on it. */
   env: NodeJS.ProcessEnv

@@ -14,6 +14,7 @@ import { addVerbs } from './verbs.js'
 interface GlobalOptions {
   server?: string
   tokenFile?: string
+  ca?: string
   stateDir?: string
   json?: boolean
   color: boolean
@@ -28,6 +29,7 @@ const program = new Command('tunemesh')
   .version(version)
   .option('--server <host:port>', 'talk to this coordinator')
   .option('--token-file <path>', 'file with its token (or set TUNEMESH_TOKEN)')
+  .option('--ca <path>', 'its authority, where it is on another host: tls/ca.pem of its state')
   .option('--state-dir <path>', 'folder of all state (default: TUNEMESH_HOME, else XDG state)')
   .option('--json', 'results as JSON lines on stdout')
   .option('--no-color', 'no terminal styles (also NO_COLOR)')
@@ -62,6 +64,7 @@ function contextNow(): Context {
     stateDir: stateDirFor(options.stateDir, env),
     server: options.server,
     token: tokenFrom(options.tokenFile) ?? env.TUNEMESH_TOKEN,
+    tlsRoots: rootsFrom(options.ca),
     natsServerPath: env.TUNEMESH_NATS_SERVER || undefined,
     env,
   }
@@ -82,6 +85,18 @@ function tokenFrom(path: string | undefined): string | undefined {
     throw new TunemeshError(
       'NOT_AUTHENTICATED',
       `The token file ${path} cannot be read: ${(error as Error).message}`,
+    )
+  }
+}
+
+function rootsFrom(path: string | undefined): Buffer | undefined {
+  if (path === undefined) return undefined
+  try {
+    return readFileSync(path)
+  } catch (error) {
+    throw new TunemeshError(
+      'CERTIFICATE_INVALID',
+      `The authority ${path} cannot be read: ${(error as Error).message}`,
     )
   }
 }

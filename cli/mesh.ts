@@ -7,6 +7,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import { connect, type TunemeshClient } from '../client/client.js'
 import { type EmbeddedCoordinator, startEmbedded } from '../client/embedded.js'
 import { type Endpoint, liveEndpoint, namedEndpoint } from '../client/endpoint.js'
+import { speaksTls } from '../client/tls-probe.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
 
@@ -50,13 +51,33 @@ export async function withMesh<T>(
   const found = await findUsable(context, needs)
   const mesh = found ?? (await startOrFind(context, needs))
   if ('logPath' in mesh) return useEmbedded({ context, needs, embedded: mesh }, use)
-  const client = connect({ address: mesh.grpc, token: mesh.token })
+  const client = connectTo(context, mesh)
   const { signal } = new AbortController()
   try {
     return await use({ client, endpoint: mesh, isEmbedded: false, signal, hurry: () => {} })
+  } catch (error) {
+    throw await causeOf(error, context)
   } finally {
     client.close()
   }
+}
+
+/** The one of the state folder is on this machine; a named one may be anywhere. */
+export function connectTo({ server, tlsRoots }: Context, endpoint: Endpoint): TunemeshClient {
+  const { grpc: address, token } = endpoint
+  return connect({ address, token, tlsRoots: server === undefined ? undefined : tlsRoots })
+}
+
+/** A named coordinator that hangs up on plain text may speak TLS. */
+async function causeOf(error: unknown, { server, tlsRoots }: Context): Promise<unknown> {
+  const isCutOff = error instanceof TunemeshError && error.code === 'COORDINATOR_UNREACHABLE'
+  if (!isCutOff || server === undefined || tlsRoots !== undefined) return error
+  if (!(await speaksTls(server))) return error
+  return new TunemeshError(
+    'TLS_REQUIRED',
+    `${server} speaks TLS only. Give --ca with the file tls/ca.pem of its state folder.`,
+    { cause: error },
+  )
 }
 
 /**

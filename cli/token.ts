@@ -1,8 +1,8 @@
 /** `tunemesh token`: another join line of a coordinator that listens for other hosts. */
-import { connect, type JoinLine } from '../client/client.js'
+import type { JoinLine } from '../client/client.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
-import { findEndpoint } from './mesh.js'
+import { connectTo, findEndpoint } from './mesh.js'
 import type { Output } from './output.js'
 import { labelled } from './style.js'
 
@@ -20,20 +20,22 @@ export async function token(context: Context, options: TokenOptions): Promise<vo
       `No coordinator runs on ${context.stateDir}. Start one: tunemesh up --listen ADDRESS.`,
     )
   }
-  const client = connect({ address: endpoint.grpc, token: endpoint.token })
+  const client = connectTo(context, endpoint)
   try {
     const limits = { ttlMs: options.tokenTtl * 1_000, uses: options.uses }
     const line = await client.newToken(limits)
     context.output.record('join', { ...line })
-    showJoinLine(context.output, line)
+    showJoinLine(context.output, line, options.uses)
   } finally {
     client.close()
   }
 }
 
 /** All that another host has to be told. */
-export function showJoinLine(output: Output, { url, token: text, expiresMs }: JoinLine): void {
-  const until = new Date(expiresMs).toLocaleTimeString()
+export function showJoinLine(output: Output, line: JoinLine, uses: number): void {
+  const { url, token: text, expiresMs } = line
+  const until = new Date(expiresMs).toISOString().slice(0, 16).replace('T', ' ')
+  const hosts = uses === 1 ? 'one other host' : `${uses} other hosts`
   output.line(labelled(output.style, 'Join', `tunemesh worker --join ${url} --token ${text}`))
-  output.note(`On other hosts; the token counts until ${until}. Whoever has it may join once.`)
+  output.note(`For ${hosts}, until ${until} UTC.`)
 }

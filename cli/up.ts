@@ -53,7 +53,7 @@ export async function up(context: Context, options: UpOptions): Promise<void> {
   output.line(labelled(style, 'gRPC', grpc))
   output.line(labelled(style, 'Log', embedded.logPath))
   output.line(labelled(style, 'Here', `tunemesh worker --state-dir ${stateDir}`))
-  if (join !== null) showJoinLine(output, join)
+  if (join !== null) showJoinLine(output, join, 1)
   output.note(
     'Ctrl-C ends it: a job that runs is stopped with a checkpoint, for `tunemesh resume`.',
   )

@@ -43,7 +43,7 @@ export interface ConnectOptions {
   address: string
   token: string
   /** PEM of the mesh's authority; required for an address that is not on this machine. */
-  tlsRoots?: Buffer
+  tlsRoots?: Buffer | undefined
   surroundings?: Surroundings
 }
 
@@ -184,7 +184,10 @@ export const connect = (options: ConnectOptions): TunemeshClient => new Tunemesh
 
 function credentialsFor(options: ConnectOptions) {
   if (options.tlsRoots) return credentials.createSsl(options.tlsRoots)
-  assertLoopback(options.address, 'Give the TLS authority, or forward')
+  assertLoopback(
+    options.address,
+    'Give --ca with the file tls/ca.pem of its state folder, or forward',
+  )
   return credentials.createInsecure()
 }
 

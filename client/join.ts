@@ -5,12 +5,12 @@ import { TunemeshError } from '../proto/errors.js'
 import type { Certificate__Output } from '../proto/gen/tunemesh/v1/Certificate.js'
 import { decodeJoinToken } from '../proto/join-token.js'
 import { JoinService } from '../proto/services.js'
-import { certificateRequest, fingerprintOf } from '../proto/tls.js'
+import { certificateRequest, fingerprintOf, inAddress } from '../proto/tls.js'
 import { version } from '../proto/version.js'
 import { JoinedHost, pemOfKey, storedOf, tlsChannelOptions } from './joined-host.js'
 import { withRetries } from './retry.js'
 import { callOnce, type StartUnary } from './rpc.js'
-import { inAddress, pinnedAuthority } from './tls-probe.js'
+import { pinnedAuthority } from './tls-probe.js'
 
 const joinDeadlineMs = 20_000
 const defaultPort = 8472

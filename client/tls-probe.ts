@@ -1,8 +1,7 @@
 /** Looks at what speaks at an address, before anything secret is said to it. */
-import { isIP } from 'node:net'
 import tls from 'node:tls'
 import { TunemeshError } from '../proto/errors.js'
-import { coordinatorTlsName, fingerprintOf } from '../proto/tls.js'
+import { certificatePem, coordinatorTlsName, fingerprintOf } from '../proto/tls.js'
 
 const timeoutMs = 10_000
 
@@ -12,7 +11,7 @@ const timeoutMs = 10_000
  * @param address HOST:PORT
  * @throws TunemeshError TLS_REQUIRED: it speaks, but no TLS; COORDINATOR_UNREACHABLE
  */
-export function presentedAuthority(address: string): Promise<Buffer> {
+function presentedAuthority(address: string): Promise<Buffer> {
   const { host, port } = hostAndPort(address)
   return new Promise((resolve, reject) => {
     const socket = tls.connect({
@@ -38,11 +37,17 @@ export function presentedAuthority(address: string): Promise<Buffer> {
   })
 }
 
+export const speaksTls = (address: string): Promise<boolean> =>
+  presentedAuthority(address).then(
+    () => true,
+    () => false,
+  )
+
 /** PEM of the authority at `address`. @throws TunemeshError CERTIFICATE_INVALID: another one */
 export async function pinnedAuthority(address: string, fingerprint: Buffer): Promise<string> {
   const authority = await presentedAuthority(address)
   const seen = fingerprintOf(authority)
-  if (seen.equals(fingerprint)) return pemOf(authority)
+  if (seen.equals(fingerprint)) return certificatePem(authority)
   throw new TunemeshError(
     'CERTIFICATE_INVALID',
     `${address} shows the authority sha256:${seen.toString('hex')}, and the one to trust is ` +
@@ -57,9 +62,6 @@ export function hostAndPort(address: string): { host: string; port: number } {
   return { host, port: Number(address.slice(at + 1)) }
 }
 
-/** A host as it stands before `:PORT`. */
-export const inAddress = (host: string): string => (isIP(host) === 6 ? `[${host}]` : host)
-
 function lastOf(certificate: tls.DetailedPeerCertificate): Buffer | null {
   let last = certificate
   // Of ours there are two; the last one has signed itself.
@@ -68,11 +70,6 @@ function lastOf(certificate: tls.DetailedPeerCertificate): Buffer | null {
     last = last.issuerCertificate
   }
   return last.raw ?? null
-}
-
-function pemOf(bytes: Buffer): string {
-  const lines = bytes.toString('base64').match(/.{1,64}/g) ?? []
-  return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`
 }
 
 function failureOf(address: string, error: NodeJS.ErrnoException): TunemeshError {

@@ -2,7 +2,7 @@
 import { createHash, type KeyObject, randomBytes } from 'node:crypto'
 import { isIP, SocketAddress } from 'node:net'
 import { bitString, der, explicit, implicit, integer, oid, sequence, tags } from '../proto/der.js'
-import { publicKeyDer, signatureAlgorithm, signed } from '../proto/tls.js'
+import { certificatePem, publicKeyDer, signatureAlgorithm, signed } from '../proto/tls.js'
 
 export interface CertificateFacts {
   /** Distinguished names, DER. */
@@ -45,7 +45,7 @@ export function newCertificate(facts: CertificateFacts): string {
     publicKeyDer(publicKey),
     der(explicit(3), sequence(...extensionsOf(facts))),
   )
-  return pem(signed(content, issuerKey))
+  return certificatePem(signed(content, issuerKey))
 }
 
 function extensionsOf({ use, publicKey, issuerKey, altNames = [] }: CertificateFacts): Buffer[] {
@@ -104,9 +104,4 @@ function octetsOf6(address: string): Buffer {
   const zeros = Array.from({ length: 8 - front.length - back.length }, () => '0')
   const words = [...front, ...zeros, ...back].map((group) => Number.parseInt(group, 16))
   return Buffer.from(words.flatMap((word) => [word >> 8, word & 0xff]))
-}
-
-function pem(bytes: Buffer): string {
-  const lines = bytes.toString('base64').match(/.{1,64}/g) ?? []
-  return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`
 }

@@ -15,7 +15,7 @@ import {
   serverOptions,
   WorkerService,
 } from '../proto/services.js'
-import { inAddress } from './listen-address.js'
+import { inAddress } from '../proto/tls.js'
 
 export interface GrpcServices {
   jobs: JobServiceHandlers

@@ -2,7 +2,7 @@
 import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { TunemeshError } from '../proto/errors.js'
-import { coordinatorTlsName } from '../proto/tls.js'
+import { coordinatorTlsName, inAddress } from '../proto/tls.js'
 
 /** Beside 8471 and 8470 of loopback; gradients take the next one. */
 const defaultTlsPort = 8472
@@ -33,9 +33,6 @@ const isWildcard = (host: string): boolean => host === '0.0.0.0' || host === '::
 
 /** Where this machine itself reaches what is bound to `host`. */
 export const hereOf = (host: string): string => (isWildcard(host) ? '127.0.0.1' : host)
-
-/** A host as it stands before `:PORT`. */
-export const inAddress = (host: string): string => (isIP(host) === 6 ? `[${host}]` : host)
 
 /** All names and addresses that the server's certificate has. */
 export function serverNames(host: string, hostName: string): string[] {

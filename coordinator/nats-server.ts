@@ -12,9 +12,9 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { TunemeshError } from '../proto/errors.js'
 import type { NatsAddress, NatsCredentials } from '../proto/nats-client.js'
-import type { TlsIdentity } from '../proto/tls.js'
+import { inAddress, type TlsIdentity } from '../proto/tls.js'
 import { portTaken } from './grpc-server.js'
-import { hereOf, inAddress } from './listen-address.js'
+import { hereOf } from './listen-address.js'
 import {
   accountName,
   coordinatorUser,

@@ -87,7 +87,9 @@ export async function connectNats(
     } catch (cause) {
       if (isRefusal(cause)) throw refused(address(), cause)
       if (performance.now() > deadline) {
-        const message = `nats-server at ${url} did not answer within ${limits.timeoutMs} ms.`
+        const reason = cause instanceof Error ? cause.message : String(cause)
+        const limit = `${limits.timeoutMs} ms`
+        const message = `nats-server at ${url} did not answer within ${limit}: ${reason}`
         throw new TunemeshError('NATS_UNREACHABLE', message, { cause })
       }
       await delay(retryMs)

@@ -1,5 +1,6 @@
 /** What both ends of a mesh's TLS connection know: names in certificates, how a request looks. */
 import { createHash, createPublicKey, type KeyObject, sign, verify } from 'node:crypto'
+import { isIP } from 'node:net'
 import { bitString, der, explicit, integer, oid, readDer, sequence, tags } from './der.js'
 
 /** PEM texts of one end: its authority, its certificate, its key. */
@@ -76,6 +77,14 @@ export function requestedKey(request: Buffer): KeyObject | null {
     return null // not DER, or no key
   }
 }
+
+export function certificatePem(bytes: Buffer): string {
+  const lines = bytes.toString('base64').match(/.{1,64}/g) ?? []
+  return `-----BEGIN CERTIFICATE-----\n${lines.join('\n')}\n-----END CERTIFICATE-----\n`
+}
+
+/** A host as it stands before `:PORT`. */
+export const inAddress = (host: string): string => (isIP(host) === 6 ? `[${host}]` : host)
 
 /** SHA-256 of a certificate's DER. */
 export const fingerprintOf = (certificate: Buffer): Buffer =>

@@ -3,12 +3,12 @@ import { X509Certificate } from 'node:crypto'
 import { credentials } from '@grpc/grpc-js'
 import { assertLoopback } from '../client/client.js'
 import { JoinedHost, tlsChannelOptions } from '../client/joined-host.js'
-import { hostAndPort, inAddress, pinnedAuthority, presentedAuthority } from '../client/tls-probe.js'
+import { hostAndPort, pinnedAuthority, speaksTls } from '../client/tls-probe.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
 import type { NatsAddress } from '../proto/nats-client.js'
 import { channelOptions } from '../proto/services.js'
-import { fingerprintOf } from '../proto/tls.js'
+import { fingerprintOf, inAddress } from '../proto/tls.js'
 import type { Access } from './attach-stream.js'
 
 export interface CoordinatorAccess extends Access {
@@ -31,13 +31,7 @@ export function loopbackAccess(address: string, token: string): CoordinatorAcces
       tls: welcome.natsTls,
     }),
     renewIfDue: async () => false,
-    diagnose: async () => {
-      const isTls = await presentedAuthority(address).then(
-        () => true,
-        () => false,
-      )
-      return isTls ? speaksTls(address) : null
-    },
+    diagnose: async () => ((await speaksTls(address)) ? tlsOnly(address) : null),
   }
 }
 
@@ -67,7 +61,7 @@ export function joinedAccess(path: string, nowMs: number): CoordinatorAccess {
   }
 }
 
-const speaksTls = (address: string) =>
+const tlsOnly = (address: string) =>
   new TunemeshError(
     'TLS_REQUIRED',
     `${address} speaks TLS only. Join it as \`tunemesh worker --join https://${address} ` +

@@ -16,7 +16,12 @@ silent.record = () => {}
 
 function contextOf(env: NodeJS.ProcessEnv): Context {
   const interrupts = new Interrupts(new EventEmitter(), () => {})
-  const none = { server: undefined, token: undefined, natsServerPath: undefined }
+  const none = {
+    server: undefined,
+    token: undefined,
+    tlsRoots: undefined,
+    natsServerPath: undefined,
+  }
   return { output: silent, interrupts, stateDir: '', env, ...none }
 }
 

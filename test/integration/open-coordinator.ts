@@ -10,13 +10,15 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
-import { connect, type TunemeshClient } from '../../client/client.js'
+import { connect, type JoinLine, type TunemeshClient } from '../../client/client.js'
 import { scriptCommand } from '../../coordinator/script-command.js'
 import { natsBinary, temporaryFolder } from './open-nats.js'
 
 export interface CoordinatorOptions {
   workers?: number
   tuning?: object
+  /** HOST:PORT where joined workers come in by TLS; default: loopback only, plain text. */
+  listen?: string
   /** State folder of an earlier one; default: a new one. */
   stateDir?: string
   /** Each line of its log; the workers' lines are among them. */
@@ -29,6 +31,7 @@ export interface ReadyLine {
   token: string
   dashboard: string
   pid: number
+  join: JoinLine | null
   error?: { code: string; message: string }
 }
 
@@ -77,6 +80,7 @@ export async function launch(stateDir: string, options: CoordinatorOptions) {
   const [node, ...args] = scriptCommand(new URL('../../coordinator/main', import.meta.url))
   const own = ['--state-dir', stateDir, '--end-with-parent', '--nats-server', await natsBinary()]
   own.push('--workers', String(options.workers ?? 0), '--threads-per-worker', '1')
+  if (options.listen) own.push('--listen', options.listen)
   own.push('--testing', '--tuning', JSON.stringify(options.tuning ?? {}))
   const log = process.env.TUNEMESH_TEST_LOG ? 'inherit' : options.onLog ? 'pipe' : 'ignore'
   const child = spawn(node, [...args, ...own], { stdio: ['pipe', 'pipe', log] })
