@@ -1,4 +1,4 @@
-/** Certificates as OpenSSL sees them, through node: what the authority signs and what it refuses. */
+/** Certificates as OpenSSL sees them, through node: what an authority signs and what it refuses. */
 import assert from 'node:assert/strict'
 import { generateKeyPairSync, X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
