@@ -32,7 +32,7 @@ import { assertCanBegin } from './job-precision.js'
 import { JobQueue } from './job-queue.js'
 import { startRun } from './job-run.js'
 import { jobHandlers } from './job-service.js'
-import { JobStore } from './job-store.js'
+import { hasEnded, JobStore } from './job-store.js'
 import { joinHandlers } from './join-service.js'
 import type { ListenAddress } from './listen-address.js'
 import { LocalWorkers, threadsEach } from './local-workers.js'
@@ -152,7 +152,10 @@ async function assemble(
   closers.push(() => connection.close())
 
   const mesh = await openMesh({ options, folder, connection, lose })
-  const fleetTimer = setInterval(() => mesh.fleet.tick(), tuning.heartbeatMs)
+  const fleetTimer = setInterval(() => {
+    mesh.fleet.tick()
+    if (mesh.store.list().every(hasEnded)) mesh.fleet.dismissDraining()
+  }, tuning.heartbeatMs)
   closers.push(() => clearInterval(fleetTimer))
 
   const collector = new BlobCollector(mesh)

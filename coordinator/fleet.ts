@@ -186,6 +186,16 @@ export class Fleet extends EventEmitter<FleetEvents> {
     if (share > 0) this.emit('counted', worker)
   }
 
+  /**
+   * To be called while no job runs or waits: one that came back when its job had ended holds it
+   * still, and waits to be told that nobody needs it.
+   */
+  dismissDraining(): void {
+    for (const { state, jobId, stream } of this.workers) {
+      if (state === 'draining' && jobId === '') stream.send({ shutdown: { reason: 'drained' } })
+    }
+  }
+
   /** To be called about once a second. */
   tick(): void {
     const now = this.options.nowMs()

@@ -106,3 +106,20 @@ test('fleet table: hosts with what they run, workers with what they do, a total'
 test('fleet table: none at all says how to start one', () => {
   assert.deepEqual(renderFleet([]), ['No workers. Start one: tunemesh worker'])
 })
+
+test('fleet: one that drains is let go where it has no part in a job, and only there', () => {
+  const { fleet } = newFleet()
+  const sent: string[] = []
+  const attach = (name: string) => {
+    const send = (message: object) => sent.push(`${name} ${Object.keys(message)}`)
+    return fleet.attach(hello(), { send, end: () => {} })
+  }
+  const [free, busy, staying] = [attach('free'), attach('busy'), attach('staying')]
+  for (const worker of [free, busy]) {
+    fleet.receive(worker, { drain: { reason: 'SIGTERM' } } as unknown as FromWorker__Output)
+  }
+  busy.jobId = 'job-1'
+  fleet.dismissDraining()
+  assert.deepEqual(sent, ['free shutdown'])
+  assert.equal(staying.state, 'idle')
+})
