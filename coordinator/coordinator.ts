@@ -34,7 +34,7 @@ import { startRun } from './job-run.js'
 import { jobHandlers } from './job-service.js'
 import { hasEnded, JobStore } from './job-store.js'
 import { joinHandlers } from './join-service.js'
-import type { ListenAddress } from './listen-address.js'
+import { assertOwnAddress, type ListenAddress } from './listen-address.js'
 import { LocalWorkers, threadsEach } from './local-workers.js'
 import { findNatsServer } from './nats-binary.js'
 import { NatsConnection } from './nats-connection.js'
@@ -143,7 +143,7 @@ async function assemble(
   const folder = StateFolder.open(options.stateDir)
   closers.push(() => folder.close())
 
-  const remote = openRemote(options, folder)
+  const remote = await openRemote(options, folder)
   const nats = await startNats(options, folder, remote)
   closers.push(() => nats.stop())
   nats.on('lost', lose)
@@ -200,8 +200,12 @@ async function assemble(
   return { grpc: grpc.address, token, dashboard: http?.newTicketUrl() ?? '', join, lost, stop }
 }
 
-function openRemote(options: CoordinatorOptions, folder: StateFolder): RemoteAccess | null {
+async function openRemote(
+  options: CoordinatorOptions,
+  folder: StateFolder,
+): Promise<RemoteAccess | null> {
   if (options.listen === null) return null
+  await assertOwnAddress(options.listen.host)
   return new RemoteAccess({
     folder: folder.tlsDir,
     listen: options.listen,

@@ -1,5 +1,6 @@
 /** Where `--listen` opens the mesh to other hosts, and by which names they may find it there. */
-import { isIP } from 'node:net'
+import { once } from 'node:events'
+import { createServer, isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { TunemeshError } from '../proto/errors.js'
 import { coordinatorTlsName, inAddress } from '../proto/tls.js'
@@ -27,6 +28,26 @@ export function parseListenAddress(text: string): ListenAddress {
     `--listen ${text} is no address. Write HOST or HOST:PORT with a port up to 65534, for ` +
       'example 0.0.0.0, 192.168.1.5:8472 or [::]:8472; the next port is used too.',
   )
+}
+
+/** @throws TunemeshError JOB_INVALID: nothing can be bound there */
+export async function assertOwnAddress(host: string): Promise<void> {
+  const probe = createServer()
+  const listening = once(probe, 'listening')
+  probe.listen(0, host)
+  try {
+    await listening
+  } catch (cause) {
+    const own = ['0.0.0.0', ...machineAddresses()].join(', ')
+    throw new TunemeshError(
+      'JOB_INVALID',
+      `--listen ${host} is no address of this machine: ${(cause as Error).message}. ` +
+        `Choose one of ${own}.`,
+      { cause },
+    )
+  }
+  probe.close()
+  await once(probe, 'close')
 }
 
 const isWildcard = (host: string): boolean => host === '0.0.0.0' || host === '::'

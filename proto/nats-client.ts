@@ -69,7 +69,8 @@ export async function connectNats(
     reconnectJitter: 100,
     pingInterval: 5_000,
     maxPingOut: 2,
-    timeout: 2_000,
+    // Far away, or busy: TLS takes two more turns there and back.
+    timeout: address().tls ? 10_000 : 2_000,
     // A server tells its own addresses, which behind NAT are not those by which it is reached.
     ignoreClusterUpdates: true,
   }

@@ -12,6 +12,8 @@ import { fingerprintOf, inAddress } from '../proto/tls.js'
 import type { Access } from './attach-stream.js'
 
 export interface CoordinatorAccess extends Access {
+  /** Over a network, where a firewall may let one port through and not the other. */
+  isRemote: boolean
   natsAddress(welcome: Welcome): NatsAddress
   /** @returns whether there is a new certificate */
   renewIfDue(nowMs: number): Promise<boolean>
@@ -21,6 +23,7 @@ export interface CoordinatorAccess extends Access {
 export function loopbackAccess(address: string, token: string): CoordinatorAccess {
   assertLoopback(address)
   return {
+    isRemote: false,
     credentials: credentials.createInsecure(),
     channelOptions,
     token,
@@ -42,6 +45,7 @@ export function joinedAccess(path: string, nowMs: number): CoordinatorAccess {
   host.assertValid(nowMs)
   const authority = fingerprintOf(new X509Certificate(host.ca).raw)
   return {
+    isRemote: true,
     credentials: host.credentials(),
     channelOptions: tlsChannelOptions,
     token: '',

@@ -142,10 +142,21 @@ export class Worker {
     this.#welcome = welcome
     this.#bus.moveTo(this.options.access.natsAddress(welcome))
     void this.#renewCertificate()
+    if (this.options.access.isRemote) void this.#tryBus()
     this.#isAttached = true
     this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
     if (this.#heartbeat) clearInterval(this.#heartbeat)
     this.#heartbeat = setInterval(() => this.#beat(), welcome.heartbeatMs || 1_000)
+  }
+
+  /** A job would wait for it in silence. */
+  async #tryBus(): Promise<void> {
+    try {
+      await this.#bus.connection()
+    } catch (error) {
+      const why = `gradients can not be sent, is its port open? ${(error as Error).message}`
+      this.options.log('warn', why)
+    }
   }
 
   async #renewCertificate(): Promise<void> {

@@ -1,7 +1,9 @@
 /** Who is not let in by TLS, and what they are told. */
 import assert from 'node:assert/strict'
 import { generateKeyPairSync, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { connect } from '../../client/client.js'
@@ -14,9 +16,9 @@ import { connectNats } from '../../proto/nats-client.js'
 import { BlobService, JobService, JoinService } from '../../proto/services.js'
 import type { TlsIdentity } from '../../proto/tls.js'
 import { attachOnce } from './attach-once.js'
-import { runCli } from './cli-process.js'
+import { CliProcess, runCli } from './cli-process.js'
 import { addressIn, JoinedWorker, joinLineOf, refusal } from './joined-worker.js'
-import { TestCoordinator } from './open-coordinator.js'
+import { launch, TestCoordinator } from './open-coordinator.js'
 import { temporaryFolder } from './open-nats.js'
 
 const listen = '127.0.0.2:0'
@@ -265,6 +267,42 @@ describe('a coordinator that listens by TLS', { timeout: 240_000 }, () => {
     await other.close()
     other.removeState()
   })
+})
+
+it('up --listen prints one join line, and stays', { timeout: 60_000 }, async () => {
+  const stateDir = temporaryFolder()
+  const own = ['--state-dir', stateDir, '--workers', '0', '--grpc-port', '0', '--no-dashboard']
+  const up = new CliProcess(['up', ...own, '--listen', '127.0.0.2:0', '--token-ttl', '15m'])
+  await up.until(
+    /^Join +tunemesh worker --join https:\/\/127\.0\.0\.2:\d+ --token tmj1_[\w-]{70}$/m,
+  )
+  await up.until(/For one other host, until 20/)
+  up.interrupt()
+  assert.equal((await up.ended).code, 0)
+  rmSync(stateDir, { recursive: true, force: true })
+})
+
+it('an address of another machine and a taken port are named', { timeout: 60_000 }, async () => {
+  const stateDir = temporaryFolder()
+  const failure = async (address: string) => {
+    const { child, ready } = await launch(stateDir, { listen: address })
+    await once(child, 'exit')
+    return ready.error
+  }
+  const foreign = await failure('192.0.2.1')
+  assert.equal(foreign?.code, 'JOB_INVALID')
+  assert.match(foreign?.message ?? '', /192\.0\.2\.1 is no address of this machine.*0\.0\.0\.0/)
+  const other = createServer()
+  other.listen(0, '127.0.0.2')
+  await once(other, 'listening')
+  const { port } = other.address() as AddressInfo
+  for (const own of [port, port - 1]) {
+    const taken = await failure(`127.0.0.2:${own}`)
+    assert.equal(taken?.code, 'PORT_TAKEN', taken?.message)
+    assert.ok(taken?.message.includes(`Port ${port}`), taken?.message)
+  }
+  other.close()
+  rmSync(stateDir, { recursive: true, force: true })
 })
 
 it('a coordinator on loopback gives out no join tokens', { timeout: 60_000 }, async () => {

@@ -7,6 +7,7 @@ import { JoinedHost } from '../../client/joined-host.js'
 import { addressIn, attached, JoinedWorker, joinLineOf } from './joined-worker.js'
 import { type CoordinatorOptions, TestCoordinator, tinyJob } from './open-coordinator.js'
 import { temporaryFolder } from './open-nats.js'
+import { TcpForward } from './tcp-forward.js'
 
 const listen = '127.0.0.2:0'
 
@@ -15,6 +16,11 @@ async function toEnd({ client }: TestCoordinator, jobId: string): Promise<string
   const { state, error, weightsSha256 } = await client.get(jobId)
   assert.deepEqual([state, error], ['SUCCEEDED', null])
   return weightsSha256
+}
+
+function natsPortOf({ stateDir }: TestCoordinator): number {
+  const secrets = readFileSync(join(stateDir, 'nats', 'secrets.json'), 'utf8')
+  return (JSON.parse(secrets) as { port: number }).port
 }
 
 /** Whose work the steps of a job count, as its events tell. */
@@ -93,6 +99,24 @@ describe('workers that join by TLS', { timeout: 240_000 }, () => {
     await attached(coordinator, 4)
     await another.leave()
     rmSync(another.stateDir, { recursive: true, force: true })
+    await attached(coordinator, 3)
+  })
+
+  it('reach both ports by an address unknown to the coordinator, as behind NAT', async () => {
+    const { url, token } = await coordinator.client.newToken({ ttlMs: 60_000, uses: 1 })
+    const commands = await TcpForward.open('127.0.0.3', '127.0.0.2', Number(new URL(url).port))
+    const worker = new JoinedWorker(url.replace('127.0.0.2', '127.0.0.3'), token)
+    await worker.process.until(/is its port open\? nats-server at nats:\/\/127\.0\.0\.3:/)
+    const gradients = await TcpForward.open('127.0.0.3', '127.0.0.2', natsPortOf(coordinator))
+    const ids = await attached(coordinator, 4)
+    const { jobId } = await coordinator.client.submit(job('forwarded'))
+    for await (const { step } of coordinator.client.watch(jobId)) if (step?.step === 3) break
+    for (const link of [commands, gradients]) link.cut()
+    assert.equal(await toEnd(coordinator, jobId), expected)
+    assert.deepEqual(await whoWorked(coordinator, jobId), ids)
+    await worker.leave()
+    for (const link of [commands, gradients]) await link.close()
+    rmSync(worker.stateDir, { recursive: true, force: true })
     await attached(coordinator, 3)
   })
 
