@@ -4,6 +4,7 @@
  * [--precision fp32|fp8]`; `./tunemesh dev bench:gpu` in the bundle.
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
+ *   --graphs on|off        parts of a step as one launch (on)
  *   --profile              a table of every operation's time beside its floor
  *   --peers LIST           of plain (the default), compile, liger and checkpoint: transformers'
  *                          Trainer so run, or several joined by +; torchtune: its recipe for LoRA;
@@ -56,6 +57,7 @@ const { values } = parseArgs({
     libraries: text,
     threads: text,
     'loss-rows': text,
+    graphs: text,
     out: { type: 'string', default: `${top}build/bench-gpu.jsonl` },
     program: { type: 'string', default: `${top}build/native-cmake/gpu_step_bench` },
     peers: { type: 'string', default: 'plain' },
@@ -109,7 +111,16 @@ function rowsOf(): Row[] {
 }
 
 function stepProgram(): StepProgram {
-  const passedOn = ['steps', 'warmup', 'device', 'plugin', 'libraries', 'threads', 'loss-rows']
+  const passedOn = [
+    'steps',
+    'warmup',
+    'device',
+    'plugin',
+    'libraries',
+    'threads',
+    'loss-rows',
+    'graphs',
+  ]
   const options = passedOn.flatMap((name) => {
     const value = (values as { [name: string]: string | boolean | undefined })[name]
     return typeof value === 'string' ? [`--${name}`, value] : []

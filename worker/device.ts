@@ -19,6 +19,8 @@ export interface DeviceOptions {
   packedCacheDir: string | null
   /** Where a GPU's libraries are looked for first. */
   libraryFolder?: string
+  /** GPU: parts of a step that repeat are launched as one; by default they are. */
+  recordsCalls?: boolean
 }
 
 export interface DeviceDescription {
@@ -115,6 +117,7 @@ export function nativeDevice(options: DeviceOptions, precision: Precision): obje
     numThreads: options.numThreads,
     instructionPath: options.instructionPath,
     libraryFolder: options.libraryFolder ?? '',
+    recordsCalls: options.recordsCalls ?? true,
     precision,
     pluginPath: findPlugin(),
   }

@@ -47,6 +47,13 @@ const log = pino(
 )
 const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
 
+interface WorkerTuning {
+  doubtAfterMs?: number
+  requestSumEveryMs?: number
+  /** GPU: false issues every call of a step by itself; the bits are the same. */
+  graphs?: boolean
+}
+
 function workerOptions() {
   if (!values.coordinator || (!values['token-file'] && !values.joined))
     throw new TunemeshError(
@@ -56,6 +63,7 @@ function workerOptions() {
   if (!values.testing && (values.failpoints !== '' || values.tuning !== '{}'))
     throw new TunemeshError('JOB_INVALID', '--failpoints and --tuning are for tests: add --testing')
   armFailpoints(values.failpoints)
+  const { graphs, ...tuning } = JSON.parse(values.tuning) as WorkerTuning
   const workDir = values['work-dir'] ?? mkdtempSync(join(tmpdir(), 'tunemesh-worker-'))
   // However this process ends, short of kill -9: its parent gone, a failure before it attached.
   process.once('exit', () => rmSync(workDir, { recursive: true, force: true }))
@@ -73,11 +81,12 @@ function workerOptions() {
       packedCacheDir: join(cacheDir, 'packed'),
       device: chooseDevice(values.device, Number(values['device-index'])),
       libraryFolder: values['library-folder'],
+      ...(graphs === undefined ? {} : { recordsCalls: graphs }),
     },
     giveUpAfterMs: Number(values['give-up-after']) * 1000,
     doubtAfterMs: 5_000,
     requestSumEveryMs: 1_000,
-    ...(JSON.parse(values.tuning) as { doubtAfterMs?: number; requestSumEveryMs?: number }),
+    ...tuning,
     log: (level: 'info' | 'warn' | 'error', message: string) => log[level](message),
   }
 }

@@ -5,6 +5,7 @@
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
 //                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
+//                  [--graphs on|off]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -67,6 +68,11 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
   }
   result.device.precision = precision == "bf16" ? TM_BF16 : TM_FP32;
   result.device.library_folder = options.text("libraries", "");
+  const std::string graphs = options.text("graphs", "on");
+  if (graphs != "on" && graphs != "off") {
+    throw EngineError("JOB_INVALID", "--graphs is " + graphs + "; use on or off.");
+  }
+  result.device.records_calls = graphs == "on";
   result.device.num_threads =
       options.is_set("threads") ? static_cast<int>(options.count("threads", 1)) : 0;
   return result;
@@ -171,7 +177,8 @@ void print_step(const StepTimes& times, const StepWork& work) {
               middle * 1e3, *std::min_element(times.seconds.begin(), times.seconds.end()) * 1e3,
               static_cast<double>(work.num_tokens()) / middle, times.load_seconds);
   // Every operation repeats bit for bit, cuDNN's backward included: there is no other mode.
-  std::printf(",\"mode\":\"deterministic\"");
+  const bool has_graphs = engine.device().records_calls();
+  std::printf(",\"mode\":\"%s\"", has_graphs ? "deterministic" : "deterministic, no graphs");
   print_optional("outside_share", times.outside_share);
 }
 

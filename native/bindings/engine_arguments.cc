@@ -137,6 +137,7 @@ ChosenDevice chosen_device(const Napi::Object& from) {
   chosen.options.instruction_path = text_field(from, "instructionPath");
   chosen.options.precision = text_field(from, "precision") == "bf16" ? TM_BF16 : TM_FP32;
   chosen.options.library_folder = text_field(from, "libraryFolder");
+  chosen.options.records_calls = flag_field(from, "recordsCalls");
   return chosen;
 }
 

@@ -14,11 +14,13 @@ struct DeviceOptions {
   int device_index = 0;  // GPU
   TmPrecision precision = TM_FP32;
   std::string library_folder;  // GPU: where its libraries are looked for first
+  bool records_calls = true;   // GPU: parts of a step as one launch (recorded_calls.h)
 };
 
 class Device {
  public:
-  Device(const TmBackend* ops, const DeviceOptions& from) : ops_(ops) {
+  Device(const TmBackend* ops, const DeviceOptions& from)
+      : ops_(ops), records_calls_(from.records_calls && ops->calls_begin != nullptr) {
     TmContextOptions options = {};
     options.size = sizeof options;
     options.num_threads = from.num_threads;
@@ -42,6 +44,8 @@ class Device {
   bool is_host() const { return ops_->allocate_host == nullptr; }
   // Do linears that read the same input run as one product?
   bool has_groups() const { return ops_->group_forward != nullptr; }
+  // Are parts of a step that repeat launched as one? It changes no bit.
+  bool records_calls() const { return records_calls_; }
   // The element `count` after `first`.
   TmElement* at(TmElement* first, size_t count) const {
     return reinterpret_cast<TmElement*>(reinterpret_cast<char*>(first) + count * element_bytes_);
@@ -58,6 +62,7 @@ class Device {
 
  private:
   const TmBackend* ops_;
+  const bool records_calls_;
   TmContext* context_ = nullptr;
   size_t element_bytes_ = 0;
 };

@@ -117,6 +117,7 @@ TmAttention attention_call(const Pass& pass, const LayerActivations& saved) {
   args.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config.head_size)));
   args.scratch = pass.work.attention_scratch;
   args.scratch_bytes = pass.work.attention_scratch_bytes;
+  args.padded_documents = pass.work.spec.tokens;
   return args;
 }
 

@@ -6,6 +6,7 @@
 
 #include "engine/activation_transfer.h"
 #include "engine/layer_calls.h"
+#include "engine/recorded_calls.h"
 
 namespace tunemesh {
 namespace {
@@ -17,7 +18,8 @@ struct LossRows {
 
 LossRows select_trained_rows(const Pass& pass, const TokenBatch& batch);
 TmElement* loss_gradient(const Workspace& work);
-LossResult loss_chunks(const Pass& pass, LossRows rows, float grad_scale);
+void loss_chunks(const Pass& pass, LossRows rows, float grad_scale);
+LossResult read_losses(const Pass& pass, LossRows rows);
 void head_backward(const Pass& pass, size_t first_row, size_t num_rows);
 void backward_layers(const Pass& pass, const GradientVector& gradient);
 void tell_final(const GradientVector& gradient, size_t part);
@@ -34,12 +36,13 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
   Pass pass = begin_pass(model, batch, 0);
   pass.has_backward = true;
   forward_layers(pass);
+  // The host goes on while the device computes: no call waits up to the losses.
   const LossRows rows = select_trained_rows(pass, batch);
   if (rows.count == 0) return {};
 
   const size_t hidden_bytes = model.config.hidden_size * model.device.element_bytes();
   TM_RUN(model.device, fill_zero, loss_gradient(work), pass.n * hidden_bytes);
-  const LossResult result = loss_chunks(pass, rows, static_cast<float>(1.0 / divisor));
+  loss_chunks(pass, rows, static_cast<float>(1.0 / divisor));
   if (loss_gradient(work) != work.dx) {
     const size_t dx_bytes = work.strides.dx * model.device.element_bytes();
     const TmCopyRows copy = {work.dx,      loss_gradient(work), dx_bytes,
@@ -52,6 +55,7 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
     TM_RUN(model.device, embedding_backward_add, work.tokens, pass.n, work.dx,
            model.config.hidden_size, model.config.vocab_size, model.weights.embedding_grad);
   }
+  const LossResult result = read_losses(pass, rows);
   tell_final(gradient, model.config.num_layers + 1);
   return result;
 }
@@ -59,7 +63,9 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
 LossResult evaluate_step(const StepModel& model, const TokenBatch& batch) {
   const Pass pass = begin_pass(model, batch, 0);
   forward_layers(pass);
-  return loss_chunks(pass, select_trained_rows(pass, batch), 0.0f);
+  const LossRows rows = select_trained_rows(pass, batch);
+  loss_chunks(pass, rows, 0.0f);
+  return read_losses(pass, rows);
 }
 
 std::vector<float> logits_step(const StepModel& model, const TokenBatch& batch) {
@@ -94,20 +100,26 @@ Pass begin_pass(const StepModel& model, const TokenBatch& batch, size_t cache_st
   const size_t token_bytes = batch.num_tokens * sizeof(int32_t);
   TM_RUN(model.device, copy_in, work.tokens, batch.tokens, token_bytes);
   TM_RUN(model.device, copy_in, work.positions, positions.data(), token_bytes);
-  TM_RUN(model.device, copy_in, work.document_starts, batch.document_starts,
-         (batch.num_documents + 1) * sizeof(int32_t));
+  // Padded with empty documents (TmAttention).
+  std::vector<int32_t> starts(work.spec.tokens + 1, static_cast<int32_t>(batch.num_tokens));
+  std::copy_n(batch.document_starts, batch.num_documents, starts.begin());
+  TM_RUN(model.device, copy_in, work.document_starts, starts.data(),
+         starts.size() * sizeof(int32_t));
   return {model.device,     model.config,        model.weights, work,
           batch.num_tokens, batch.num_documents, cache_start,   batch.document_starts};
 }
 
 void forward_layers(const Pass& pass) {
-  TM_RUN(pass.device, embedding_forward, pass.work.tokens, pass.n, &pass.weights.embedding,
-         pass.work.residual[0]);
-  for (size_t layer = 0; layer < pass.config.num_layers; ++layer) {
-    if (pass.has_backward) await_place(pass, layer);
-    layer_forward(pass, layer);
-    if (pass.has_backward) send_layer(pass, layer);
-  }
+  run_recorded(pass.device, {pass.work.recording_id, StepPart::kForward, 0, pass.n, &pass},
+               [&pass] {
+                 TM_RUN(pass.device, embedding_forward, pass.work.tokens, pass.n,
+                        &pass.weights.embedding, pass.work.residual[0]);
+                 for (size_t layer = 0; layer < pass.config.num_layers; ++layer) {
+                   if (pass.has_backward) await_place(pass, layer);
+                   layer_forward(pass, layer);
+                   if (pass.has_backward) send_layer(pass, layer);
+                 }
+               });
 }
 
 void head_forward(const Pass& pass, size_t num_rows) {
@@ -175,11 +187,9 @@ TmElement* loss_gradient(const Workspace& work) {
 }
 
 // Logits exist for one chunk of trained rows at a time. With grad_scale 0 only the loss is taken.
-LossResult loss_chunks(const Pass& pass, LossRows rows, float grad_scale) {
+// Never recorded: the host issues these few calls while the device is busy with the layers.
+void loss_chunks(const Pass& pass, LossRows rows, float grad_scale) {
   const Workspace& work = pass.work;
-  LossResult result;
-  result.num_target_tokens = rows.count;
-  std::vector<double> row_losses(work.spec.loss_rows);
   for (size_t first = 0; first < rows.count; first += work.spec.loss_rows) {
     const size_t count = std::min(work.spec.loss_rows, rows.count - first);
     TM_RUN(pass.device, gather_rows, work.residual.back(), work.loss_rows + first, count,
@@ -189,16 +199,23 @@ LossResult loss_chunks(const Pass& pass, LossRows rows, float grad_scale) {
     call.logits = work.logits;
     call.stride = pass.config.vocab_size;
     call.targets = work.loss_targets + first;
-    call.row_losses = work.row_losses;
+    call.row_losses = work.row_losses + first;
     call.rows = count;
     call.v = pass.config.vocab_size;
     call.grad_scale = grad_scale;
     call.dlogits = grad_scale != 0.0f ? 1 : 0;
     TM_RUN(pass.device, cross_entropy, &call);
-    TM_RUN(pass.device, copy_out, row_losses.data(), work.row_losses, count * sizeof(double));
-    for (size_t i = 0; i < count; ++i) result.loss_sum += row_losses[i];
     if (grad_scale != 0.0f) head_backward(pass, first, count);
   }
+}
+
+LossResult read_losses(const Pass& pass, LossRows rows) {
+  LossResult result;
+  result.num_target_tokens = rows.count;
+  std::vector<double> row_losses(rows.count);
+  TM_RUN(pass.device, copy_out, row_losses.data(), pass.work.row_losses,
+         rows.count * sizeof(double));
+  for (const double loss : row_losses) result.loss_sum += loss;
   return result;
 }
 
@@ -238,13 +255,27 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
          hidden, loss_gradient(work));
 }
 
+// In one part, or where somebody waits for each layer's gradient in a part for each.
 void backward_layers(const Pass& pass, const GradientVector& gradient) {
-  for (size_t layer = pass.config.num_layers; layer-- > 0;) {
+  const size_t num_layers = pass.config.num_layers;
+  const auto backward = [&pass](size_t layer) {
     await_layer(pass, layer);
     layer_backward(pass, layer,
                    layer > 0 ? BackwardDepth::kInput : lowest_layer_depth(pass.weights));
     fetch_layer_below(pass, layer);
-    tell_final(gradient, pass.config.num_layers - layer);
+  };
+  const auto run = [&pass](uint64_t layer, const std::function<void()>& calls) {
+    run_recorded(pass.device, {pass.work.recording_id, StepPart::kBackward, layer, pass.n, &pass},
+                 calls);
+  };
+  if (!gradient.on_final_part) {
+    return run(num_layers, [&] {
+      for (size_t layer = num_layers; layer-- > 0;) backward(layer);
+    });
+  }
+  for (size_t layer = num_layers; layer-- > 0;) {
+    run(layer, [&] { backward(layer); });
+    tell_final(gradient, num_layers - layer);
   }
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/recorded_calls.h"
+
 namespace tunemesh {
 namespace {
 
@@ -131,6 +133,8 @@ void TrainingState::reserve() {
   for (Arena* arena : {&arenas_->device, &arenas_->host, arenas_->frames.get()}) arena->seal();
   trained_ = buffers.trained;
   work_ = std::move(buffers.work);
+  // Copies beside the operations are not recorded.
+  if (work_.transfers.empty()) work_.recording_id = new_recording_id();
   staging_ = buffers.staging;
   norm_sums_ = buffers.norm_sums;
   work_.fill_rotary(config_, *device_);
@@ -151,6 +155,8 @@ MemoryPlan TrainingState::reserved() const { return memory_of(*arenas_, spec_.la
 
 TrainingState::~TrainingState() {
   if (exchange_) exchange_->stop();
+  // A failure is the device's: whoever uses it next is told.
+  if (arenas_ && device_->records_calls()) device_->ops().calls_forget(device_->context());
 }
 
 }  // namespace tunemesh

@@ -78,8 +78,10 @@ struct LayerTransfer {
 
 struct Workspace {
   WorkspaceSpec spec;
+  uint64_t recording_id = 0;  // a job's: its passes may be recorded (recorded_calls.h)
   RowStrides strides = {};
-  int32_t *tokens = nullptr, *positions = nullptr, *document_starts = nullptr;
+  int32_t *tokens = nullptr, *positions = nullptr;        // [N]
+  int32_t* document_starts = nullptr;                     // [N + 1], padded with empty documents
   int32_t *loss_rows = nullptr, *loss_targets = nullptr;  // [N]
   double* row_losses = nullptr;                           // [N]
   float *rotary_cos = nullptr, *rotary_sin = nullptr;     // [longest_document, F/2]

@@ -153,7 +153,12 @@ typedef struct {
   void* scratch;
   size_t scratch_bytes;                 // at least what TmAttentionJob takes
   const int32_t* host_document_starts;  // the same numbers as document_starts, in host memory
+  // document_starts is n from num_documents up to this place: empty documents, which change no bit.
+  // 0: unknown. What varies between recorded calls of one attention_key is then on the device.
+  size_t padded_documents;
 } TmAttention;
+
+#define TM_ATTENTION_KEY_WORDS 4
 
 // What the scratch of a job's attention is planned from.
 typedef struct {
@@ -362,6 +367,19 @@ typedef struct {
   size_t lane;  // what await_copy() names; a lane's copy is awaited before its next one
 } TmSideCopy;
 
+typedef enum {
+  TM_CALLS_RUN = 0,     // issue the calls
+  TM_CALLS_RECORD = 1,  // issue the calls, then calls_end
+  TM_CALLS_DONE = 2,    // they were launched: issue none
+} TmCallsAction;
+
+// Everything on the host's side that shapes the calls: pointers, counts, scalars. Calls of one key
+// differ in the contents of device memory alone.
+typedef struct {
+  const uint64_t* words;
+  size_t num_words;
+} TmCallsKey;
+
 typedef struct TmBackend {
   size_t size;
   uint32_t abi;
@@ -453,6 +471,22 @@ typedef struct TmBackend {
   TmStatus (*await_copy)(TmContext*, size_t lane);
   // Of the device's own memory, what nobody has taken yet; null: it uses the host's.
   size_t (*free_bytes)(TmContext*);
+
+  // Recorded calls: a part of a step whose calls are the same each time, launched at once (a CUDA
+  // graph). All null where there are none. Between begin and end no memory is taken, no host memory
+  // read or written, and nothing waited for.
+  //
+  // begin answers what the caller is to do; end belongs to TM_CALLS_RECORD alone. It launches what
+  // was recorded, if all of the calls succeeded (is_whole); *has_run 0: nothing has run, the calls
+  // must be issued again, and last_error() has one line. A key that begin has not met, or that
+  // could not be recorded a few times, is answered TM_CALLS_RUN.
+  TmStatus (*calls_begin)(TmContext*, const TmCallsKey*, int* action);
+  TmStatus (*calls_end)(TmContext*, int is_whole, int* has_run);
+  // Forgets everything recorded: before memory that recorded calls use is given back.
+  TmStatus (*calls_forget)(TmContext*);
+  // Attentions of one key, otherwise equal but for num_documents and host_document_starts, are the
+  // same calls where document_starts is padded.
+  void (*attention_key)(TmContext*, const TmAttention*, uint64_t key[TM_ATTENTION_KEY_WORDS]);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

@@ -121,6 +121,7 @@ struct Choice {
   const char* path = "auto";
   const TmBackend* backend = tm_cpu_backend();
   TmPrecision precision = TM_FP32;
+  bool records_calls = true;
 };
 
 inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
@@ -129,6 +130,7 @@ inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
   options.device.num_threads = choice.num_threads;
   options.device.instruction_path = choice.path;
   options.device.precision = choice.precision;
+  options.device.records_calls = choice.records_calls;
   auto engine = std::make_unique<Engine>(choice.backend, options,
                                          std::make_unique<MemorySource>(from.source));
   engine->load();

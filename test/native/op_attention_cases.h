@@ -50,7 +50,8 @@ inline Outputs attention_kernel(const Device& d, const AttentionShape& s,
                in.scale,
                scratch.data(),
                bytes,
-               s.starts.data()};
+               s.starts.data(),
+               0};
   require(d.backend->attention_forward(d.context, &b.forward), d);
   scratch.assign(scratch.size(), kPoison);
   b.dout = in.dout.values.data();

@@ -42,9 +42,9 @@ inline void refused_indices(const Device& d, Tally& tally) {
 inline void refused_attention(const Device& d, Tally& tally) {
   Floats x(300 * 4, 0.5f), out(300 * 4), lse(16);
   int32_t starts[] = {0, 4, 4};
-  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16,    out.data(),
-                   16,       lse.data(), starts,   2,       4,  1,     1,
-                   16,       0,          0.25f,    nullptr, 0,  starts};
+  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16,     out.data(),
+                   16,       lse.data(), starts,   2,       4,  1,      1,
+                   16,       0,          0.25f,    nullptr, 0,  starts, 0};
   tally.check(d.backend->attention_forward(d.context, &a) == TM_OK, "attention without scratch");
   a.n = 5;
   tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&

@@ -90,9 +90,9 @@ void refusals(const Device& d, Tally& tally) {
               "cross entropy: a target beyond the vocabulary is refused on " + d.name);
   Floats x(64 * 4, 0.5f), out(64 * 4), lse(16);
   const int32_t starts[] = {0, 4};
-  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16,    out.data(),
-                   16,       lse.data(), starts,   1,       4,  1,     1,
-                   16,       0,          0.25f,    nullptr, 0,  starts};
+  TmAttention a = {x.data(), x.data(),   x.data(), 16,      16, 16,     out.data(),
+                   16,       lse.data(), starts,   1,       4,  1,      1,
+                   16,       0,          0.25f,    nullptr, 0,  starts, 0};
   tally.check(d.backend->attention_forward(d.context, &a) == TM_BAD_ARGUMENT &&
                   strstr(d.backend->last_error(), "scratch"),
               "attention: short scratch is refused on " + d.name);

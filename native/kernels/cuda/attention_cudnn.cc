@@ -70,6 +70,10 @@ bool has_narrow_rows(const Call& call, const AttentionChunk& chunk) {
   return call.backward->dk_stride != width || call.backward->dv_stride != width;
 }
 
+bool covers_all(const Call& call, const AttentionChunk& chunk) {
+  return chunk.num_documents == call.forward.num_documents;
+}
+
 size_t chunk_tokens(const Call& call, const AttentionChunk& chunk) {
   const int32_t* starts = call.forward.host_document_starts + chunk.first_document;
   return static_cast<size_t>(starts[chunk.num_documents] - starts[0]);
@@ -108,7 +112,8 @@ struct Plan {
   std::unique_ptr<CudnnGraph> graph;  // null where cuDNN does not serve the shape
   std::string refusal;
   uint64_t last_call = 0;
-  bool is_checked = false;  // backward: gave something else than zeros once
+  bool is_checked = false;   // backward: gave something else than zeros once
+  bool is_recorded = false;  // a captured graph holds its kernels
 };
 
 struct Step {
@@ -168,6 +173,9 @@ class CudnnAttentionOnCard : public CudnnAttention {
   bool supports(const TmAttentionBackward& args) override { return prepare({args.forward, &args}); }
   bool forward(const TmAttention& args) override { return run({args, nullptr}); }
   bool backward(const TmAttentionBackward& args) override { return run({args.forward, &args}); }
+  void forget_recorded() override {
+    for (const auto& plan : plans_) plan->is_recorded = false;
+  }
 
  private:
   bool refuse(const std::string& why) {
@@ -181,6 +189,7 @@ class CudnnAttentionOnCard : public CudnnAttention {
   void evict_oldest();
   size_t largest_step(const Call& call) const;
   bool run(const Call& call);
+  void check_recordable(const Call& call);
   bool run_step(const Call& call, const Step& step);
   void lay_out_lse(const Call& call, const Step& step, Scratch& scratch,
                    AttentionPointers& pointers);
@@ -195,6 +204,7 @@ class CudnnAttentionOnCard : public CudnnAttention {
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<Step> steps_;  // of the call that is prepared
   uint64_t call_ = 0;
+  bool is_recording_ = false;
   std::string refusal_;
   size_t largest_workspace_ = 0;
 };
@@ -234,6 +244,9 @@ bool CudnnAttentionOnCard::has_fit_form(const Call& call) {
 bool CudnnAttentionOnCard::prepare(const Call& call) {
   steps_.clear();
   ++call_;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  CUDA_CHECK(cudaStreamIsCapturing(stream_, &status));
+  is_recording_ = status != cudaStreamCaptureStatusNone;
   if (!has_fit_form(call)) return false;
   const TmAttention& a = call.forward;
   const DocumentSpans documents = {a.host_document_starts, a.num_documents};
@@ -272,6 +285,9 @@ Plan* CudnnAttentionOnCard::plan_for(const AttentionShape& shape) {
     (*found)->last_call = call_;
     return found->get();
   }
+  if (is_recording_) {
+    throw CudaFailure(TM_BAD_ARGUMENT, "attention of cuDNN: a plan is not built while recording");
+  }
   if (plans_.size() >= kMostPlans) evict_oldest();
   auto plan = std::make_unique<Plan>();
   plan->shape = shape;
@@ -284,12 +300,14 @@ Plan* CudnnAttentionOnCard::plan_for(const AttentionShape& shape) {
   return plans_.back().get();
 }
 
-// Never one of the call at hand: a call of very many shapes may keep more than kMostPlans.
+// Never one of the call at hand, nor one that was recorded: a call of very many shapes may keep
+// more than kMostPlans.
 void CudnnAttentionOnCard::evict_oldest() {
   const auto oldest =
-      std::min_element(plans_.begin(), plans_.end(),
-                       [](const auto& a, const auto& b) { return a->last_call < b->last_call; });
-  if ((*oldest)->last_call == call_) return;
+      std::min_element(plans_.begin(), plans_.end(), [](const auto& a, const auto& b) {
+        return std::pair(a->is_recorded, a->last_call) < std::pair(b->is_recorded, b->last_call);
+      });
+  if ((*oldest)->is_recorded || (*oldest)->last_call == call_) return;
   CUDA_CHECK(cudaStreamSynchronize(stream_));  // its kernels may still run
   plans_.erase(oldest);
 }
@@ -305,10 +323,25 @@ size_t CudnnAttentionOnCard::largest_step(const Call& call) const {
 
 bool CudnnAttentionOnCard::run(const Call& call) {
   if (!prepare(call)) return false;
+  if (is_recording_) check_recordable(call);
   for (const Step& step : steps_) {
     if (!run_step(call, step)) return false;
   }
   return true;
+}
+
+// What the host knows of the documents goes into a capture only where it is the same for all calls
+// of one attention_key: that all of them are one chunk.
+void CudnnAttentionOnCard::check_recordable(const Call& call) {
+  for (const Step& step : steps_) {
+    if (!covers_all(call, step.chunk)) {
+      throw CudaFailure(TM_BAD_ARGUMENT, "attention of cuDNN: documents in several chunks");
+    }
+    if (call.backward != nullptr && !step.plan->is_checked) {
+      throw CudaFailure(TM_BAD_ARGUMENT, "attention of cuDNN: a plan is not checked yet");
+    }
+    step.plan->is_recorded = true;
+  }
 }
 
 // Where a chunk's first row and head lie.
@@ -379,6 +412,10 @@ void CudnnAttentionOnCard::fill_tables(const Call& call, const Step& step, Scrat
   tables.starts = call.forward.document_starts + chunk.first_document;
   tables.num_documents = static_cast<int>(chunk.num_documents);
   tables.batch = static_cast<int>(chunk.batch);
+  const size_t padded = std::min(chunk.batch, call.forward.padded_documents);
+  if (covers_all(call, chunk) && padded > chunk.num_documents) {
+    tables.num_documents = static_cast<int>(padded);
+  }
   const auto tensors = tensors_of(call);
   for (size_t i = 0; i < kAttentionTensors; ++i) {
     if (tensors[i].rows == nullptr) continue;

@@ -34,6 +34,10 @@ class CudnnAttention {
   virtual bool supports(const TmAttentionBackward& args) = 0;
   virtual bool forward(const TmAttention& args) = 0;
   virtual bool backward(const TmAttentionBackward& args) = 0;
+  // While the stream is captured, forward and backward throw TM_BAD_ARGUMENT for what can't be: a
+  // plan that was not built and checked before, a call in several chunks of documents. Plans that
+  // were captured live until this is called.
+  virtual void forget_recorded() = 0;
   // Why the last call was not served, for the log; and the most workspace a plan took.
   virtual const std::string& refusal() const = 0;
   virtual size_t largest_workspace() const = 0;

@@ -2,8 +2,11 @@
 // into a status and a line: no exception leaves the plugin.
 #include "kernels/backend.h"
 
+#include <algorithm>
+
 #include "kernels/cuda/adamw.cuh"
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/attention_chunks.h"
 #include "kernels/cuda/bias.cuh"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/cross_entropy.cuh"
@@ -81,11 +84,7 @@ void release_host(TmContext* context, void* pointer) {
 
 // The host's bytes may change as soon as the call returns, pinned or not.
 TmStatus copy_in(TmContext* context, void* device, const void* host, size_t bytes) {
-  return guarded(context, [&] {
-    if (bytes == 0) return;
-    CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, context->stream()));
-    context->wait();
-  });
+  return guarded(context, [&] { context->copy_in(device, host, bytes); });
 }
 
 TmStatus copy_out(TmContext* context, void* host, const void* device, size_t bytes) {
@@ -255,11 +254,32 @@ size_t attention_scratch_bytes(TmContext* context, const TmAttentionJob* job) {
   return context->cudnn() == nullptr ? 0 : context->cudnn()->scratch_bytes(*job);
 }
 
+// As many documents as all calls of one attention_key have, the last ones empty.
+TmAttention with_padding(TmAttention a) {
+  const size_t wanted = round_documents(a.num_documents);
+  if (a.padded_documents > a.num_documents) a.num_documents = std::min(wanted, a.padded_documents);
+  return a;
+}
+
+void attention_key(TmContext* context, const TmAttention* args, uint64_t* key) {
+  std::fill_n(key, TM_ATTENTION_KEY_WORDS, 0);
+  key[0] = round_documents(args->num_documents);
+  if (context->cudnn() == nullptr || args->num_documents == 0) return;
+  if (args->host_document_starts == nullptr) return;  // the own kernels then serve
+  const AttentionChunk chunk =
+      forward_chunks({args->host_document_starts, args->num_documents},
+                     {args->num_heads, args->num_kv_heads, args->head_size})
+          .front();
+  key[0] = chunk.batch << 1 | (chunk.ragged ? 1 : 0);
+  key[1] = chunk.length;
+  key[2] = chunk.total_tokens;
+}
+
 TmStatus attend_forward(TmContext* context, const TmAttention* args) {
   return with_element(context, [&](auto element) {
     check_attention(*args);
     if (context->cudnn() != nullptr && context->cudnn()->forward(*args)) return;
-    attention_forward<decltype(element)>(*args, context->fault(), context->stream());
+    attention_forward<decltype(element)>(with_padding(*args), context->fault(), context->stream());
   });
 }
 
@@ -267,7 +287,9 @@ TmStatus attend_backward(TmContext* context, const TmAttentionBackward* args) {
   return with_element(context, [&](auto element) {
     check_attention(args->forward);
     if (context->cudnn() != nullptr && context->cudnn()->backward(*args)) return;
-    attention_backward<decltype(element)>(*args, context->stream());
+    TmAttentionBackward padded = *args;
+    padded.forward = with_padding(args->forward);
+    attention_backward<decltype(element)>(padded, context->stream());
   });
 }
 
@@ -317,6 +339,25 @@ TmStatus round_gradient(TmContext* context, const TmRoundAndAdd* args) {
     }
     return context->round_and_add(*args);
   });
+}
+
+TmStatus calls_begin(TmContext* context, const TmCallsKey* key, int* action) {
+  *action = TM_CALLS_RUN;
+  return guarded(context, [&] { *action = context->begin_calls(*key); });
+}
+
+TmStatus calls_end(TmContext* context, int is_whole, int* has_run) {
+  *has_run = 0;
+  return guarded(context, [&] {
+    const std::string why = context->end_calls(is_whole != 0);
+    *has_run = why.empty() ? 1 : 0;
+    // Where a call failed its own line stands.
+    if (!why.empty() && is_whole != 0) keep_line(TM_OK, why.c_str());
+  });
+}
+
+TmStatus calls_forget(TmContext* context) {
+  return guarded(context, [&] { context->forget_calls(); });
 }
 
 int num_devices() { return tm_cuda_num_devices(nullptr); }
@@ -378,6 +419,10 @@ TmBackend assemble() {
   fill_groups(backend);
   fill_side_copies(backend);
   backend.sum_squares = squares;
+  backend.calls_begin = calls_begin;
+  backend.calls_end = calls_end;
+  backend.calls_forget = calls_forget;
+  backend.attention_key = attention_key;
   return backend;
 }
 

@@ -78,7 +78,8 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
       outcome_(sizeof(unsigned long long)),
       staging_(kStagedBlocks * kBlockElements * sizeof(int64_t)),
       host_(kHostBytes),
-      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision, library_folder)) {
+      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision, library_folder)),
+      recorded_(stream()) {
   cudaDeviceProp properties{};
   int driver = 0;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
@@ -124,6 +125,9 @@ void TmContext::enter() {
 }
 
 void TmContext::wait() {
+  if (is_recording()) {
+    throw CudaFailure(TM_BAD_ARGUMENT, "recorded calls can't wait for the device");
+  }
   auto* found = static_cast<DeviceFault*>(host_.data());
   CUDA_CHECK(
       cudaMemcpyAsync(found, fault(), sizeof(DeviceFault), cudaMemcpyDeviceToHost, stream()));
@@ -131,6 +135,32 @@ void TmContext::wait() {
   if (found->kind == FaultKind::kNone) return;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));
   throw CudaFailure(TM_BAD_ARGUMENT, text_of(*found));
+}
+
+TmCallsAction TmContext::begin_calls(const TmCallsKey& key) {
+#ifdef TUNEMESH_SYNC_LAUNCHES
+  static_cast<void>(key);
+  return TM_CALLS_RUN;
+#else
+  if (recorded_.is_full()) forget_calls();
+  return recorded_.begin(key);
+#endif
+}
+
+void TmContext::forget_calls() {
+  CUDA_CHECK(cudaStreamSynchronize(stream()));
+  recorded_.forget();
+  if (cudnn_ != nullptr) cudnn_->forget_recorded();
+}
+
+void TmContext::copy_in(void* device, const void* host, size_t bytes) {
+  if (bytes == 0) return;
+  if (is_recording()) {
+    throw CudaFailure(TM_BAD_ARGUMENT, "recorded calls can't read the host's memory");
+  }
+  if (small_copies_.send(device, host, bytes, stream())) return;
+  CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream()));
+  wait();
 }
 
 TmStatus TmContext::round_and_add(const TmRoundAndAdd& args) {

@@ -9,7 +9,9 @@
 #include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/recorded_calls.h"
 #include "kernels/cuda/side_copies.h"
+#include "kernels/cuda/small_copies.h"
 
 // The oldest card with what the kernels need (bf16 products, 90 KB of shared memory): Ampere.
 inline constexpr int kOldestMajor = 8;
@@ -43,10 +45,19 @@ struct TmContext {
   void enter();
   void fail(const std::string& message) { failure_ = message; }
   // Waits for the stream. Throws TM_BAD_ARGUMENT for a fault that a kernel recorded, and forgets
-  // it.
+  // it; also while calls are recorded, which can't wait.
   void wait();
   // The accumulator may be any memory of the host: it is then staged. Returns when it is changed.
   TmStatus round_and_add(const TmRoundAndAdd& args);
+
+  // A part of a step as one launch (recorded_calls.h).
+  bool is_recording() const { return recorded_.is_recording(); }
+  TmCallsAction begin_calls(const TmCallsKey& key);
+  std::string end_calls(bool is_whole) { return recorded_.end(is_whole); }
+  void forget_calls();
+
+  // From the host, which may change its bytes once the call returns.
+  void copy_in(void* device, const void* host, size_t bytes);
 
  private:
   TmStatus round_on_device(const TmRoundAndAdd& args);
@@ -64,4 +75,6 @@ struct TmContext {
   std::unique_ptr<tunemesh::cuda::ElementTransfer> transfer_;
   std::unique_ptr<tunemesh::cuda::CudnnAttention> cudnn_;
   std::unique_ptr<tunemesh::cuda::SideCopies> side_copies_;
+  tunemesh::cuda::SmallCopies small_copies_;
+  tunemesh::cuda::RecordedCalls recorded_;
 };

@@ -29,7 +29,8 @@ template <typename... Parts>
 }
 
 // Runs `body`, whose answer is a status or nothing. A device error stays with the context: its
-// state can't be trusted any more.
+// state can't be trusted any more. While calls are recorded nothing runs: an error then only ends
+// the recording.
 template <typename Body>
 TmStatus guarded(TmContext* context, Body body) {
   try {
@@ -41,7 +42,8 @@ TmStatus guarded(TmContext* context, Body body) {
       return TM_OK;
     }
   } catch (const CudaFailure& failure) {
-    if (context != nullptr && failure.status() == TM_DEVICE_ERROR) context->fail(failure.what());
+    const bool stays = failure.status() == TM_DEVICE_ERROR;
+    if (context != nullptr && stays && !context->is_recording()) context->fail(failure.what());
     return keep_line(failure.status(), failure.what());
   } catch (const std::bad_alloc&) {
     return keep_line(TM_OUT_OF_MEMORY, "no memory on the host");

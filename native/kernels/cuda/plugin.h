@@ -8,8 +8,8 @@ extern "C" {
 
 // The table of operations. All data pointers in their arguments are device memory, but two of
 // round_and_add: bad_block is the host's, and accumulator may be. Indices are checked on the
-// device: a bad one is told by the next synchronize, copy_in or copy_out as TM_BAD_ARGUMENT, and
-// its row is left out.
+// device: a bad one is told by the next synchronize or copy_out as TM_BAD_ARGUMENT, and its row is
+// left out.
 const TmBackend* tm_cuda_backend(void);
 
 // Cards that the driver shows; 0 where there is no driver or none that is new enough. `reason`
