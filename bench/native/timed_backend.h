@@ -142,6 +142,17 @@ inline OpFloor of(double e, const TmGroupPack* a) {
   }
   return {"", 0, (4 + e) * copied};
 }
+inline OpFloor of(double e, const TmGroupAdapterGrads* a) {
+  double width = real(a->shape->in), ranks = 0;
+  for (size_t part = 0; part < a->shape->num_parts; ++part) {
+    if (!a->shape->is_adapted[part]) continue;
+    width += real(a->shape->out[part]);
+    ranks += real(a->shape->rank);
+  }
+  const double flops = 2 * real(a->n) * (ranks * real(a->shape->in)) +
+                       2 * real(a->n) * real(a->shape->rank) * (width - real(a->shape->in));
+  return {text(outputs(*a->shape), a->shape->in), flops, e * real(a->n) * (width + 2 * ranks)};
+}
 inline OpFloor of(double, const TmCopyRows* a) { return {"", 0, 2 * real(a->n * a->row_bytes)}; }
 inline OpFloor of(double, void*, size_t bytes) { return {"", 0, real(bytes)}; }
 inline OpFloor of(double, void*, const void*, size_t) { return {}; }
@@ -244,6 +255,7 @@ inline const TmBackend* timed_backend(const TmBackend* inner) {
   TM_TIME(pack_group_trained);
   TM_TIME(group_forward);
   TM_TIME(group_backward);
+  TM_TIME(group_adapter_grads);
   TM_TIME(copy_rows);
 #undef TM_TIME
   if (inner->calls_begin != nullptr) table.calls_begin = begin_untimed;

@@ -40,35 +40,6 @@ void keep_tail(const Pass& pass, size_t layer, const GroupCall& call) {
   TM_RUN(pass.device, copy_rows, &copy);
 }
 
-// Where the A matrices of several linears are trained, x is read once for all.
-struct AdapterRows {
-  const LayerWeights& weights;
-  const TmGroupShape& shape;
-  size_t count = 0;  // adapted parts
-};
-
-void adapter_a_grads(const Pass& pass, const AdapterRows& rows, TmLinearWeightGrad call) {
-  const GroupMembers& members = kGroupMembers[&rows.shape - pass.weights.groups.shapes.data()];
-  call.out = rows.count * rows.shape.rank;
-  const auto grad_of = [&](size_t part) {
-    return rows.weights.linears[members.first + part].lora_a_grad;
-  };
-  if (rows.count > 1) call.dw = pass.work.adapter_grads;
-  for (size_t part = 0; rows.count == 1 && part < members.count; ++part) {
-    if (rows.shape.is_adapted[part]) call.dw = grad_of(part);
-  }
-  TM_RUN(pass.device, linear_weight_grad, &call);
-  if (rows.count == 1) return;
-  const size_t bytes = rows.shape.rank * rows.shape.in * sizeof(float);
-  const float* from = pass.work.adapter_grads;
-  for (size_t part = 0; part < members.count; ++part) {
-    if (!rows.shape.is_adapted[part]) continue;
-    const TmCopyRows copy = {grad_of(part), from, bytes, bytes, bytes, 1};
-    TM_RUN(pass.device, copy_rows, &copy);
-    from += rows.shape.rank * rows.shape.in;
-  }
-}
-
 }  // namespace
 
 void group_forward(const Pass& pass, size_t layer, const GroupCall& call) {
@@ -108,35 +79,36 @@ void group_input_grad(const Pass& pass, size_t layer, const GroupBackwardCall& c
 void group_weight_grads(const Pass& pass, size_t layer, const GroupBackwardCall& call) {
   const GroupStrides strides = strides_of(pass, call.group);
   const GroupPlan& groups = pass.weights.groups;
-  AdapterRows rows = {pass.weights.layers[layer], groups.shapes[call.group]};
-  TmElement* tail = pass.work.layers[layer].tails[call.group];
-  size_t tail_stride = groups.borders[call.group];
-  if (tail == nullptr) {  // it stayed in the input's rows
-    tail = pass.device.at(const_cast<TmElement*>(call.x), rows.shape.in);
-    tail_stride = strides.x;
-  }
-  for (size_t part = 0; part < rows.shape.num_parts; ++part) {
-    const LinearWeights& linear = rows.weights.linears[kGroupMembers[call.group].first + part];
-    TmLinearWeightGrad grad = {
-        call.dy[part], strides.dy,           call.x,        strides.x, linear.weight_grad,
-        pass.n,        rows.shape.out[part], rows.shape.in, 0,         1.0f};
+  const LayerWeights& weights = pass.weights.layers[layer];
+  const TmGroupShape& shape = groups.shapes[call.group];
+  TmGroupAdapterGrads adapters = {};
+  for (size_t part = 0; part < shape.num_parts; ++part) {
+    const LinearWeights& linear = weights.linears[kGroupMembers[call.group].first + part];
+    const TmLinearWeightGrad grad = {
+        call.dy[part], strides.dy,      call.x,   strides.x, linear.weight_grad,
+        pass.n,        shape.out[part], shape.in, 0,         1.0f};
     if (linear.weight_grad != nullptr) TM_RUN(pass.device, linear_weight_grad, &grad);
     if (linear.bias_grad != nullptr) {
-      TM_RUN(pass.device, bias_grad_add, call.dy[part], pass.n, rows.shape.out[part], strides.dy,
+      TM_RUN(pass.device, bias_grad_add, call.dy[part], pass.n, shape.out[part], strides.dy,
              linear.bias_grad);
     }
-    if (!linear.has_adapter()) continue;
-    grad.x = pass.device.at(tail, rows.count++ * rows.shape.rank);
-    grad.x_stride = tail_stride;
-    grad.dw = linear.lora_b_grad;
-    grad.in = rows.shape.rank;
-    TM_RUN(pass.device, linear_weight_grad, &grad);
+    adapters.lora_a[part] = linear.lora_a_grad;
+    adapters.lora_b[part] = linear.lora_b_grad;
   }
-  if (rows.count == 0) return;
-  TmElement* const dy_tail = pass.device.at(call.dy[0], groups.out_width(call.group));
-  adapter_a_grads(
-      pass, rows,
-      {dy_tail, strides.dy, call.x, strides.x, nullptr, pass.n, 0, rows.shape.in, 0, 1.0f});
+  if (groups.borders[call.group] == 0) return;
+  adapters.shape = &shape;
+  adapters.x = call.x;
+  adapters.x_stride = strides.x;
+  adapters.x_tail = pass.work.layers[layer].tails[call.group];
+  adapters.x_tail_stride = groups.borders[call.group];
+  if (adapters.x_tail == nullptr) {  // it stayed in the input's rows
+    adapters.x_tail = pass.device.at(const_cast<TmElement*>(call.x), shape.in);
+    adapters.x_tail_stride = strides.x;
+  }
+  adapters.dy = call.dy[0];
+  adapters.dy_stride = strides.dy;
+  adapters.n = pass.n;
+  TM_RUN(pass.device, group_adapter_grads, &adapters);
 }
 
 }  // namespace tunemesh

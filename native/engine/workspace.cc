@@ -72,15 +72,7 @@ void Workspace::reserve_scratch(const ModelConfig& config, const Device& device,
   if (!spec.has_backward) return;
   dx = arena.take_elements("scratch", n * strides.dx);
   dnormed = arena.take_elements("scratch", n * config.hidden_size);
-  if (!spec.groups.is_used) {
-    lora_du = arena.take_elements("scratch", n * spec.lora_rank);
-    return;
-  }
-  size_t largest = 0;
-  for (const Group group : {kQkvGroup, kGateUpGroup}) {
-    largest = std::max(largest, spec.groups.borders[group] * config.hidden_size);
-  }
-  adapter_grads = arena.take<float>("scratch", largest);
+  if (!spec.groups.is_used) lora_du = arena.take_elements("scratch", n * spec.lora_rank);
 }
 
 void Workspace::take_attention_scratch(const ModelConfig& config, Region& region) {

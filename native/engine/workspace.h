@@ -106,7 +106,6 @@ struct Workspace {
   // Not shared again:
   TmElement *dx = nullptr, *dnormed = nullptr;  // [N, C]
   TmElement* lora_du = nullptr;                 // [N, r]; without groups
-  float* adapter_grads = nullptr;               // a group's A gradients in one [sum of ranks, in]
 
   // Do dx's rows have room for a border behind the hidden size?
   bool has_dx_border() const {

@@ -294,7 +294,7 @@ typedef struct {
 //   dy      rows [out | tail]: the tail receives scale dy B, then dx = [dy | tail] [W; A]
 //
 // `border` is 0 without adapters, else at least the sum of their ranks: what is beyond is zero.
-// The gradients are products of rows and tails: dB = dy^T (x's tail), dA = (dy's tail)^T x.
+// The gradients are products of rows and tails (TmGroupAdapterGrads).
 #define TM_GROUP_PARTS 3
 typedef struct {
   size_t in, num_parts;
@@ -348,6 +348,22 @@ typedef struct {
   TmPlace weight[TM_GROUP_PARTS], bias[TM_GROUP_PARTS];
   TmPlace lora_a[TM_GROUP_PARTS], lora_b[TM_GROUP_PARTS];
 } TmGroupPlaces;
+
+// Gradients of all adapters of a group, overwritten: lora_b[part] = dy_part^T (x's tail of the
+// part), [out, rank]; lora_a[part] = (dy's tail of the part)^T x, [rank, in]. Tails hold the
+// adapted parts' ranks side by side, in their order.
+typedef struct {
+  const TmGroupShape* shape;
+  const TmElement* x;
+  size_t x_stride;  // [n, in]
+  const TmElement* x_tail;
+  size_t x_tail_stride;
+  const TmElement* dy;
+  size_t dy_stride;  // [n, out | tail]
+  float* lora_a[TM_GROUP_PARTS];
+  float* lora_b[TM_GROUP_PARTS];
+  size_t n;
+} TmGroupAdapterGrads;
 
 typedef struct {
   void* to;
@@ -487,6 +503,9 @@ typedef struct TmBackend {
   // Attentions of one key, otherwise equal but for num_documents and host_document_starts, are the
   // same calls where document_starts is padded.
   void (*attention_key)(TmContext*, const TmAttention*, uint64_t key[TM_ATTENTION_KEY_WORDS]);
+
+  // Of linear groups, and there where they are.
+  TmStatus (*group_adapter_grads)(TmContext*, const TmGroupAdapterGrads*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

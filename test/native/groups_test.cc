@@ -4,6 +4,7 @@
 //   groups_test [tunemesh_cuda.so]
 #include <filesystem>
 
+#include "adapter_grads_case.h"
 #include "engine/backend_plugin.h"
 #include "group_case.h"
 #include "host_groups.h"
@@ -314,6 +315,7 @@ void test_device(const Device& device) {
   };
   uint64_t seed = 40;
   for (const GroupCase& made : cases) test_group(device, made, seed++);
+  test_adapter_grads(device);
   test_copy_rows(device);
   test_head_norm(device);
 }

@@ -95,6 +95,32 @@ class HostGroup {
     }
   }
 
+  // Sums in double, tokens ascending.
+  void adapter_grads(const TmGroupAdapterGrads& args) const {
+    const auto floats = [](const TmElement* rows) { return reinterpret_cast<const float*>(rows); };
+    const auto sum = [&](const float* a, size_t a_stride, const float* b, size_t b_stride) {
+      double total = 0;
+      for (size_t i = 0; i < args.n; ++i) total += double{a[i * a_stride]} * b[i * b_stride];
+      return static_cast<float>(total);
+    };
+    const float* dy = floats(args.dy);
+    const float* x_tail = floats(args.x_tail);
+    const float* dy_tail = dy + out_;
+    for (size_t part = 0; part < shape_.num_parts; dy += shape_.out[part++]) {
+      if (!shape_.is_adapted[part]) continue;
+      for (size_t k = 0; k < shape_.rank; ++k, ++x_tail, ++dy_tail) {
+        for (size_t o = 0; o < shape_.out[part]; ++o) {
+          args.lora_b[part][o * shape_.rank + k] =
+              sum(dy + o, args.dy_stride, x_tail, args.x_tail_stride);
+        }
+        for (size_t j = 0; j < shape_.in; ++j) {
+          args.lora_a[part][k * shape_.in + j] =
+              sum(dy_tail, args.dy_stride, floats(args.x) + j, args.x_stride);
+        }
+      }
+    }
+  }
+
  private:
   static void copy(float* to, const float* from, size_t count) {
     std::memcpy(to, from, count * sizeof(float));
@@ -125,6 +151,10 @@ inline void add_group_entries(TmBackend& host) {
   };
   host.group_forward = [](TmContext*, const TmGroupForward* args) {
     HostGroup(*args->shape).forward(*args);
+    return TM_OK;
+  };
+  host.group_adapter_grads = [](TmContext*, const TmGroupAdapterGrads* args) {
+    HostGroup(*args->shape).adapter_grads(*args);
     return TM_OK;
   };
   host.group_backward = [](TmContext*, const TmGroupBackward* args) {

@@ -167,6 +167,7 @@ inline const TmBackend* recording_backend(const TmBackend* inner) {
   TM_RECORDED(pack_group_trained);
   TM_RECORDED(group_forward);
   TM_RECORDED(group_backward);
+  TM_RECORDED(group_adapter_grads);
   TM_RECORDED(copy_rows);
 #undef TM_RECORDED
 #undef TM_UNRECORDED

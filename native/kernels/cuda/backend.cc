@@ -14,6 +14,7 @@
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/embedding.cuh"
 #include "kernels/cuda/gradient_norm.cuh"
+#include "kernels/cuda/group_grads.h"
 #include "kernels/cuda/guard.h"
 #include "kernels/cuda/linear_group.h"
 #include "kernels/cuda/pack.cuh"
@@ -418,6 +419,7 @@ TmBackend assemble() {
   backend.decode_attention = attend_decode;
   fill_groups(backend);
   fill_side_copies(backend);
+  fill_group_grads(backend);
   backend.sum_squares = squares;
   backend.calls_begin = calls_begin;
   backend.calls_end = calls_end;

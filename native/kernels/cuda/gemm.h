@@ -57,6 +57,8 @@ class Gemm {
   };
   void multiply(const Product& product, cudaStream_t stream);
   cudaDataType_t element() const { return element_; }
+  // kGemmWorkspaceBytes of scratch for whatever runs on the same stream.
+  void* workspace() const { return workspace_.data(); }
 
  private:
   using Key = std::tuple<int, size_t, size_t, size_t, size_t, size_t, size_t, size_t, uint64_t>;
