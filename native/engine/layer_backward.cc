@@ -73,8 +73,7 @@ void attention_backward(const Pass& pass, const LayerActivations& saved) {
   call.dk_stride = work.strides.key_grad;
   call.dv_stride = work.strides.value_grad;
   TM_RUN(pass.device, attention_backward, &call);
-  rotate(pass, {work.dq, config.num_heads, work.strides.query_grad, true});
-  rotate(pass, {work.dk, config.num_kv_heads, work.strides.key_grad, true});
+  rotate(pass, {work.dq, work.dk, work.strides.query_grad, work.strides.key_grad, true});
 }
 
 void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth) {

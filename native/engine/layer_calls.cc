@@ -81,15 +81,25 @@ void head_norm_backward(const Pass& pass, const NormBackwardCall& call, HeadGrad
 
 void rotate(const Pass& pass, const RotateCall& call) {
   TmRope args = {};
-  args.x = call.x;
-  args.x_stride = call.stride;
   args.positions = pass.work.positions;
   args.cos = pass.work.rotary_cos;
   args.sin = pass.work.rotary_sin;
   args.n = pass.n;
-  args.heads = call.heads;
   args.head_size = pass.config.head_size;
   args.inverse = call.inverse ? 1 : 0;
+  args.x = call.q;
+  args.x_stride = call.q_stride;
+  args.heads = pass.config.num_heads;
+  const bool are_beside = call.k == pass.device.at(call.q, pass.config.query_width());
+  if (are_beside && call.k_stride == call.q_stride) {
+    args.heads += pass.config.num_kv_heads;
+    TM_RUN(pass.device, rope, &args);
+    return;
+  }
+  TM_RUN(pass.device, rope, &args);
+  args.x = call.k;
+  args.x_stride = call.k_stride;
+  args.heads = pass.config.num_kv_heads;
   TM_RUN(pass.device, rope, &args);
 }
 

@@ -32,9 +32,10 @@ struct HeadGradient {
 };
 void head_norm_backward(const Pass& pass, const NormBackwardCall& call, HeadGradient gradient);
 
+// Queries and keys; in one call where they lie in the same rows.
 struct RotateCall {
-  TmElement* x;
-  size_t heads, stride;
+  TmElement *q, *k;
+  size_t q_stride, k_stride;
   bool inverse;
 };
 void rotate(const Pass& pass, const RotateCall& call);

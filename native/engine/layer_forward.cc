@@ -35,8 +35,7 @@ void attention_half(const Pass& pass, size_t layer) {
     head_norm_forward(pass, {k_raw, weights.k_norm.gain, k, saved.k_rstd, 0},
                       {config.num_kv_heads, strides.raw_key, strides.key});
   }
-  rotate(pass, {saved.q, config.num_heads, strides.query, false});
-  rotate(pass, {k, config.num_kv_heads, strides.key, false});
+  rotate(pass, {saved.q, k, strides.query, strides.key, false});
   attend(pass, saved);
   run_group(pass, layer, {kOutputGroup, saved.attention, {saved.x_mid}, work.residual[layer]});
 }
