@@ -198,6 +198,19 @@ void time_rows(Bench& b, const Model& m) {
   b.memory_bound("scatter rows", 3 * row_bytes, [&] {
     return b.ops().scatter_rows_add(b.context(), out, tokens, kTokens, m.c, table);
   });
+  float* table_grad = b.floats(kVocabulary * m.c);
+  const double grad_bytes = double(kTokens) * double(m.c) * double(b.element_bytes() + 8);
+  const auto embed = [&](const int32_t* indices) {
+    return [&b, &m, indices, out, table_grad] {
+      return b.ops().embedding_backward_add(b.context(), indices, kTokens, out, m.c, kVocabulary,
+                                            table_grad);
+    };
+  };
+  b.memory_bound("embedding gradient", grad_bytes, embed(tokens));
+  // Eight occurrences of each row: the table's rows are touched once.
+  const double eighth_bytes = double(kTokens) * double(m.c) * double(b.element_bytes() + 1);
+  b.memory_bound("embedding gradient, rows 8 times", eighth_bytes,
+                 embed(b.indices(kTokens, kTokens / 8)));
   b.release_all();
   TmElement* logits = b.elements(kLossRows * kVocabulary);
   auto* losses = static_cast<double*>(b.memory(kLossRows * sizeof(double)));
@@ -209,6 +222,88 @@ void time_rows(Bench& b, const Model& m) {
   b.memory_bound("cross entropy", logit_bytes, run);
   loss.dlogits = 1;
   b.memory_bound("cross entropy, gradient", 2 * logit_bytes, run);
+}
+
+struct AdaptedGroup {
+  const char* name;
+  size_t n;
+  TmGroupShape shape;
+};
+
+// Rank 16; beside them what cuBLASLt takes for the same matrices one by one.
+void time_adapters(Bench& b, const AdaptedGroup& group) {
+  constexpr size_t kBorder = 64;
+  const TmGroupShape& shape = group.shape;
+  TmGroupAdapterGrads call = {};
+  size_t out = 0, ranks = 0;
+  for (size_t part = 0; part < shape.num_parts; ++part) {
+    out += shape.out[part];
+    ranks += shape.rank;
+    call.lora_a[part] = b.floats(shape.rank * shape.in);
+    call.lora_b[part] = b.floats(shape.rank * shape.out[part]);
+  }
+  call.shape = &shape;
+  call.n = group.n;
+  call.x_stride = shape.in + kBorder;
+  call.x = b.elements(group.n * call.x_stride);
+  call.x_tail_stride = kBorder;
+  call.x_tail = b.elements(group.n * kBorder);
+  call.dy_stride = out + kBorder;
+  TmElement* const dy = b.elements(group.n * call.dy_stride);
+  call.dy = dy;
+  const double bytes =
+      double(group.n) * double(shape.in + out + 2 * ranks) * double(b.element_bytes());
+  const std::string name = std::string("adapters of ") + group.name;
+  b.memory_bound(name, bytes, [&] { return b.ops().group_adapter_grads(b.context(), &call); });
+  const auto at = [&](size_t column) {
+    return reinterpret_cast<TmElement*>(reinterpret_cast<char*>(dy) + column * b.element_bytes());
+  };
+  b.memory_bound(name + ", products", bytes, [&] {
+    TmLinearWeightGrad grad = {
+        at(out), call.dy_stride, call.x, call.x_stride, call.lora_a[0], group.n,
+        ranks,   shape.in,       0,      1.0f};
+    TmStatus status = shape.num_parts == 1 ? b.ops().linear_weight_grad(b.context(), &grad) : TM_OK;
+    for (size_t part = 0, column = 0; part < shape.num_parts; column += shape.out[part++]) {
+      grad = {at(column),
+              call.dy_stride,
+              call.x_tail,
+              call.x_tail_stride,
+              call.lora_b[part],
+              group.n,
+              shape.out[part],
+              shape.rank,
+              0,
+              1.0f};
+      if (status == TM_OK) status = b.ops().linear_weight_grad(b.context(), &grad);
+      if (shape.num_parts == 1) continue;
+      grad = {at(out + part * shape.rank),
+              call.dy_stride,
+              call.x,
+              call.x_stride,
+              call.lora_a[part],
+              group.n,
+              shape.rank,
+              shape.in,
+              0,
+              1.0f};
+      if (status == TM_OK) status = b.ops().linear_weight_grad(b.context(), &grad);
+    }
+    return status;
+  });
+  b.release_all();
+}
+
+void time_all_adapters(Bench& b) {
+  const AdaptedGroup groups[] = {
+      {"8B qkv", kTokens, {4096, 3, {4096, 1024, 1024}, {1, 1, 1}, 16, 0}},
+      {"8B o", kTokens, {4096, 1, {4096}, {1, 0, 0}, 16, 0}},
+      {"8B gate, up", kTokens, {4096, 2, {14336, 14336}, {1, 1, 0}, 16, 0}},
+      {"8B down", kTokens, {14336, 1, {4096}, {1, 0, 0}, 16, 0}},
+      {"135M qkv", 4096, {576, 3, {576, 192, 192}, {1, 1, 1}, 16, 0}},
+      {"135M gate, up", 4096, {576, 2, {1536, 1536}, {1, 1, 0}, 16, 0}},
+      {"135M down", 4096, {1536, 1, {576}, {1, 0, 0}, 16, 0}},
+  };
+  for (const AdaptedGroup& group : groups) time_adapters(b, group);
 }
 
 // From pageable host memory, as the engine reads a model.
@@ -256,6 +351,9 @@ void run_all(Bench& b) {
     group.run(b, kModels[0]);
     b.release_all();
   }
+  if (b.wants("small")) time_norms(b, {"135M", 576, 1536, 9, 3, 64});
+  b.release_all();
+  if (b.wants("adapters")) time_all_adapters(b);
   if (b.wants("packing")) time_packing(b);
   b.release_all();
   if (!b.wants("products")) return;

@@ -204,7 +204,8 @@ void Bench::add_attention() {
                0.125f,
                floats(bytes / 4),
                bytes,
-               starts_.data()};
+               starts_.data(),
+               0};
   b.dout = floats(n * wide);
   b.dq = floats(n * wide);
   b.dk = floats(n * narrow);

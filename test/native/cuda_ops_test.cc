@@ -108,10 +108,17 @@ std::vector<OpCase> further_cases() {
   for (const AttentionShape& shape : attention) cases.push_back(attention_case(random(), shape));
   cases.push_back(norm_case(random(), 3, 4096, 0, false));
   cases.push_back(norm_case(random(), 1000, 64, 0, true));
+  // Rows of a warp, of four and of eight; several rows a block; rows that are not kept whole.
+  cases.push_back(norm_case(random(), 2200, 584, 8, true));
+  cases.push_back(norm_case(random(), 700, 2056, 0, false));
+  cases.push_back(norm_case(random(), 9, 9003, 2, true));
+  cases.push_back(norm_case(random(), 3, 8200, 0, false));
   cases.push_back(bias_case(random(), 1025, 2050, 1));
   cases.push_back(swiglu_case(random(), 2, 8193, 1));
   cases.push_back(loss_case(random(), 2, 128256, 1));
   cases.push_back(embedding_case(random(), 700, 2051, 5));
+  cases.push_back(embedding_case(random(), 900, 1032, 400));
+  cases.push_back(bias_case(random(), 5000, 72, 8));
   cases.push_back(decode_case(random(), {5, 2000, 4, 1, 256, 0}));
   cases.push_back(decode_case(random(), {0, 77, 2, 1, 300, 1}));
   return cases;

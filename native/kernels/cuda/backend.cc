@@ -89,11 +89,7 @@ TmStatus copy_in(TmContext* context, void* device, const void* host, size_t byte
 }
 
 TmStatus copy_out(TmContext* context, void* host, const void* device, size_t bytes) {
-  return guarded(context, [&] {
-    if (bytes == 0) return;
-    CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, context->stream()));
-    context->wait();
-  });
+  return guarded(context, [&] { context->copy_out(host, device, bytes); });
 }
 
 TmStatus read_elements(TmContext* context, float* host, const TmElement* device, size_t count) {
@@ -169,7 +165,7 @@ TmStatus embedding_backward_add(TmContext* context, const int32_t* tokens, size_
     using Element = decltype(element);
     const RowIndices rows = {tokens, n, v, FaultOperation::kScatter, context->fault()};
     scatter_rows_add(ScatterRows<Element, float>{rows, elements<Element>(dout), c, table_grad},
-                     context->stream());
+                     context->scratch(), context->stream());
   });
 }
 
@@ -192,7 +188,7 @@ TmStatus norm_forward(TmContext* context, const TmRmsNorm* args) {
 }
 TmStatus norm_backward(TmContext* context, const TmRmsNormBackward* args) {
   return with_element(context, [&](auto element) {
-    rms_norm_backward<decltype(element)>(*args, context->stream());
+    rms_norm_backward<decltype(element)>(*args, context->scratch(), context->stream());
   });
 }
 
@@ -216,7 +212,7 @@ TmStatus add_bias_grad(TmContext* context, const TmElement* dy, size_t n, size_t
                        float* dbias) {
   return with_element(context, [&](auto element) {
     bias_grad_add<decltype(element)>({nullptr, dy, nullptr, dbias, n, c, stride},
-                                     context->stream());
+                                     context->scratch(), context->stream());
   });
 }
 TmStatus add_vectors(TmContext* context, TmElement* y, const TmElement* x, size_t n) {

@@ -24,12 +24,16 @@ __global__ void __launch_bounds__(kElementThreads) bias_add_kernel(Bias a) {
 }
 
 template <typename Element>
-__global__ void bias_grad_kernel(Bias a) {
+__global__ void __launch_bounds__(32 * kColumnSumWarps)
+    bias_grad_kernel(Bias a, size_t rows, float* partials) {
+  using C = Chunk<Element>;
   const Element* dy = elements<Element>(a.dy);
-  const auto term = [&](size_t row, size_t column, float sum) {
-    return sum + to_float(dy[row * a.stride + column]);
+  const auto add = [&](size_t row, size_t column, size_t left, float(&sums)[C::kWidth]) {
+    const C chunk = C::load(dy + row * a.stride + column, left);
+#pragma unroll
+    for (int i = 0; i < C::kWidth; ++i) sums[i] += chunk[i];
   };
-  add_column_sums(a.n, a.c, term, a.dbias);
+  sum_part<Element>(a.n, a.c, rows, add, partials);
 }
 
 // The vector is one row; its chunks lie on grid.x.
@@ -57,10 +61,14 @@ void bias_add(const Bias& args, cudaStream_t stream) {
 }
 
 template <typename Element>
-void bias_grad_add(const Bias& args, cudaStream_t stream) {
+void bias_grad_add(const Bias& args, const Scratch& scratch, cudaStream_t stream) {
   if (args.n == 0 || args.c == 0) return;
-  bias_grad_kernel<Element><<<column_sum_grid(args.c), column_sum_block(), 0, stream>>>(args);
+  const ColumnParts parts = column_parts(args.n, args.c, scratch);
+  bias_grad_kernel<Element>
+      <<<partial_sums_grid<Element>(args.c, parts), partial_sums_block(), 0, stream>>>(
+          args, parts.rows, scratch.data);
   CUDA_CHECK_LAUNCH("bias_grad_add", stream);
+  add_partial_sums({scratch.data, parts.parts, args.c, args.dbias}, stream);
 }
 
 template <typename Element>
@@ -74,8 +82,8 @@ void add(const AddElements& args, cudaStream_t stream) {
 
 template void bias_add<float>(const Bias&, cudaStream_t);
 template void bias_add<Bfloat16>(const Bias&, cudaStream_t);
-template void bias_grad_add<float>(const Bias&, cudaStream_t);
-template void bias_grad_add<Bfloat16>(const Bias&, cudaStream_t);
+template void bias_grad_add<float>(const Bias&, const Scratch&, cudaStream_t);
+template void bias_grad_add<Bfloat16>(const Bias&, const Scratch&, cudaStream_t);
 template void add<float>(const AddElements&, cudaStream_t);
 template void add<Bfloat16>(const AddElements&, cudaStream_t);
 

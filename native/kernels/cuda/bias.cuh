@@ -14,6 +14,7 @@
 #include <stddef.h>
 
 #include "kernels/backend.h"
+#include "kernels/cuda/column_sum.cuh"
 
 namespace tunemesh::cuda {
 
@@ -27,7 +28,7 @@ struct Bias {
 template <typename Element>
 void bias_add(const Bias& args, cudaStream_t stream);
 template <typename Element>
-void bias_grad_add(const Bias& args, cudaStream_t stream);
+void bias_grad_add(const Bias& args, const Scratch& scratch, cudaStream_t stream);
 
 struct AddElements {
   TmElement* y;

@@ -1,6 +1,7 @@
 #include "kernels/cuda/context.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "kernels/cuda/card_memory.h"
 #include "kernels/cuda/round_and_add.cuh"
@@ -161,6 +162,18 @@ void TmContext::copy_in(void* device, const void* host, size_t bytes) {
   if (small_copies_.send(device, host, bytes, stream())) return;
   CUDA_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream()));
   wait();
+}
+
+void TmContext::copy_out(void* host, const void* device, size_t bytes) {
+  if (bytes == 0) return;
+  if (is_recording()) {
+    throw CudaFailure(TM_BAD_ARGUMENT, "recorded calls can't write the host's memory");
+  }
+  const bool is_small = bytes <= tunemesh::cuda::SmallCopies::kMostBytes;
+  void* const to = is_small ? small_copies_.landing() : host;
+  CUDA_CHECK(cudaMemcpyAsync(to, device, bytes, cudaMemcpyDeviceToHost, stream()));
+  wait();
+  if (is_small) memcpy(host, to, bytes);
 }
 
 TmStatus TmContext::round_and_add(const TmRoundAndAdd& args) {

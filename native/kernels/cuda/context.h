@@ -5,6 +5,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cuda/attention_cudnn.h"
+#include "kernels/cuda/column_sum.cuh"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
@@ -26,6 +27,11 @@ struct TmContext {
   }
   TmPrecision precision() const { return precision_; }
   tunemesh::cuda::Gemm& gemm() { return *gemm_; }
+  // Of one call: the products' workspace.
+  tunemesh::cuda::Scratch scratch() const {
+    return {static_cast<float*>(gemm_->workspace()),
+            tunemesh::cuda::kGemmWorkspaceBytes / sizeof(float)};
+  }
   // Null in float32 and where there is no cuDNN: the own attention then serves.
   tunemesh::cuda::CudnnAttention* cudnn() { return cudnn_.get(); }
   // Made when first used; bfloat16 only.
@@ -58,6 +64,8 @@ struct TmContext {
 
   // From the host, which may change its bytes once the call returns.
   void copy_in(void* device, const void* host, size_t bytes);
+  // To the host; returns when it is there, and throws as wait() does.
+  void copy_out(void* host, const void* device, size_t bytes);
 
  private:
   TmStatus round_on_device(const TmRoundAndAdd& args);

@@ -81,8 +81,9 @@ TmStatus group_adapter_grads(TmContext* context, const TmGroupAdapterGrads* args
     if (adapted == 0 || args->shape->rank == 0) return;
     if (context->precision() != TM_BF16) return by_library<float>(context, *args);
     AdapterProducts products = products_of(*args);
-    products.partials = static_cast<float*>(context->gemm().workspace());
-    products.num_partials = kGemmWorkspaceBytes / sizeof(float);
+    const Scratch scratch = context->scratch();
+    products.partials = scratch.data;
+    products.num_partials = scratch.num_floats;
     if (!adapter_grads_fit(products)) return by_library<Bfloat16>(context, *args);
     adapter_grads(products, context->stream());
   });

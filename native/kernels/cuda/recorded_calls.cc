@@ -44,8 +44,8 @@ TmCallsAction RecordedCalls::begin(const TmCallsKey& key) {
   if (!std::exchange(entry.is_known, true) || entry.num_failures >= kMostFailures) {
     return TM_CALLS_RUN;
   }
-  // Of this thread alone: others may copy between host and device meanwhile.
-  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  // Relaxed: other threads may copy between host and device, and libraries load what they need.
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed));
   recording_ = &entry;
   return TM_CALLS_RECORD;
 }

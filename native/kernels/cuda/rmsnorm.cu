@@ -1,5 +1,6 @@
+#include <algorithm>
+
 #include "kernels/cuda/block_reduce.cuh"
-#include "kernels/cuda/column_sum.cuh"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/rmsnorm.cuh"
@@ -7,27 +8,36 @@
 namespace tunemesh::cuda {
 namespace {
 
-constexpr int kBlock = 256;
-constexpr int kBlocksOfCard =
-    4;                    // at least so many on a multiprocessor, or too few loads are under way
-constexpr int kKept = 2;  // chunks of a thread that stay in registers between the two passes
-constexpr size_t kWidestWarpRow = 512;
+constexpr int kKept = 4;  // chunks of a thread that stay in registers between the two passes
+constexpr int kMiddleRow = 128, kWideRow = 256;  // threads of a row
+constexpr size_t kMostGainParts = 264;  // blocks of the backward where it sums the gain's gradient
 
-// kThreads threads have one row: a warp or the whole block.
+// A row is a warp's (8 rows a block of 256), or a whole block's.
+template <int kThreads>
+constexpr int kBlock = kThreads == kWarpSize ? 256 : kThreads;
+template <int kThreads>
+constexpr int kRows = kBlock<kThreads> / kThreads;
+// At least so many blocks on a multiprocessor: 1,024 threads with 64 bytes under way each in the
+// forward, 512 with up to 192 in the backward, 384 where that sums the gain's gradient too; more
+// would have too few registers.
+template <int kThreads>
+constexpr int kForwardBlocks = 1024 / kBlock<kThreads>;
+template <int kThreads>
+constexpr int kBackwardBlocks = 512 / kBlock<kThreads>;
+template <int kThreads>
+constexpr int kGainBlocks = 384 / kBlock<kThreads>;
+
 template <typename Element, int kThreads>
-struct Row {
+struct Lane {
   using C = Chunk<Element>;
-  size_t index;
-  int lane;
-  __device__ Row()
-      : index(size_t{blockIdx.x} * (kBlock / kThreads) + threadIdx.x / kThreads),
-        lane(static_cast<int>(threadIdx.x % kThreads)) {}
+  unsigned team, index;  // of the block's rows; of the row's threads
+  __device__ Lane() : team(threadIdx.x / kThreads), index(threadIdx.x % kThreads) {}
   __device__ float sum(float value) const {
     if constexpr (kThreads == kWarpSize) return warp_reduce<kWarpSize>(value, Sum());
-    return block_reduce<kBlock>(value, Sum());
+    return block_reduce<kThreads>(value, Sum());
   }
   // First column of the thread's chunk k.
-  __device__ size_t column(size_t k) const { return (k * kThreads + lane) * C::kWidth; }
+  __device__ size_t column(size_t k) const { return (k * kThreads + index) * C::kWidth; }
 };
 
 // Where row `index` starts: rows may be heads inside wider rows.
@@ -42,110 +52,234 @@ template <typename Element, int kThreads>
 struct KeptRow {
   using C = Chunk<Element>;
   const Element* data;
-  size_t c;
   C kept[kKept];
 
-  __device__ KeptRow(const Element* row_data, size_t width, const Row<Element, kThreads>& row)
-      : data(row_data), c(width) {
+  __device__ KeptRow(const Element* row, size_t c, const Lane<Element, kThreads>& lane)
+      : data(row) {
 #pragma unroll
     for (int k = 0; k < kKept; ++k) {
-      if (row.column(k) < c) kept[k] = C::load(data + row.column(k), c - row.column(k));
+      if (lane.column(k) < c) kept[k] = C::load(data + lane.column(k), c - lane.column(k));
     }
   }
-  __device__ C again(size_t column) const { return C::load(data + column, c - column); }
+  __device__ C at(int k, size_t column, size_t left) const {
+    return k < kKept ? kept[k] : C::load(data + column, left);
+  }
+  // Between the passes: else the compiler keeps the chunks as floats, in twice the registers.
+  __device__ void keep_packed() {
+#pragma unroll
+    for (C& chunk : kept) {
+      uint4& words = *reinterpret_cast<uint4*>(&chunk);
+      asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
+    }
+  }
 };
 
-// visit(k, column) for the thread's chunks: k below kKept, or kKept for those not kept.
+// visit(k, column, left) for the thread's chunks: k below kKept, or kKept for those not kept.
 template <typename Element, int kThreads, typename Visit>
-__device__ inline void for_each_chunk(const Row<Element, kThreads>& row, size_t c, Visit visit) {
+__device__ inline void for_each_chunk(const Lane<Element, kThreads>& lane, size_t c, Visit visit) {
 #pragma unroll
   for (int k = 0; k < kKept; ++k) {
-    if (row.column(k) < c) visit(k, row.column(k));
+    if (lane.column(k) < c) visit(k, lane.column(k), c - lane.column(k));
   }
 #pragma unroll 1
-  for (size_t k = kKept; row.column(k) < c; ++k) visit(kKept, row.column(k));
+  for (size_t k = kKept; lane.column(k) < c; ++k) visit(kKept, lane.column(k), c - lane.column(k));
 }
 
 template <typename Element, int kThreads>
-__global__ void __launch_bounds__(kBlock, kBlocksOfCard) forward_kernel(TmRmsNorm a) {
+__global__ void __launch_bounds__(kBlock<kThreads>, kForwardBlocks<kThreads>)
+    forward_kernel(TmRmsNorm a) {
   using C = Chunk<Element>;
-  const Row<Element, kThreads> row;
-  if (row.index >= a.n) return;  // whole warps, or no thread where the block has one row
-  const KeptRow<Element, kThreads> x(elements<Element>(a.x) + start_of(a, row.index, a.x_stride),
-                                     a.c, row);
+  const Lane<Element, kThreads> lane;
+  const size_t row = size_t{blockIdx.x} * kRows<kThreads> + lane.team;
+  if (row >= a.n) return;  // whole warps, or no thread where the block has one row
+  KeptRow<Element, kThreads> x(elements<Element>(a.x) + start_of(a, row, a.x_stride), a.c, lane);
   float squares = 0;
-  for_each_chunk(row, a.c, [&](int k, size_t column) {
-    const C chunk = k < kKept ? x.kept[k] : x.again(column);
+  for_each_chunk(lane, a.c, [&](int k, size_t column, size_t left) {
+    const C chunk = x.at(k, column, left);
 #pragma unroll
     for (int i = 0; i < C::kWidth; ++i) squares = fmaf(chunk[i], chunk[i], squares);
   });
-  const double mean = static_cast<double>(row.sum(squares)) / static_cast<double>(a.c);
+  const double mean = static_cast<double>(lane.sum(squares)) / static_cast<double>(a.c);
   const float rstd = static_cast<float>(1.0 / sqrt(mean + static_cast<double>(a.epsilon)));
-  if (a.rstd != nullptr && row.lane == 0) a.rstd[row.index] = rstd;
-  Element* y = elements<Element>(a.y) + start_of(a, row.index, a.y_stride);
-  for_each_chunk(row, a.c, [&](int k, size_t column) {
-    const C chunk = k < kKept ? x.kept[k] : x.again(column);
-    const FloatsBeside<C::kWidth> gain(a.gain + column, a.c - column);
+  if (a.rstd != nullptr && lane.index == 0) a.rstd[row] = rstd;
+  x.keep_packed();
+  Element* y = elements<Element>(a.y) + start_of(a, row, a.y_stride);
+  for_each_chunk(lane, a.c, [&](int k, size_t column, size_t left) {
+    const C chunk = x.at(k, column, left);
+    const FloatsBeside<C::kWidth> gain(a.gain + column, left);
     float out[C::kWidth];
 #pragma unroll
     for (int i = 0; i < C::kWidth; ++i) out[i] = chunk[i] * rstd * gain[i];
-    C::rounded(out).store(y + column, a.c - column);
+    C::rounded(out).store(y + column, left);
   });
 }
 
-template <typename Element, int kThreads>
-__global__ void __launch_bounds__(kBlock, kBlocksOfCard) backward_kernel(TmRmsNormBackward a) {
+// The gain's gradient of a thread's columns over the rows of its team.
+template <typename Element>
+struct GainSums {
+  float at[kKept][Chunk<Element>::kWidth] = {};
+};
+
+// dx of one row. With kSumsGain also the row's terms of the gain's gradient, where all chunks are
+// kept.
+template <typename Element, int kThreads, bool kSumsGain>
+__device__ inline void row_backward(const TmRmsNormBackward& a, size_t row,
+                                    const Lane<Element, kThreads>& lane, GainSums<Element>& sums) {
   using C = Chunk<Element>;
-  const Row<Element, kThreads> row;
-  if (row.index >= a.n) return;
-  const KeptRow<Element, kThreads> x(elements<Element>(a.x) + start_of(a, row.index, a.x_stride),
-                                     a.c, row);
-  const KeptRow<Element, kThreads> dy(elements<Element>(a.dy) + start_of(a, row.index, a.dy_stride),
-                                      a.c, row);
-  const float rstd = a.rstd[row.index];
+  Element* dx = elements<Element>(a.dx) + start_of(a, row, a.dx_stride);
+  KeptRow<Element, kThreads> x(elements<Element>(a.x) + start_of(a, row, a.x_stride), a.c, lane);
+  KeptRow<Element, kThreads> dy(elements<Element>(a.dy) + start_of(a, row, a.dy_stride), a.c, lane);
+  // All loads are under way before the row's sum is waited for.
+  const KeptRow<Element, kThreads> old(dx, a.dx_add ? a.c : 0, lane);
+  const float rstd = a.rstd[row];
   float dot = 0;
-  for_each_chunk(row, a.c, [&](int k, size_t column) {
-    const C xs = k < kKept ? x.kept[k] : x.again(column);
-    const C dys = k < kKept ? dy.kept[k] : dy.again(column);
-    const FloatsBeside<C::kWidth> gain(a.gain + column, a.c - column);
+  for_each_chunk(lane, a.c, [&](int k, size_t column, size_t left) {
+    const C xs = x.at(k, column, left), dys = dy.at(k, column, left);
+    const FloatsBeside<C::kWidth> gain(a.gain + column, left);
 #pragma unroll
-    for (int i = 0; i < C::kWidth; ++i) dot = fmaf(dys[i] * gain[i], xs[i], dot);
+    for (int i = 0; i < C::kWidth; ++i) {
+      dot = fmaf(dys[i] * gain[i], xs[i], dot);
+      if (kSumsGain && k < kKept) sums.at[k][i] = fmaf(dys[i], xs[i] * rstd, sums.at[k][i]);
+    }
   });
   const double wide = static_cast<double>(rstd);
-  const double mean = static_cast<double>(row.sum(dot)) / static_cast<double>(a.c);
+  const double mean = static_cast<double>(lane.sum(dot)) / static_cast<double>(a.c);
   const float factor = static_cast<float>(wide * wide * mean);
-  Element* dx = elements<Element>(a.dx) + start_of(a, row.index, a.dx_stride);
-  for_each_chunk(row, a.c, [&](int k, size_t column) {
-    const C xs = k < kKept ? x.kept[k] : x.again(column);
-    const C dys = k < kKept ? dy.kept[k] : dy.again(column);
-    const FloatsBeside<C::kWidth> gain(a.gain + column, a.c - column);
-    C old{};
-    if (a.dx_add) old = C::load(dx + column, a.c - column);
+  x.keep_packed();
+  dy.keep_packed();
+  for_each_chunk(lane, a.c, [&](int k, size_t column, size_t left) {
+    const C xs = x.at(k, column, left), dys = dy.at(k, column, left);
+    const FloatsBeside<C::kWidth> gain(a.gain + column, left);
+    C before{};
+    if (a.dx_add) before = old.at(k, column, left);
     float out[C::kWidth];
 #pragma unroll
     for (int i = 0; i < C::kWidth; ++i) {
       const float inner = fmaf(-xs[i], factor, dys[i] * gain[i]);
-      out[i] = a.dx_add ? fmaf(inner, rstd, old[i]) : inner * rstd;
+      out[i] = a.dx_add ? fmaf(inner, rstd, before[i]) : inner * rstd;
     }
-    C::rounded(out).store(dx + column, a.c - column);
+    C::rounded(out).store(dx + column, left);
   });
 }
 
-template <typename Element>
-__global__ void gain_grad_kernel(TmRmsNormBackward a) {
-  const Element* x = elements<Element>(a.x);
-  const Element* dy = elements<Element>(a.dy);
-  const auto term = [&](size_t row, size_t column, float sum) {
-    const float normed = to_float(x[start_of(a, row, a.x_stride) + column]) * a.rstd[row];
-    return fmaf(to_float(dy[start_of(a, row, a.dy_stride) + column]), normed, sum);
-  };
-  add_column_sums(a.n, a.c, term, a.dgain);
+template <typename Element, int kThreads>
+__global__ void __launch_bounds__(kBlock<kThreads>, kBackwardBlocks<kThreads>)
+    backward_kernel(TmRmsNormBackward a) {
+  const Lane<Element, kThreads> lane;
+  const size_t row = size_t{blockIdx.x} * kRows<kThreads> + lane.team;
+  if (row >= a.n) return;
+  GainSums<Element> none;
+  row_backward<Element, kThreads, false>(a, row, lane, none);
 }
 
-// Rows of `threads` threads each in blocks of kBlock.
-unsigned grid_of(size_t n, int threads) {
-  const size_t rows = static_cast<size_t>(kBlock / threads);
-  return static_cast<unsigned>((n + rows - 1) / rows);
+// A block has a.n / parts neighbouring rows, its teams in turn; teams are added ascending.
+template <typename Element, int kThreads>
+__global__ void __launch_bounds__(kBlock<kThreads>, kGainBlocks<kThreads>)
+    backward_gain_kernel(TmRmsNormBackward a, size_t rows, float* partials) {
+  using C = Chunk<Element>;
+  constexpr int kTeams = kRows<kThreads>;
+  const Lane<Element, kThreads> lane;
+  const size_t begin = size_t{blockIdx.x} * rows, end = min(begin + rows, a.n);
+  GainSums<Element> sums;
+#pragma unroll 1
+  for (size_t row = begin + lane.team; row < end; row += kTeams) {
+    row_backward<Element, kThreads, true>(a, row, lane, sums);
+  }
+  float* to = partials + size_t{blockIdx.x} * a.c;
+  if constexpr (kTeams == 1) {
+#pragma unroll
+    for (int k = 0; k < kKept; ++k) {
+#pragma unroll
+      for (int i = 0; i < C::kWidth; ++i) {
+        if (lane.column(k) + i < a.c) to[lane.column(k) + i] = sums.at[k][i];
+      }
+    }
+  } else {
+    __shared__ float teams[kTeams][kThreads * C::kWidth];
+#pragma unroll 1
+    for (int k = 0; k < kKept; ++k) {
+      __syncthreads();  // the last chunks' readers are done
+#pragma unroll
+      for (int i = 0; i < C::kWidth; ++i) {
+        float value = 0;
+#pragma unroll
+        for (int j = 0; j < kKept; ++j) value = j == k ? sums.at[j][i] : value;
+        teams[lane.team][lane.index * C::kWidth + i] = value;
+      }
+      __syncthreads();
+      const unsigned local = threadIdx.x;  // a block has as many threads as a chunk's columns
+      const size_t column = size_t(k) * kThreads * C::kWidth + local;
+      if (local >= kThreads * C::kWidth || column >= a.c) continue;
+      float total = 0;
+#pragma unroll
+      for (int team = 0; team < kTeams; ++team) total += teams[team][local];
+      to[column] = total;
+    }
+  }
+}
+
+// Rows beyond what a thread keeps: the gain's gradient in a pass of its own, before dx, which may
+// overwrite dy.
+template <typename Element>
+__global__ void __launch_bounds__(32 * kColumnSumWarps)
+    gain_grad_kernel(TmRmsNormBackward a, size_t rows, float* partials) {
+  using C = Chunk<Element>;
+  const Element* x = elements<Element>(a.x);
+  const Element* dy = elements<Element>(a.dy);
+  const auto add = [&](size_t row, size_t column, size_t left, float(&sums)[C::kWidth]) {
+    const C xs = C::load(x + start_of(a, row, a.x_stride) + column, left);
+    const C dys = C::load(dy + start_of(a, row, a.dy_stride) + column, left);
+    const float rstd = a.rstd[row];
+#pragma unroll
+    for (int i = 0; i < C::kWidth; ++i) sums[i] = fmaf(dys[i], xs[i] * rstd, sums[i]);
+  };
+  sum_part<Element>(a.n, a.c, rows, add, partials);
+}
+
+template <int kThreads>
+unsigned grid_of(size_t n) {
+  constexpr size_t kEach = kRows<kThreads>;
+  return static_cast<unsigned>((n + kEach - 1) / kEach);
+}
+
+template <typename Element, int kThreads>
+void launch_forward(const TmRmsNorm& args, cudaStream_t stream) {
+  forward_kernel<Element, kThreads>
+      <<<grid_of<kThreads>(args.n), kBlock<kThreads>, 0, stream>>>(args);
+  CUDA_CHECK_LAUNCH("rms_norm_forward", stream);
+}
+
+// Are all chunks of a row kept?
+template <typename Element, int kThreads>
+bool is_kept(size_t c) {
+  return c <= size_t{kKept} * kThreads * Chunk<Element>::kWidth;
+}
+
+template <typename Element, int kThreads>
+void launch_backward(const TmRmsNormBackward& args, const Scratch& scratch, cudaStream_t stream) {
+  if (args.dgain != nullptr && is_kept<Element, kThreads>(args.c)) {
+    constexpr size_t kTeams = kRows<kThreads>;
+    const size_t wanted = (args.n + kTeams - 1) / kTeams;
+    size_t parts = std::min({wanted, kMostGainParts, scratch.num_floats / args.c});
+    const size_t rows = (wanted + parts - 1) / parts * kTeams;
+    parts = (args.n + rows - 1) / rows;
+    backward_gain_kernel<Element, kThreads>
+        <<<static_cast<unsigned>(parts), kBlock<kThreads>, 0, stream>>>(args, rows, scratch.data);
+    CUDA_CHECK_LAUNCH("rms_norm_backward with its gain", stream);
+    add_partial_sums({scratch.data, parts, args.c, args.dgain}, stream);
+    return;
+  }
+  if (args.dgain != nullptr) {
+    const ColumnParts parts = column_parts(args.n, args.c, scratch);
+    gain_grad_kernel<Element>
+        <<<partial_sums_grid<Element>(args.c, parts), partial_sums_block(), 0, stream>>>(
+            args, parts.rows, scratch.data);
+    CUDA_CHECK_LAUNCH("rms_norm_gain_grad", stream);
+    add_partial_sums({scratch.data, parts.parts, args.c, args.dgain}, stream);
+  }
+  backward_kernel<Element, kThreads>
+      <<<grid_of<kThreads>(args.n), kBlock<kThreads>, 0, stream>>>(args);
+  CUDA_CHECK_LAUNCH("rms_norm_backward", stream);
 }
 
 }  // namespace
@@ -153,32 +287,28 @@ unsigned grid_of(size_t n, int threads) {
 template <typename Element>
 void rms_norm_forward(const TmRmsNorm& args, cudaStream_t stream) {
   if (args.n == 0 || args.c == 0) return;
-  if (args.c <= kWidestWarpRow) {
-    forward_kernel<Element, kWarpSize><<<grid_of(args.n, kWarpSize), kBlock, 0, stream>>>(args);
-  } else {
-    forward_kernel<Element, kBlock><<<grid_of(args.n, kBlock), kBlock, 0, stream>>>(args);
+  if (is_kept<Element, kWarpSize>(args.c)) return launch_forward<Element, kWarpSize>(args, stream);
+  if (is_kept<Element, kMiddleRow>(args.c)) {
+    return launch_forward<Element, kMiddleRow>(args, stream);
   }
-  CUDA_CHECK_LAUNCH("rms_norm_forward", stream);
+  launch_forward<Element, kWideRow>(args, stream);
 }
 
 template <typename Element>
-void rms_norm_backward(const TmRmsNormBackward& args, cudaStream_t stream) {
+void rms_norm_backward(const TmRmsNormBackward& args, const Scratch& scratch, cudaStream_t stream) {
   if (args.n == 0 || args.c == 0) return;
-  if (args.dgain != nullptr) {
-    gain_grad_kernel<Element><<<column_sum_grid(args.c), column_sum_block(), 0, stream>>>(args);
-    CUDA_CHECK_LAUNCH("rms_norm_gain_grad", stream);
+  if (is_kept<Element, kWarpSize>(args.c)) {
+    return launch_backward<Element, kWarpSize>(args, scratch, stream);
   }
-  if (args.c <= kWidestWarpRow) {
-    backward_kernel<Element, kWarpSize><<<grid_of(args.n, kWarpSize), kBlock, 0, stream>>>(args);
-  } else {
-    backward_kernel<Element, kBlock><<<grid_of(args.n, kBlock), kBlock, 0, stream>>>(args);
+  if (is_kept<Element, kMiddleRow>(args.c)) {
+    return launch_backward<Element, kMiddleRow>(args, scratch, stream);
   }
-  CUDA_CHECK_LAUNCH("rms_norm_backward", stream);
+  launch_backward<Element, kWideRow>(args, scratch, stream);
 }
 
 template void rms_norm_forward<float>(const TmRmsNorm&, cudaStream_t);
 template void rms_norm_forward<Bfloat16>(const TmRmsNorm&, cudaStream_t);
-template void rms_norm_backward<float>(const TmRmsNormBackward&, cudaStream_t);
-template void rms_norm_backward<Bfloat16>(const TmRmsNormBackward&, cudaStream_t);
+template void rms_norm_backward<float>(const TmRmsNormBackward&, const Scratch&, cudaStream_t);
+template void rms_norm_backward<Bfloat16>(const TmRmsNormBackward&, const Scratch&, cudaStream_t);
 
 }  // namespace tunemesh::cuda

@@ -1,5 +1,6 @@
-// Small copies from the host that do not wait: the bytes go through page-locked places, used in
-// turn, so that the caller's may change at once while the card is still busy with what came before.
+// Small copies between host and card through page-locked memory. Those from the host do not wait:
+// places are used in turn, so that the caller's bytes may change at once while the card is still
+// busy with what came before. Those to the host wait once, with whatever else is waited for.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <stddef.h>
@@ -30,6 +31,12 @@ class SmallCopies {
     return true;
   }
 
+  // Where up to kMostBytes from the card may land, until the next call.
+  void* landing() {
+    if (landing_ == nullptr) landing_ = std::make_unique<PinnedBuffer>(kMostBytes);
+    return landing_->data();
+  }
+
  private:
   struct Place {
     Place() : memory(kMostBytes) {}
@@ -37,6 +44,7 @@ class SmallCopies {
     Event passed;  // the stream has done with the memory
   };
   std::array<std::unique_ptr<Place>, kPlaces> places_;
+  std::unique_ptr<PinnedBuffer> landing_;
   size_t next_ = 0;
 };
 
