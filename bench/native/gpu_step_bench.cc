@@ -150,11 +150,13 @@ void print_optional(const char* name, std::optional<double> value) {
 struct StepTimes {
   double load_seconds = 0;
   std::vector<double> seconds;
-  std::optional<double> outside_share;  // of the profiled step
+  std::optional<double> outside_share;  // of the profiled step, whose calls are issued one by one
+  bool has_graphs = false;
 };
 
 StepTimes measure(Engine& engine, const Options& options, const StepWork& work) {
   StepTimes times;
+  times.has_graphs = engine.device().records_calls();
   const RandomTokens tokens(work, engine.config().vocab_size);
   const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
   for (size_t step = 1; step <= warmup + steps; ++step) {
@@ -177,8 +179,7 @@ void print_step(const StepTimes& times, const StepWork& work) {
               middle * 1e3, *std::min_element(times.seconds.begin(), times.seconds.end()) * 1e3,
               static_cast<double>(work.num_tokens()) / middle, times.load_seconds);
   // Every operation repeats bit for bit, cuDNN's backward included: there is no other mode.
-  const bool has_graphs = engine.device().records_calls();
-  std::printf(",\"mode\":\"%s\"", has_graphs ? "deterministic" : "deterministic, no graphs");
+  std::printf(",\"mode\":\"deterministic%s\"", times.has_graphs ? "" : ", no graphs");
   print_optional("outside_share", times.outside_share);
 }
 

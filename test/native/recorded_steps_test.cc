@@ -82,7 +82,7 @@ Both engines_of(const Steps& steps, Choice recording, Choice direct) {
 double step_of(Engine& engine, const Case& batch, size_t step) {
   const double divisor = static_cast<double>(batch.num_targets());
   const double loss = engine.local_micro_batch(batch.batch(), divisor).loss_sum;
-  engine.apply_local_update(numbers_of(step, engine.local_sum_squares()));
+  engine.apply_local_update(step, numbers_of(step, engine.local_sum_squares()));
   return loss;
 }
 
