@@ -5,6 +5,7 @@
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
  *   --graphs on|off        parts of a step as one launch (on)
+ *   --memory-gib X         what the engine may take of the card: it recomputes or offloads to fit
  *   --profile              a table of every operation's time beside its floor
  *   --peers LIST           of plain (the default), compile, liger and checkpoint: transformers'
  *                          Trainer so run, or several joined by +; torchtune: its recipe for LoRA;
@@ -58,6 +59,7 @@ const { values } = parseArgs({
     threads: text,
     'loss-rows': text,
     graphs: text,
+    'memory-gib': text,
     out: { type: 'string', default: `${top}build/bench-gpu.jsonl` },
     program: { type: 'string', default: `${top}build/native-cmake/gpu_step_bench` },
     peers: { type: 'string', default: 'plain' },
@@ -92,6 +94,12 @@ interface Record {
   ms: number
   outside_share: number | null
   peer_peak_gib: number | null
+  /** What it was told to stay within; null: what the card has. */
+  memory_gib: number | null
+  /** Pinned memory of the host, and layers that do not keep all of their activations. */
+  host_gib: number
+  recomputed_layers: number
+  offloaded_layers: number
   /** All that ran. */
   peers: PeerResult[]
 }
@@ -120,6 +128,7 @@ function stepProgram(): StepProgram {
     'threads',
     'loss-rows',
     'graphs',
+    'memory-gib',
   ]
   const options = passedOn.flatMap((name) => {
     const value = (values as { [name: string]: string | boolean | undefined })[name]
@@ -161,9 +170,16 @@ function recordOf(row: Row, { step, card, peers }: Found): Record {
     ms: step.ms,
     outside_share: step.outside_share,
     peer_peak_gib: best?.peakGib ?? null,
+    memory_gib: values['memory-gib'] === undefined ? null : Number(values['memory-gib']),
+    host_gib: step.host_bytes / gib,
+    recomputed_layers: recomputed(step),
+    offloaded_layers: step.layers.offloaded,
     peers,
   }
 }
+
+/** Norms and SwiGLU alone are cheap: these compute products or attention again. */
+const recomputed = ({ layers }: StepResult) => layers.attention_half + layers.input
 
 function print(row: Row, record: Record, { step, card }: Found): void {
   const { tokens_per_second: speed, limit_tokens_per_second: limit } = record
@@ -204,6 +220,12 @@ function printMemory(record: Record, step: StepResult): void {
         `${((100 * off) / driver).toFixed(1)} %, ${(off * 1024).toFixed(0)} MiB off`,
     )
   }
+  const { everything, products, attention_half: half, input, offloaded } = step.layers
+  console.log(
+    `layers     ${everything} keep everything, ${products} their products, ${half} up to ` +
+      `attention, ${input} their input, ${offloaded} on the host (` +
+      `${(step.host_bytes / gib).toFixed(2)} GiB${step.embedding_on_host ? ', embedding there' : ''})`,
+  )
   const uses = Object.entries(step.uses).sort(([, a], [, b]) => b - a)
   console.log(`           ${uses.map(([use, n]) => `${use} ${(n / gib).toFixed(2)}`).join(', ')}`)
 }

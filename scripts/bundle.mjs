@@ -1,5 +1,6 @@
 // npm run bundle: one archive that runs on a bare linux-x64 machine: Node, the compiled program,
 // its packages, the native libraries, nats-server, examples and tests. Prints the archive's path.
+// --sizes also packs each part alone and prints what it has: what to look at where it grows.
 import { spawnSync } from 'node:child_process'
 import {
   chmodSync,
@@ -17,7 +18,12 @@ import { setupNatsServer } from './nats-setup.mjs'
 import { run, runTool, SetupError, top } from './tools.mjs'
 
 /** The archive, a checkout and a peer's wheels must travel together. */
-const maxArchiveBytes = 40 * 1024 * 1024
+const maxArchiveBytes = 40_000_000
+/**
+ * Everything within one dictionary, as test programs share most of their code, and jumps of x86
+ * code made comparable first.
+ */
+const xzOptions = '-T1 --x86 --lzma2=preset=9,dict=192MiB'
 const { version } = JSON.parse(readFileSync(join(top, 'package.json'), 'utf8'))
 const name = `tunemesh-${version}-linux-x64`
 const outDir = join(top, 'build/bundle')
@@ -137,17 +143,51 @@ function copyRuntime(natsServer) {
   writeFileSync(join(root, 'tunemesh'), launcher, { mode: 0o755 })
 }
 
+/** A plugin of other sources than the engine's would be refused by each worker. */
+function checkPlugin() {
+  const worker = join(app, 'build/worker/main.js')
+  const done = spawnSync(join(root, 'node'), [worker, '--list-gpus'], { encoding: 'utf8' })
+  const found = done.status === 0 ? JSON.parse(done.stdout) : { problem: done.stderr }
+  if (found.plugin === '' || !/interface|can't be loaded|no plugin/.test(found.problem)) return
+  throw new SetupError(
+    `BUNDLE_PLUGIN_STALE ${found.problem} Run: node scripts/build.mjs native cuda`,
+  )
+}
+
 function pack() {
   const archive = join(outDir, `${name}.tar.xz`)
-  run('tar', ['-C', outDir, '--owner=0', '--group=0', '--sort=name', '-cJf', archive, name], {
-    env: { ...process.env, XZ_OPT: '-9 -T2' },
-  })
-  const bytes = statSync(archive).size
+  const bytes = tarOf(archive, [name])
   if (bytes > maxArchiveBytes)
     throw new SetupError(
       `BUNDLE_TOO_LARGE ${archive} has ${bytes} bytes, more than ${maxArchiveBytes}.`,
     )
-  console.log(`${archive}  ${(bytes / 1024 / 1024).toFixed(1)} MiB`)
+  console.log(`${archive}  ${(bytes / 1e6).toFixed(1)} MB`)
+}
+
+function tarOf(archive, paths) {
+  run('tar', ['-C', outDir, '--owner=0', '--group=0', '--sort=name', '-cJf', archive, ...paths], {
+    env: { ...process.env, XZ_OPT: xzOptions },
+  })
+  return statSync(archive).size
+}
+
+/** Each part alone: together they are less, for what they share. */
+function printSizes() {
+  const parts = ['node', 'nats-server', 'app/build/native/tunemesh_cuda.so']
+  parts.push('app/build/native/tunemesh.node', 'app/build/native-cmake', 'app/node_modules')
+  parts.push('app/build', 'app/test', 'examples')
+  for (const part of parts.filter((path) => existsSync(join(root, path)))) {
+    const archive = join(outDir, 'part.tar.xz')
+    const bytes = tarOf(archive, [join(name, part)])
+    const unpacked = Number(
+      spawnSync('du', ['-sb', join(root, part)])
+        .stdout.toString()
+        .split('\t')[0],
+    )
+    const inMb = (count) => `${(count / 1e6).toFixed(1)} MB`.padStart(9)
+    console.log(`${part.padEnd(36)}${inMb(bytes)} of ${inMb(unpacked)}`)
+    rmSync(archive)
+  }
 }
 
 await runTool(async () => {
@@ -159,5 +199,7 @@ await runTool(async () => {
   copyTracked()
   copyPackages()
   copyRuntime(await setupNatsServer())
+  checkPlugin()
   pack()
+  if (process.argv.includes('--sizes')) printSizes()
 })

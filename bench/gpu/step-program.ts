@@ -29,6 +29,11 @@ export interface StepResult {
   driver_bytes: number | null
   /** What the engine's arenas hold. */
   plan_bytes: number
+  /** Pinned memory of the host. */
+  host_bytes: number
+  /** How many layers keep what, or move it to the host. */
+  layers: Record<'everything' | 'products' | 'attention_half' | 'input' | 'offloaded', number>
+  embedding_on_host: boolean
   trained_parameters: number
   uses: Record<string, number>
   products: { shape: string; flops_per_second: number }[]

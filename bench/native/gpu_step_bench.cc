@@ -4,8 +4,8 @@
 //
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
-//                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
-//                  [--graphs on|off]
+//                  [--memory-gib X] [--graphs on|off] [--device cuda|cpu] [--plugin PATH]
+//                  [--libraries DIR] [--threads N]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -33,6 +33,14 @@ struct Options {
     const long value = std::atol(found->second.c_str());
     if (value >= 1) return static_cast<size_t>(value);
     throw EngineError("JOB_INVALID", "--" + name + " is " + found->second + "; use 1 or more.");
+  }
+  // 0 where it is not given.
+  size_t gibibytes(const std::string& name) const {
+    const auto found = values.find(name);
+    if (found == values.end()) return 0;
+    const double value = std::atof(found->second.c_str());
+    if (value > 0 && value < 4096) return static_cast<size_t>(value * 0x1p30);
+    throw EngineError("JOB_INVALID", "--" + name + " is " + found->second + "; use a size in GiB.");
   }
   bool is_set(const std::string& name) const { return values.count(name) != 0; }
 };
@@ -131,8 +139,13 @@ void print_ceilings(const std::vector<ProductCeiling>& products) {
 }
 
 void print_memory(const MemoryPlan& memory) {
-  std::printf(",\"plan_bytes\":%zu,\"trained_parameters\":%zu,\"uses\":{", memory.total_bytes,
-              memory.num_trained_parameters);
+  std::printf(",\"plan_bytes\":%zu,\"host_bytes\":%zu,\"trained_parameters\":%zu",
+              memory.total_bytes, memory.host_bytes, memory.num_trained_parameters);
+  const ActivationCounts& layers = memory.activations;
+  std::printf(",\"layers\":{\"everything\":%zu,\"products\":%zu,\"attention_half\":%zu",
+              layers.everything, layers.products, layers.attention_half);
+  std::printf(",\"input\":%zu,\"offloaded\":%zu},\"embedding_on_host\":%s,\"uses\":{", layers.input,
+              layers.offloaded, memory.embedding_on_host ? "true" : "false");
   const char* comma = "";
   for (const MemoryUse& use : memory.uses) {
     std::printf("%s\"%s\":%zu", comma, use.purpose.c_str(), use.size_bytes);
@@ -204,6 +217,7 @@ void run(const Options& options) {
   engine.load();
   TrainSpec spec = spec_of(work);
   spec.is_local = true;
+  spec.device_memory_bytes = options.gibibytes("memory-gib");
   const size_t planned_bytes = engine.plan(spec).total_bytes;
   const MemoryPlan memory = engine.prepare(spec);
   const double load_seconds = seconds_since(load_start);

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/library_versions.h"
 
 namespace tunemesh::cuda {
 
@@ -20,6 +21,11 @@ CublasLt::CublasLt(const std::string& option_folder) {
   }
   TM_CUBLASLT_FUNCTIONS(TM_LOAD)
 #undef TM_LOAD
+  if (cublasLtGetVersion() < kOldestCublasLt) {
+    throw CudaFailure(TM_DEVICE_ERROR, path_ + " is version " + version() +
+                                           "; 12.8 or newer is needed: tunemesh doctor "
+                                           "--install-libs DIR gets it");
+  }
   check(cublasLtCreate(&handle_), "cublasLtCreate");
 }
 

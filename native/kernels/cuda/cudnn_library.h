@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "kernels/cuda/cudnn_versions.h"
+#include "kernels/cuda/library_versions.h"
 
 namespace tunemesh::cuda {
 

@@ -7,16 +7,14 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/cudnn_versions.h"
 #include "kernels/cuda/library_search.h"
+#include "kernels/cuda/library_versions.h"
 #include "kernels/cuda/plugin.h"
 
 namespace tunemesh::cuda {
 namespace {
 
 using VersionCall = size_t (*)();
-
-constexpr size_t kOldestCublasLt = 120800;
 
 struct Found {
   std::string path;
