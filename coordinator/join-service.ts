@@ -30,7 +30,15 @@ export interface JoinServiceOptions {
 
 export function joinHandlers({ remote, rpc, log }: JoinServiceOptions): JoinServiceHandlers {
   return {
-    Join: rpc.unary((request: JoinRequest__Output) => join(opened(remote), request, log)),
+    Join: rpc.unary((request: JoinRequest__Output, call) => {
+      try {
+        return join(opened(remote), request, log)
+      } catch (error) {
+        const { host } = request
+        log.warn({ host, peer: call.getPeer(), err: error }, 'a host was refused')
+        throw error
+      }
+    }),
     Renew: rpc.unary((request: RenewRequest__Output, call) => {
       const hostId = workerHostOf(call)
       if (hostId === null) throw noCertificate()

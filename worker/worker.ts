@@ -90,7 +90,11 @@ export class Worker {
       onBreak: (reason) => this.#detached(reason),
     })
     const blobs = new Blobs(
-      new BlobService(options.coordinator, access.credentials, access.channelOptions),
+      new BlobService(options.coordinator, access.credentials, {
+        ...access.channelOptions,
+        // A connection of its own: heartbeats and commits must not queue behind a model's file.
+        'grpc.use_local_subchannel_pool': 1,
+      }),
       access.token,
     )
     const patienceMs = options.giveUpAfterMs

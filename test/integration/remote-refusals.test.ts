@@ -7,6 +7,7 @@ import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { connect } from '../../client/client.js'
+import { joinMesh } from '../../client/join.js'
 import { JoinedHost, tlsChannelOptions } from '../../client/joined-host.js'
 import { callOnce } from '../../client/rpc.js'
 import { CertificateAuthority } from '../../coordinator/certificate-authority.js'
@@ -95,6 +96,18 @@ describe('a coordinator that listens by TLS', { timeout: 240_000 }, () => {
     await first.process.until(/Joining .* as h-/)
     assert.match(await refused(url(), token), /JOIN_REFUSED.*was used already.*tunemesh token/)
     await first.leave()
+  })
+
+  it('lets one of twenty in who use a token at the same moment', async () => {
+    const { token } = await coordinator.client.newToken({ ttlMs: hourMs, uses: 1 })
+    const hostName = 'one of many'
+    const tries = Array.from({ length: 20 }, () =>
+      joinMesh({ address, token, hostName, stateDir: newFolder(), nowMs: Date.now() }),
+    )
+    const ended = await Promise.allSettled(tries)
+    const refusals = ended.filter((end) => end.status === 'rejected')
+    assert.equal(ended.length - refusals.length, 1)
+    for (const { reason } of refusals) assert.match(String(reason), /was used already/)
   })
 
   it('is told no secret where the token names another authority', async () => {
