@@ -196,7 +196,7 @@ function print(row: Row, record: Record, { step, card }: Found): void {
     )
   if (step.outside_share !== null)
     console.log(
-      `outside    ${(100 * step.outside_share).toFixed(2)} % of a step without device work`,
+      `outside    ${(100 * step.outside_share).toFixed(2)} % of a step, issued call by call, without device work`,
     )
   printMemory(record, step)
   for (const { shape, flops_per_second: rate } of step.products)
@@ -267,7 +267,7 @@ function peerRuns(packages: PeerPackages): PeerRuns {
   const limitSeconds = Number(values['peer-limit'])
   if (!(limitSeconds >= 1 && limitSeconds <= 3600))
     throw new RangeError(`--peer-limit is ${values['peer-limit']}; use 1 to 3600 seconds.`)
-  return { scriptsDir: peersDir, env: packages.env, limitSeconds }
+  return { scriptsDir: peersDir, packages, limitSeconds }
 }
 
 async function main(): Promise<number> {

@@ -8,25 +8,28 @@ import type { Row } from './rows.js'
 
 /** Packages that the machine's python3 may lack, from wheels that were carried here. */
 export class PeerPackages {
+  /** Holds a folder for each of the two kinds of peers; null: nothing was carried. */
   readonly folder: string | null
   readonly #env: NodeJS.ProcessEnv
 
   /** @throws RangeError where the folder has no wheels, or they can not be unpacked */
   constructor(wheelsDir: string | undefined, env: NodeJS.ProcessEnv) {
     this.folder = wheelsDir === undefined ? null : unpackWheels(wheelsDir)
-    const paths = [this.folder, env.PYTHONPATH].filter((path) => path)
     this.#env = {
       ...env,
       // What the peers' own guides advise; kernels compiled once serve the next row.
       PYTORCH_ALLOC_CONF: env.PYTORCH_ALLOC_CONF ?? 'expandable_segments:True',
       TORCHINDUCTOR_CACHE_DIR:
         env.TORCHINDUCTOR_CACHE_DIR ?? join(tmpdir(), 'tunemesh-bench-inductor'),
-      ...(paths.length > 0 ? { PYTHONPATH: paths.join(':') } : {}),
     }
   }
 
-  get env(): NodeJS.ProcessEnv {
-    return this.#env
+  /** torchtune wants older packages than transformers and peft accept beside them. */
+  envFor(script: string): NodeJS.ProcessEnv {
+    if (this.folder === null) return this.#env
+    const own = join(this.folder, script.startsWith('torchtune') ? 'torchtune' : 'liger')
+    const paths = [own, this.#env.PYTHONPATH].filter((path) => path)
+    return { ...this.#env, PYTHONPATH: paths.join(':') }
   }
 
   remove(): void {
@@ -42,7 +45,8 @@ function unpackWheels(wheelsDir: string): string {
   if (wheels.length === 0) throw new RangeError(`--wheels ${wheelsDir} has no file *.whl`)
   const folder = mkdtempSync(join(tmpdir(), 'tunemesh-bench-wheels-'))
   for (const wheel of wheels) {
-    const args = ['-m', 'zipfile', '-e', join(wheelsDir, wheel), folder]
+    const own = join(folder, wheel.startsWith('liger_kernel-') ? 'liger' : 'torchtune')
+    const args = ['-m', 'zipfile', '-e', join(wheelsDir, wheel), own]
     const done = spawnSync('python3', args, { encoding: 'utf8' })
     if (done.status === 0) continue
     rmSync(folder, { recursive: true, force: true })
@@ -63,7 +67,7 @@ export function torchDevice(): string | null {
 
 export interface PeerRuns {
   scriptsDir: string
-  env: NodeJS.ProcessEnv
+  packages: PeerPackages
   /** Of one script: a peer that compiles may take longer than a call has. */
   limitSeconds: number
 }
@@ -126,13 +130,16 @@ export function peerCalls(row: Row, variants: string[]): string[][] {
 }
 
 /** A peer that fails or takes too long says so on the error output; others go on. */
-function runScript({ scriptsDir, env, limitSeconds }: PeerRuns, call: string[]): Promise<string> {
+function runScript(
+  { scriptsDir, packages, limitSeconds }: PeerRuns,
+  call: string[],
+): Promise<string> {
   const [script = '', ...args] = call
   const what = call.join(' ')
   // A group of its own: compilers and data loaders are processes too, and hold the card's memory.
   const child = spawn('python3', [`${scriptsDir}${script}`, ...args], {
     stdio: ['ignore', 'pipe', 'pipe'],
-    env,
+    env: packages.envFor(script),
     detached: true,
   })
   let [told, errors] = ['', '']

@@ -1,6 +1,7 @@
 // What a GPU's plugin tells benchmarks beside its table (kernels/cuda/plugin.h): the device's clock
 // and memory. On the CPU there is none of it.
 #pragma once
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -41,6 +42,7 @@ inline CardFunctions card_functions(const std::string& device, const std::string
 class CardWatch {
  public:
   CardWatch(const std::string& device, const std::string& plugin_path) {
+    signal(SIGPIPE, SIG_IGN);  // a watch that has ended tells nothing, and ends nobody
     if (device == "cpu" || pipe(questions_) != 0 || pipe(answers_) != 0) return;
     child_ = fork();
     if (child_ == 0) answer(plugin_path);

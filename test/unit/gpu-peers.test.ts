@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -48,8 +49,8 @@ esac
     process.env.PATH = PATH
   })
   process.env.PATH = `${bin}:${PATH}`
-  const env = { PATH: process.env.PATH }
-  const runs = { scriptsDir: '/peers/', env, limitSeconds: 1 }
+  const packages = new PeerPackages(undefined, { PATH: process.env.PATH })
+  const runs = { scriptsDir: '/peers/', packages, limitSeconds: 1 }
   const variants = ['plain', 'compile', 'checkpoint', 'liger']
   const found = await runPeers(runs, parseRow('1b-full-8x2048'), variants)
   assert.deepEqual(found, [
@@ -61,7 +62,25 @@ esac
   assert.match(lines[1] ?? '', /checkpoint failed after 0 s: no such package/)
 })
 
+const hasPython = spawnSync('python3', ['--version']).status === 0
+const skip = hasPython ? false : 'no python3 here'
+
+test('wheels: torchtune gets its own, no other peer sees them', { skip }, (t) => {
+  const wheelsDir = mkdtempSync(join(tmpdir(), 'tunemesh-wheels-'))
+  t.after(() => rmSync(wheelsDir, { recursive: true }))
+  // What Python's zipfile takes for an archive without files.
+  const empty = Buffer.concat([Buffer.from('PK\x05\x06'), Buffer.alloc(18)])
+  for (const name of ['liger_kernel-0.8.5-py3-none-any.whl', 'torchao-0.15.0-py3-none-any.whl'])
+    writeFileSync(join(wheelsDir, name), empty)
+  const packages = new PeerPackages(wheelsDir, { PYTHONPATH: '/mine' })
+  t.after(() => packages.remove())
+  const { folder } = packages
+  assert.equal(packages.envFor('trainer_step.py').PYTHONPATH, `${folder}/liger:/mine`)
+  assert.equal(packages.envFor('torchtune_step.py').PYTHONPATH, `${folder}/torchtune:/mine`)
+})
+
 test('wheels: a folder without any is named', () => {
   assert.throws(() => new PeerPackages('/nonexistent', {}), /--wheels \/nonexistent has no file/)
-  assert.equal(new PeerPackages(undefined, { PYTHONPATH: '/mine' }).env.PYTHONPATH, '/mine')
+  const none = new PeerPackages(undefined, { PYTHONPATH: '/mine' })
+  assert.equal(none.envFor('torchtune_step.py').PYTHONPATH, '/mine')
 })
