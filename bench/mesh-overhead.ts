@@ -85,11 +85,9 @@ async function bareStep(
 ): Promise<void> {
   await exchange.clearSlot(0)
   for (let pack = 0; pack < packsPerStep; pack++) {
-    await engine.microBatch(
-      randomBatch(step * packsPerStep + pack),
-      tokensPerPack * packsPerStep,
-      0,
-    )
+    await engine.microBatch(randomBatch(step * packsPerStep + pack), tokensPerPack * packsPerStep, {
+      slot: 0,
+    })
   }
   await exchange.contributionDigests(0)
   for (let slice = 0; slice < exchange.numSlices; slice++) {

@@ -8,7 +8,7 @@ import { formatBytes } from './format.js'
 
 interface GpuReport {
   plugin: string
-  gpus: { device: string; description: string; memoryBytes: number }[]
+  gpus: { device: string; description: string; memoryBytes: number; notes: string[] }[]
   /** Driver and libraries; GPU or not. */
   libraries: { name: string; isGood: boolean; text: string }[]
   problem: string
@@ -62,6 +62,13 @@ function libraryFindings({ libraries }: GpuReport): Finding[] {
   }))
 }
 
+const finding = (verdict: Finding['verdict'], seen: string): Finding => ({
+  name,
+  verdict,
+  seen,
+  advice: '',
+})
+
 /** A machine without a driver is told once that there is no GPU, not what a GPU would need. */
 export function findingsOf(report: GpuReport): Finding[] {
   const hasDriver = report.libraries.some(({ name, isGood }) => name === 'driver' && isGood)
@@ -75,9 +82,10 @@ function gpuFindings({ plugin, gpus, problem }: GpuReport): Finding[] {
     const advice = 'For NVIDIA GPUs (docs/cuda.md): node scripts/build.mjs cuda'
     return [{ name, verdict: 'good', seen, advice }]
   }
-  const findings: Finding[] = gpus.map(({ device, description, memoryBytes }) => {
+  const findings: Finding[] = gpus.flatMap(({ device, description, memoryBytes, notes }) => {
     const seen = `${device}: ${description}, ${formatBytes(memoryBytes)}`
-    return { name, verdict: 'good', seen, advice: '' }
+    const slower = notes.map((note) => finding('warn', `${device}: ${note}`))
+    return [finding('good', seen), ...slower]
   })
   if (problem === '') return findings
   const advice =

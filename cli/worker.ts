@@ -25,8 +25,6 @@ export interface WorkerOptions {
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
   const way = await wayTo(context, options)
   const workDir = newWorkDir(context.stateDir)
-  // The token is neither in argv nor in a file that anyone else could open.
-  const tokenFd = way.joined === null ? openSecret(context.stateDir, way.token) : null
   const args = [
     '--coordinator',
     way.address,
@@ -39,19 +37,44 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     options.device ?? 'auto',
     '--end-with-parent',
   ]
-  const child = spawn(process.execPath, nodeArgs('worker', args), {
+  const as = way.joined === null ? '' : ` as ${way.joined.hostId}`
+  context.output.note(`Joining ${way.address}${as}. Ctrl-C leaves after the step under way.`)
+  try {
+    await keepRunning(context, () => launch(context, way, args))
+  } finally {
+    rmSync(workDir, { recursive: true, force: true })
+  }
+}
+
+function launch(context: Context, way: Way, args: readonly string[]): ChildProcess {
+  // The token is neither in argv nor in a file that anyone else could open.
+  const tokenFd = way.joined === null ? openSecret(context.stateDir, way.token) : null
+  const child = spawn(process.execPath, nodeArgs('worker', [...args]), {
     stdio: ['pipe', 'pipe', 'pipe', tokenFd ?? 'ignore'],
     detached: true,
   })
   if (tokenFd !== null) closeSync(tokenFd)
   child.stdin?.on('error', () => {})
   showLog(context, child)
-  const as = way.joined === null ? '' : ` as ${way.joined.hostId}`
-  context.output.note(`Joining ${way.address}${as}. Ctrl-C leaves after the step under way.`)
-  try {
-    await untilEnded(context, child)
-  } finally {
-    rmSync(workDir, { recursive: true, force: true })
+  return child
+}
+
+/** So many processes in a row, none of which lasted, and the device needs a person. */
+const maxDeviceFailures = 8
+const lastingMs = 60_000
+
+/** A device's error stays with its process: another one goes on. */
+async function keepRunning(context: Context, start: () => ChildProcess): Promise<void> {
+  for (let inARow = 1; ; inARow++) {
+    const startedMs = performance.now()
+    try {
+      return await untilEnded(context, start())
+    } catch (error) {
+      if (!(error instanceof TunemeshError) || error.code !== 'DEVICE_FAILED') throw error
+      if (performance.now() - startedMs > lastingMs) inARow = 1
+      if (inARow >= maxDeviceFailures) throw error
+      context.output.note(`${escapeLine(error.message)} A new worker process takes its place.`)
+    }
   }
 }
 

@@ -19,6 +19,11 @@ export function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailur
     if (run.config.onNonFinite === 'skip' && isSkippable) return skipStep(run, failure)
     return fail(run, { code, message: `${where}, ${failure.tensor}: ${message}` })
   }
+  if (code === 'DEVICE_FAILED') {
+    if (failure.microBatch >= 0) return takeDeviceFailure(run, worker, failure)
+    // Its process ends by itself; one that fails over and over is not started again.
+    return declareDead(run, worker.workerId, `${code} ${message}`)
+  }
   if (code === 'STATE_CONFLICT') {
     // It lacks sums that nobody has any more: it comes back and takes a snapshot.
     return declareDead(run, worker.workerId, message)
@@ -33,4 +38,31 @@ export function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailur
     if (isAlone) return fail(run, { code, message: `${where}: ${message}` })
   }
   declareDead(run, worker.workerId, `${code} ${message}`)
+}
+
+/**
+ * A device tells an error late and can't be used any more: its worker ends its process. Whoever
+ * computes the micro-batch next waits for each operation; where it fails again, that names the one.
+ */
+function takeDeviceFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Output): void {
+  const { step, microBatch, checked } = failure
+  const where = `step ${step}, micro-batch ${microBatch}`
+  const told = `worker ${worker.workerId} on ${worker.host}: ${failure.error?.message ?? ''}`
+  const known = run.suspects.get(step) ?? new Map<number, string>()
+  const first = known.get(microBatch)
+  if (checked) {
+    return fail(run, {
+      code: 'DEVICE_FAILED',
+      message:
+        `${where} failed on a device twice. First ${first ?? 'under an earlier coordinator'} ` +
+        `Then, each operation waited for, ${told} Look at the card (nvidia-smi, system log) ` +
+        'and resume the job on another one; if that fails alike, report it.',
+    })
+  }
+  run.suspects.set(step, known.set(microBatch, told))
+  const message =
+    `${where}: ${told} The worker starts anew; the micro-batch is computed again with each ` +
+    'operation checked.'
+  run.effects.push({ kind: 'event', event: { log: { level: 'warn', message } } })
+  declareDead(run, worker.workerId, `DEVICE_FAILED ${where}`)
 }

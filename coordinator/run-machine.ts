@@ -226,6 +226,7 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   }
   run.lastCommitMs = run.nowMs
   run.lastApplyMs = 0
+  for (const step of run.suspects.keys()) if (step <= record.step) run.suspects.delete(step)
   noteCadence(run, record.step)
   takeAppliedAhead(run, record.step)
   if (run.phase !== 'running') return

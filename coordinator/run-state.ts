@@ -48,6 +48,10 @@ export interface Run {
   outcome: RunOutcome | null
   /** Why no worker will attach by itself any more. */
   exhausted: RunFailure | null
+  /**
+   * Step → micro-batch → how a device failed in it: whoever computes it next checks each operation.
+   */
+  suspects: Map<number, Map<number, string>>
   busLostAtMs: number | null
   lastTickMs: number | null
   /** The wait named last, so that each is named once. */
@@ -185,6 +189,7 @@ export function newRun(config: RunConfig): Run {
     stopAfterStep: null,
     outcome: null,
     exhausted: null,
+    suspects: new Map(),
     busLostAtMs: null,
     lastTickMs: null,
     namedStall: '',

@@ -134,6 +134,7 @@ function sendPlan(run: Run, stepRun: StepRun): void {
       .map((index) => ({
         microBatch: index,
         packs: run.order.microBatchPacks(stepRun.step, index),
+        checked: run.suspects.get(stepRun.step)?.has(index) ?? false,
       }))
     send(run, workerId, {
       stepPlan: {

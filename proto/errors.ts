@@ -59,6 +59,7 @@ export const errorKinds = {
   BLOB_CORRUPT: failed(status.DATA_LOSS),
   DISK_FULL: failed(status.RESOURCE_EXHAUSTED),
   WORKER_FAILED: failed(status.ABORTED),
+  DEVICE_FAILED: failed(status.ABORTED),
   NO_WORKERS: failed(status.ABORTED),
   JOB_STOPPED: failed(status.CANCELLED),
   // passing or internal

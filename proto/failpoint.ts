@@ -26,5 +26,18 @@ export function failpoint(name: string): void {
   process.kill(process.pid, 'SIGKILL')
 }
 
+/**
+ * True where a test armed this name and its count is reached: the caller then fails as its device
+ * might.
+ */
+export function faultpoint(name: string): boolean {
+  const left = armed.get(name)
+  if (left === undefined) return false
+  armed.set(name, left - 1)
+  if (left !== 1) return false
+  writeSync(2, `failed at faultpoint ${name}\n`)
+  return true
+}
+
 /** What a process says on stderr with its last breath. */
 const failpointLine = (name: string): string => `killed at failpoint ${name}`

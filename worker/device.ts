@@ -36,7 +36,7 @@ export interface DeviceDescription {
 
 /** What a worker says of its device before it has any job. */
 export function describeDevice(options: DeviceOptions): DeviceDescription {
-  const described = openOnce(options)
+  const { notes: _, ...described } = openOnce(options, 'fp32')
   return {
     ...described,
     memoryBytes: described.memoryBytes || totalmem(),
@@ -53,10 +53,15 @@ const librariesOf = (libraryFolder: string): string[] =>
     .filter(({ isGood }) => isGood)
     .map(({ name, text }) => `${name}: ${text}`)
 
+interface OpenedDevice extends Omit<DeviceDescription, 'precisions' | 'libraries'> {
+  /** What runs slower there than it could, and why. */
+  notes: string[]
+}
+
 /** A device that cannot be opened at all is one that the user has to mend, or to leave out. */
-function openOnce(options: DeviceOptions): Omit<DeviceDescription, 'precisions' | 'libraries'> {
+function openOnce(options: DeviceOptions, precision: Precision): OpenedDevice {
   try {
-    return callAddon<DeviceDescription>('describeDevice', nativeDevice(options, 'fp32'))
+    return callAddon<OpenedDevice>('describeDevice', nativeDevice(options, precision))
   } catch (cause) {
     if (!(cause instanceof TunemeshError) || cause.code !== 'ENGINE_FAILED') throw cause
     const { message, details } = cause
@@ -82,7 +87,7 @@ export function chooseDevice(wanted: string, index: number): string {
 interface GpuReport {
   /** The GPU plugin; empty: it is not built. */
   plugin: string
-  gpus: { device: string; description: string; memoryBytes: number }[]
+  gpus: { device: string; description: string; memoryBytes: number; notes: string[] }[]
   /** Driver and libraries, as the plugin finds them; GPU or not. */
   libraries: { name: string; isGood: boolean; text: string }[]
   /** Why none can be used, or why not all; empty: nothing is wrong. */
@@ -100,9 +105,10 @@ export function listGpus(libraryFolder: string): GpuReport {
     for (let index = 0; index < Math.max(1, count); index++) {
       const device = `cuda:${index}`
       const options = { device, numThreads: 1, packedCacheDir: null, libraryFolder }
-      const described = describeDevice({ ...options, instructionPath: 'auto' })
-      const { memoryBytes } = described
-      report.gpus.push({ device, description: described.device, memoryBytes })
+      // As most jobs use it: in bfloat16, with cuDNN where that is found.
+      const described = openOnce({ ...options, instructionPath: 'auto' }, 'bf16')
+      const { memoryBytes, notes } = described
+      report.gpus.push({ device, description: described.device, memoryBytes, notes })
     }
   } catch (error) {
     report.problem = error instanceof Error ? error.message : String(error)

@@ -64,6 +64,8 @@ export interface MicroBatchResult {
   lossSum: number
   numTargetTokens: number
   computeMs: number
+  /** What runs slower on this device than it could, and why; each is told once. For the log. */
+  notes: string[]
 }
 
 /** A slice of a contribution that stands: nothing will be added to it. */
@@ -75,6 +77,19 @@ export interface ContributionSlice {
   packedBytes: number
 }
 export type SliceListener = (told: ContributionSlice) => void
+
+/** Where a micro-batch's gradient goes. */
+export interface MicroBatchTarget {
+  slot: number
+  /**
+   * In the last micro-batch of a contribution: hears of each slice once, as soon as backward has
+   * finished all of it, every slice before the promise resolves. After a gradient that fails it
+   * hears no more. The engine's thread does not wait for it.
+   */
+  onSlice?: SliceListener
+  /** Each operation is waited for, so that DEVICE_FAILED names the one that failed. Slow. */
+  isChecked?: boolean
+}
 
 export interface UpdateNumbers {
   learningRate: number
@@ -132,18 +147,13 @@ export interface Engine {
   /**
    * Gradient of one micro-batch, its loss divided by `lossDivisor`, rounded by the codec and added
    * to a contribution slot. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE (the tensor's name
-   * in `details[0]`) and leaves the slot unusable until cleared.
+   * in `details[0]`) and leaves the slot unusable until cleared. After DEVICE_FAILED (the operation
+   * in `details[0]`) nothing more can be done with the device in this process.
    */
-  microBatch(batch: TokenBatch, lossDivisor: number, slot: number): Promise<MicroBatchResult>
-  /**
-   * The same for the last micro-batch of a contribution: `onSlice` hears of each slice once, as
-   * soon as backward has finished all of it, every slice before the promise resolves. After a
-   * gradient that fails it hears no more. The engine's thread does not wait for it.
-   */
-  lastMicroBatch(
+  microBatch(
     batch: TokenBatch,
     lossDivisor: number,
-    into: { slot: number; onSlice: SliceListener },
+    into: MicroBatchTarget,
   ): Promise<MicroBatchResult>
   /** Loss only. */
   evaluate(batch: TokenBatch): Promise<MicroBatchResult>
@@ -272,13 +282,11 @@ class NativeEngine implements Engine {
   productRate = (numTokens: number) => this.#call<ProductRate>('productRate', numTokens)
   load = () => this.#call<void>('load')
   loadAdapter = (folder: string) => this.#call<void>('loadAdapter', folder)
-  microBatch = (batch: TokenBatch, lossDivisor: number, slot: number) =>
-    this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot)
-  lastMicroBatch = (
+  microBatch = (
     batch: TokenBatch,
     lossDivisor: number,
-    { slot, onSlice }: { slot: number; onSlice: SliceListener },
-  ) => this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot, onSlice)
+    { slot, onSlice, isChecked = false }: MicroBatchTarget,
+  ) => this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot, onSlice, isChecked)
   evaluate = (batch: TokenBatch) => this.#call<MicroBatchResult>('evaluate', batch)
   applyUpdate = (step: number, update: UpdateNumbers) =>
     this.#call<void>('applyUpdate', step, update)

@@ -17,6 +17,7 @@ import {
   type Engine,
   type MemoryPlan,
   type MicroBatchResult,
+  type MicroBatchTarget,
   openEngine,
   type SliceListener,
   type TokenBatch,
@@ -90,22 +91,22 @@ export class JobEngine {
     }
   }
 
-  microBatch(packs: readonly number[], lossDivisor: number, slot: number) {
-    return this.engine.microBatch(batchOf(this.train, packs), lossDivisor, slot)
+  microBatch(packs: readonly number[], lossDivisor: number, into: MicroBatchTarget) {
+    return this.engine.microBatch(batchOf(this.train, packs), lossDivisor, into)
   }
 
   /** The last one of a contribution; `onSlice` hears of slices that may be sent, before the end. */
   lastMicroBatch(
     packs: readonly number[],
     lossDivisor: number,
-    { slot, onSlice }: { slot: number; onSlice: SliceListener },
+    { onSlice, ...into }: MicroBatchTarget & { onSlice: SliceListener },
   ) {
     const noted: SliceListener = (told) => {
-      this.exchange.noteSlice(slot, told)
+      this.exchange.noteSlice(into.slot, told)
       onSlice(told)
     }
-    const into = { slot, onSlice: noted }
-    return this.engine.lastMicroBatch(batchOf(this.train, packs), lossDivisor, into)
+    const batch = batchOf(this.train, packs)
+    return this.engine.microBatch(batch, lossDivisor, { ...into, onSlice: noted })
   }
 
   numTokens(packs: readonly number[]): number {
@@ -119,7 +120,10 @@ export class JobEngine {
   /** Linear digest of one micro-batch's gradient, all slices together. */
   async probe(packs: readonly number[], lossDivisor: number, slot: number): Promise<string> {
     await this.exchange.clearSlot(slot)
-    const failure = await this.microBatch(packs, lossDivisor, slot).then(() => null, failedGradient)
+    const failure = await this.microBatch(packs, lossDivisor, { slot }).then(
+      () => null,
+      failedGradient,
+    )
     if (failure !== null) return failure
     const digests = await this.exchange.contributionDigests(slot)
     await this.exchange.clearSlot(slot)
@@ -129,7 +133,7 @@ export class JobEngine {
 
   /** Loss over a whole split, as many packs at a time as the engine planned tokens for. */
   async evaluate(split: string): Promise<MicroBatchResult> {
-    const total = { lossSum: 0, numTargetTokens: 0, computeMs: 0 }
+    const total: MicroBatchResult = { lossSum: 0, numTargetTokens: 0, computeMs: 0, notes: [] }
     const shard = this.splits.get(split)
     if (!shard) return total
     let packs: number[] = []
@@ -140,6 +144,7 @@ export class JobEngine {
       total.lossSum += part.lossSum
       total.numTargetTokens += part.numTargetTokens
       total.computeMs += part.computeMs
+      total.notes.push(...part.notes)
       packs = []
       tokens = 0
     }

@@ -70,6 +70,8 @@ export type WorkerEvent =
       kind: 'microBatchFailed'
       slot: number
       microBatch: number
+      isChecked: boolean
+      /** Of the gradient, or DEVICE_FAILED. */
       error: ErrorInfo
       tensor: string
     } & LeaseKey)
@@ -139,6 +141,8 @@ export type WorkerEffect =
       lossDivisor: number
       /** The lease's last: sliceReady for each slice comes first. */
       isLast: boolean
+      /** A device failed in it before: each operation is waited for. */
+      isChecked: boolean
     } & LeaseKey)
   /** With the published gradient in sum slot step % 2; answered by updateApplied. */
   | { kind: 'applyUpdate'; step: number; update: UpdateNumbers }
@@ -199,6 +203,8 @@ export type WorkerEffect =
   /** Answered by commitLogRead: all records after the sequence. */
   | { kind: 'readCommitLog'; afterSequence: number }
   /** Forget the job: engine state, slots, subscriptions. */
+  /** The device has failed and its state can't be trusted: another process must go on. */
+  | { kind: 'restart'; reason: string }
   | { kind: 'releaseJob'; jobId: string }
   | { kind: 'exit'; reason: string }
   | { kind: 'log'; level: 'info' | 'warn' | 'error'; message: string }

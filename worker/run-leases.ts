@@ -70,8 +70,8 @@ export function computeNext(run: WorkerRun): void {
 function computeMicroBatch(run: WorkerRun, contribution: Contribution): void {
   const plan = run.plans.get(contribution.step)
   const microBatch = contribution.microBatches[contribution.losses.length]
-  const packs = plan?.microBatches.find((entry) => entry.microBatch === microBatch)?.packs
-  if (!plan || microBatch === undefined || !packs) {
+  const entry = plan?.microBatches.find((it) => it.microBatch === microBatch)
+  if (!plan || microBatch === undefined || !entry) {
     throw new Error(`lease ${leaseName(contribution)} lists a micro-batch without its packs`)
   }
   run.effects.push({
@@ -79,9 +79,10 @@ function computeMicroBatch(run: WorkerRun, contribution: Contribution): void {
     ...leaseKey(contribution),
     slot: contribution.slot,
     microBatch,
-    packs,
+    packs: entry.packs,
     lossDivisor: plan.lossDivisor,
     isLast: contribution.losses.length === contribution.microBatches.length - 1,
+    isChecked: entry.checked,
   })
 }
 
@@ -114,23 +115,20 @@ export function recordMicroBatch(run: WorkerRun, event: Event<'microBatchDone'>)
   })
 }
 
+/** A gradient that fails, or a device: the latter ends this process, void lease or not. */
 export function recordFailure(run: WorkerRun, event: Event<'microBatchFailed'>): void {
+  const { step, microBatch, error, tensor, isChecked: checked } = event
   const contribution = current(run, event)
-  if (!contribution) return
-  // Slices of it may be under way or counted: without LeaseDone the step is never committed.
-  cancel(run, contribution)
-  contribution.state = 'failed'
-  freeSlot(run, contribution)
-  run.computing = null
-  send(run, {
-    failure: {
-      jobId: run.jobId,
-      step: event.step,
-      microBatch: event.microBatch,
-      error: event.error,
-      tensor: event.tensor,
-    },
-  })
+  const isDevice = error.code === 'DEVICE_FAILED'
+  if (contribution) {
+    // Slices of it may be under way or counted: without LeaseDone the step is never committed.
+    cancel(run, contribution)
+    contribution.state = 'failed'
+    freeSlot(run, contribution)
+    run.computing = null
+  } else if (!isDevice) return
+  send(run, { failure: { jobId: run.jobId, step, microBatch, error, tensor, checked } })
+  if (isDevice) run.effects.push({ kind: 'restart', reason: error.message ?? '' })
 }
 
 /** The lease being computed, unless the event belongs to one that is void. */

@@ -354,6 +354,11 @@ function reportFailure(
 ): void {
   const { operation, step, error } = event
   const { jobId } = run
+  if (error.code === 'DEVICE_FAILED') {
+    send(run, { failure: { jobId, step, microBatch: -1, error, tensor: '' } })
+    run.effects.push({ kind: 'restart', reason: `${operation}: ${error.message}` })
+    return
+  }
   if (operation === 'uploadState') {
     // Which of the two it was, the coordinator knows from the step.
     for (const purpose of ['checkpoint', 'snapshot']) {

@@ -11,7 +11,7 @@
 
 import type { LoggedRecord } from '../proto/commit-record.js'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
-import { failpoint } from '../proto/failpoint.js'
+import { failpoint, faultpoint } from '../proto/failpoint.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { Prepare__Output } from '../proto/gen/tunemesh/v1/Prepare.js'
 import type { DataPlane } from './data-plane.js'
@@ -35,6 +35,8 @@ export interface StepLoopOptions {
   log(level: 'info' | 'warn' | 'error', message: string): void
   /** The machine asked this process to end. */
   onExit(reason: string): void
+  /** Likewise, and another to take its place: the device has failed. */
+  onDeviceFailure(reason: string): void
 }
 
 export class StepLoop {
@@ -78,6 +80,8 @@ export class StepLoop {
         return this.options.log(effect.level, effect.message)
       case 'exit':
         return this.options.onExit(effect.reason)
+      case 'restart':
+        return this.options.onDeviceFailure(effect.reason)
       case 'readCommitLog':
         return this.#readCommitLog(effect.afterSequence)
       case 'prepareEngine':
@@ -111,33 +115,36 @@ export class StepLoop {
 
   /**
    * A gradient that fails is the step's news, not the engine's end: the slot stays void, the
-   * machine decides.
+   * machine decides. So it does where the device fails, which says nothing of what caused it.
    */
   #computeMicroBatch(effect: Extract<WorkerEffect, { kind: 'computeMicroBatch' }>): void {
     this.#enqueue('computeMicroBatch', effect.step, async () => {
-      const { kind: _, packs, lossDivisor, isLast, ...key } = effect
+      const { kind: _, packs, lossDivisor, isLast, isChecked, ...key } = effect
       const job = this.#needJob()
       try {
-        const result = isLast
+        provokeFault(isChecked)
+        const { notes, ...result } = isLast
           ? await this.#lastMicroBatch(job, effect)
-          : await job.microBatch(packs, lossDivisor, effect.slot)
+          : await job.microBatch(packs, lossDivisor, { slot: effect.slot, isChecked })
+        for (const note of notes) this.options.log('warn', note)
         const numTokens = job.numTokens(packs)
         this.handle({ kind: 'microBatchDone', ...key, ...result, numTokens })
       } catch (error) {
-        if (!(error instanceof TunemeshError) || !gradientCodes.has(error.code)) throw error
-        const tensor = error.details[0] ?? ''
+        if (!(error instanceof TunemeshError) || !microBatchCodes.has(error.code)) throw error
+        const tensor = gradientCodes.has(error.code) ? (error.details[0] ?? '') : ''
         const info = { code: error.code, message: error.message }
-        this.handle({ kind: 'microBatchFailed', ...key, error: info, tensor })
+        this.handle({ kind: 'microBatchFailed', ...key, isChecked, error: info, tensor })
       }
     })
   }
 
   /** Slices go to their owners as soon as they stand, while the engine is at work on the others. */
   async #lastMicroBatch(job: JobEngine, effect: EffectOf<'computeMicroBatch'>) {
-    const { packs, lossDivisor, slot, ...rest } = effect
+    const { packs, lossDivisor, slot, isChecked, ...rest } = effect
     const key = leaseKey(rest)
     const result = await job.lastMicroBatch(packs, lossDivisor, {
       slot,
+      isChecked,
       onSlice: ({ slice, digest }) =>
         this.handle({ kind: 'sliceReady', ...key, slot, slice, digest }),
     })
@@ -232,6 +239,17 @@ type EngineOperation<Kind extends EngineKind> = (
 ) => Promise<WorkerEvent | null>
 
 const gradientCodes = new Set(['NON_FINITE_GRADIENT', 'GRADIENT_OUT_OF_RANGE'])
+const microBatchCodes = new Set([...gradientCodes, 'DEVICE_FAILED'])
+
+/** As a card would fail, for tests without one. */
+function provokeFault(isChecked: boolean): void {
+  const isDue = isChecked
+    ? faultpoint('worker.device-error-again')
+    : faultpoint('worker.device-error')
+  if (!isDue) return
+  const operation = isChecked ? 'linear_forward' : 'copy_out'
+  throw new TunemeshError('DEVICE_FAILED', `${operation} failed: an error provoked by a test.`)
+}
 
 const engineOperations: { [Kind in EngineKind]: EngineOperation<Kind> } = {
   async clearContribution(job, { slot }) {

@@ -4,6 +4,7 @@
  */
 import { cpus, release } from 'node:os'
 import { Blobs } from '../client/blobs.js'
+import { TunemeshError } from '../proto/errors.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { ToWorker__Output as ToWorker } from '../proto/gen/tunemesh/v1/ToWorker.js'
 import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcome.js'
@@ -70,6 +71,8 @@ export class Worker {
   #movedBytes = 0
   #moving = ''
   #movedAtMs = Number.NEGATIVE_INFINITY
+  /** Why this process must end and another take its place; null: it need not. */
+  #deviceFailure: string | null = null
 
   constructor(private readonly options: WorkerOptions) {
     const { access } = options
@@ -111,10 +114,13 @@ export class Worker {
       patienceMs,
       onMoved: (numBytes, doing) => this.#moved(numBytes, doing),
     })
-    this.#calls = new EngineCalls(options.device, this.#files, (message) => this.#send(message))
+    this.#calls = new EngineCalls(options.device, this.#files, (message) => this.#answer(message))
   }
 
-  /** Runs until drained, told to end, or the coordinator has been away too long. */
+  /**
+   * Runs until drained, told to end, or the coordinator has been away too long.
+   * @throws TunemeshError DEVICE_FAILED where another process must go on
+   */
   async run(): Promise<void> {
     const renewal = setInterval(() => void this.#renewCertificate(), lookForRenewalMs)
     try {
@@ -122,11 +128,31 @@ export class Worker {
     } finally {
       if (this.#heartbeat) clearInterval(this.#heartbeat)
       clearInterval(renewal)
-      await this.#loop?.close()
-      await this.#calls.release()
+      if (this.#deviceFailure === null) {
+        await this.#loop?.close()
+        await this.#calls.release()
+      }
       await this.#bus.close()
       await this.#files.clear()
     }
+    if (this.#deviceFailure !== null) {
+      throw new TunemeshError('DEVICE_FAILED', this.#deviceFailure)
+    }
+  }
+
+  /** A device's errors stay with its process: what was said goes out, then this one ends. */
+  #endAfterFailure(reason: string): void {
+    if (this.#deviceFailure !== null) return
+    this.#deviceFailure = reason
+    this.options.log('error', `the device has failed, a new process must go on: ${reason}`)
+    this.#stream.close()
+  }
+
+  /** Of the engine outside of training. */
+  #answer(message: FromWorker): void {
+    this.#send(message)
+    const error = message.planResult?.error ?? message.generateResult?.error
+    if (error?.code === 'DEVICE_FAILED') this.#endAfterFailure(error.message ?? '')
   }
 
   /** Leaves between steps; at once where no job runs, or where nobody is there to hand over to. */
@@ -244,6 +270,7 @@ export class Worker {
         options.log('info', `leaving: ${reason}`)
         this.#stream.close()
       },
+      onDeviceFailure: (reason) => this.#endAfterFailure(reason),
     })
   }
 

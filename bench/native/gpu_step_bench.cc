@@ -222,6 +222,9 @@ void run(const Options& options) {
   const MemoryPlan memory = engine.prepare(spec);
   const double load_seconds = seconds_since(load_start);
   StepTimes times = measure(engine, options, work);
+  for (const std::string& note : engine.device().take_notes()) {
+    std::fprintf(stderr, "note       %s\n", note.c_str());
+  }
   times.load_seconds = load_seconds;
   const std::optional<size_t> driver_bytes = watch.used_bytes();
   print_step(times, work);

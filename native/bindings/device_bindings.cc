@@ -19,6 +19,10 @@ Napi::Value describe_device(Info info) {
   size_t memory = 0;
   if (device.ops().memory_bytes != nullptr) memory = device.ops().memory_bytes(device.context());
   out.Set("memoryBytes", static_cast<double>(memory));
+  const std::vector<std::string> notes = device.take_notes();
+  auto lines = Napi::Array::New(info.Env(), notes.size());
+  for (uint32_t i = 0; i < notes.size(); ++i) lines.Set(i, notes[i]);
+  out.Set("notes", lines);
   return out;
 }
 

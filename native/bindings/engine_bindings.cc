@@ -84,11 +84,18 @@ Napi::Value to_tensors(Napi::Env env, const CanonicalLayout& layout) {
   return out;
 }
 
+Napi::Value to_texts(Napi::Env env, const std::vector<std::string>& texts) {
+  auto out = Napi::Array::New(env, texts.size());
+  for (uint32_t i = 0; i < texts.size(); ++i) out.Set(i, texts[i]);
+  return out;
+}
+
 Napi::Value to_micro_batch(Napi::Env env, const MicroBatchResult& result) {
   auto out = Napi::Object::New(env);
   out.Set("lossSum", result.loss_sum);
   out.Set("numTargetTokens", static_cast<double>(result.num_target_tokens));
   out.Set("computeMs", result.compute_ms);
+  out.Set("notes", to_texts(env, result.notes));
   return out;
 }
 
@@ -180,12 +187,13 @@ void add_life_methods(Napi::Object object, const Handle& handle) {
   });
 }
 
-// microBatch(batch, lossDivisor, slot, onSlice?): onSlice is called before the promise settles,
-// once for each slice; the engine's thread never waits for it.
+// microBatch(batch, lossDivisor, slot, onSlice?, isChecked): onSlice is called before the promise
+// settles, once for each slice; the engine's thread never waits for it.
 Napi::Value start_micro_batch(Info info, const Handle& handle) {
   OwnedBatch batch = token_batch(argument_object(info, 0));
   const double divisor = info[1].As<Napi::Number>().DoubleValue();
   ContributionTarget target(static_cast<int>(count_value(info[2], "slot")));
+  target.is_checked = info[4].ToBoolean();
   std::function<void()> release = [] {};
   if (info[3].IsFunction()) {
     auto* on_slice = new Napi::FunctionReference(Napi::Persistent(info[3].As<Napi::Function>()));

@@ -1,11 +1,42 @@
 #include "engine/arena.h"
 
+#include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 namespace tunemesh {
 namespace {
+
 constexpr size_t kAlignment = 64;
+
+std::string amount(size_t bytes) {
+  char text[32];
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  if (mib < 1024) {
+    std::snprintf(text, sizeof text, "%.1f MiB", mib);
+  } else {
+    std::snprintf(text, sizeof text, "%.1f GiB", mib / 1024);
+  }
+  return text;
 }
+
+// The backend's line says what is free; this adds what was planned, largest first.
+std::string planned(std::vector<MemoryUse> uses, size_t total_bytes) {
+  std::sort(uses.begin(), uses.end(),
+            [](const MemoryUse& a, const MemoryUse& b) { return a.size_bytes > b.size_bytes; });
+  std::string text = " Planned: " + amount(total_bytes) + " (";
+  for (size_t i = 0; i < std::min<size_t>(uses.size(), 4); ++i) {
+    text += (i > 0 ? ", " : "") + amount(uses[i].size_bytes) + " " + uses[i].purpose;
+  }
+  return text + ").";
+}
+
+constexpr const char* kOnDevice =
+    " Lower per_device_train_batch_size or max_length, compute in bf16 (GPUs), or end what else "
+    "takes this memory.";
+constexpr const char* kOnHost = " It is the host's memory: end what else uses it.";
+
+}  // namespace
 
 Arena::~Arena() {
   if (base_ == nullptr) return;
@@ -41,6 +72,16 @@ void* Arena::take_bytes(const std::string& purpose, size_t bytes) {
 }
 
 void Arena::allocate() {
+  try {
+    take_memory();
+  } catch (const EngineError& error) {
+    if (error.code() != "DEVICE_MEMORY_SHORT") throw;
+    const char* remedy = is_host_ ? kOnHost : kOnDevice;
+    throw EngineError(error.code(), error.what() + planned(uses_, total_bytes_) + remedy);
+  }
+}
+
+void Arena::take_memory() {
   void* memory = nullptr;
   if (is_host_) {
     TM_RUN(device_, allocate_host, total_bytes_, &memory);

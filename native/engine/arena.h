@@ -40,7 +40,7 @@ class Arena {
   void* take_bytes(const std::string& purpose, size_t bytes);
 
   // Ends counting: reserves what was counted and starts handing it out from the
-  // beginning. Zero-filled.
+  // beginning. Zero-filled. DEVICE_MEMORY_SHORT says what was planned and what to change.
   void allocate();
   void seal();
 
@@ -48,6 +48,8 @@ class Arena {
   const std::vector<MemoryUse>& uses() const { return uses_; }
 
  private:
+  void take_memory();
+
   const Device& device_;
   const bool is_host_;
   std::vector<MemoryUse> uses_;

@@ -101,8 +101,11 @@ void ContributionWriter::throw_failure() const {
   const TrainedTensor& tensor = state_.layout().tensor_of_block(bad_block_);
   const std::vector<float> values = copied_out(
       device_, {state_.trained().gradient + bad_block_ * kBlockElements, kBlockElements});
-  const auto largest = std::max_element(
-      values.begin(), values.end(), [](float a, float b) { return !(std::abs(a) >= std::abs(b)); });
+  auto largest = std::find_if(values.begin(), values.end(), [](float v) { return std::isnan(v); });
+  if (largest == values.end()) {
+    largest = std::max_element(values.begin(), values.end(),
+                               [](float a, float b) { return std::abs(a) < std::abs(b); });
+  }
   const bool not_finite = status_ == TM_NON_FINITE;
   throw EngineError(
       not_finite ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",

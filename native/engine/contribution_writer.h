@@ -21,6 +21,9 @@ struct ContributionTarget {
   int slot;
   // Set in a lease's last micro-batch: hears every slice once, on the engine's thread.
   SliceListener on_slice;
+  // The device waits for each operation of the micro-batch: DEVICE_FAILED names the one that
+  // failed.
+  bool is_checked = false;
 };
 
 class ContributionWriter {

@@ -2,6 +2,7 @@
 // EngineError.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "engine/error.h"
 #include "kernels/backend.h"
@@ -51,20 +52,60 @@ class Device {
     return reinterpret_cast<TmElement*>(reinterpret_cast<char*>(first) + count * element_bytes_);
   }
 
+  // Does it wait for each operation, so that a failure is told by the one that caused it? Nothing
+  // is recorded then, and no bit changes.
+  bool is_checked() const { return is_checked_; }
+
+  // What a person should hear of once (backend.h), since the last call.
+  std::vector<std::string> take_notes() const {
+    std::vector<std::string> notes;
+    if (ops_->take_note == nullptr) return notes;
+    while (const char* note = ops_->take_note(context_)) notes.emplace_back(note);
+    return notes;
+  }
+
   void check(TmStatus status, const char* operation) const {
     if (status == TM_OK) return;
     const char* detail = ops_->last_error != nullptr ? ops_->last_error() : nullptr;
-    const std::string message = std::string(ops_->name) + " " + operation +
-                                " failed: " + (detail != nullptr ? detail : "no detail") + ".";
-    throw EngineError(status == TM_OUT_OF_MEMORY ? "DEVICE_MEMORY_SHORT" : "ENGINE_FAILED",
-                      message);
+    std::string message = std::string(ops_->name) + " " + operation +
+                          " failed: " + (detail != nullptr ? detail : "no detail") + ".";
+    if (status == TM_OUT_OF_MEMORY) throw EngineError("DEVICE_MEMORY_SHORT", message);
+    // A context that could not even be made leaves the device as it was.
+    if (status != TM_DEVICE_ERROR || context_ == nullptr) {
+      throw EngineError("ENGINE_FAILED", message);
+    }
+    if (!is_checked_) message += " A device tells errors late: an earlier operation may have it.";
+    throw EngineError("DEVICE_FAILED", message, operation);
   }
 
  private:
+  friend class CheckedOperations;
+
+  void set_checked(bool is_checked) {
+    if (ops_->set_checked == nullptr) return;
+    ops_->set_checked(context_, is_checked ? 1 : 0);
+    is_checked_ = is_checked;
+  }
+
   const TmBackend* ops_;
   const bool records_calls_;
   TmContext* context_ = nullptr;
   size_t element_bytes_ = 0;
+  bool is_checked_ = false;
+};
+
+// While it lives the device waits for each operation, where that was asked for.
+class CheckedOperations {
+ public:
+  CheckedOperations(Device& device, bool is_wanted) : device_(device) {
+    device_.set_checked(is_wanted);
+  }
+  ~CheckedOperations() { device_.set_checked(false); }
+  CheckedOperations(const CheckedOperations&) = delete;
+  CheckedOperations& operator=(const CheckedOperations&) = delete;
+
+ private:
+  Device& device_;
 };
 
 // TM_RUN(device, linear_forward, &args): one backend operation, checked.

@@ -193,6 +193,7 @@ MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_diviso
   }
   check_batch(batch, {options_.config, state.work().spec});
   const auto start = std::chrono::steady_clock::now();
+  const CheckedOperations checked(*device_, target.is_checked);
   ContributionWriter writer(*device_, state, target);
   const GradientVector gradient = {state.trained().gradient, state.layout().num_floats(),
                                    [&writer](size_t part) { writer.write(part); }};
@@ -200,7 +201,8 @@ MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_diviso
     const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
                                        {gradient, loss_divisor});
     writer.finish();
-    return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start)};
+    return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start),
+            device_->take_notes()};
   } catch (...) {
     state.exchange().poison(target.slot);  // some parts stand, others do not
     throw;
@@ -238,7 +240,7 @@ MicroBatchResult Engine::evaluate(const TokenBatch& batch) {
   const auto start = std::chrono::steady_clock::now();
   const LossResult loss =
       with_workspace(batch, [&](const StepModel& model) { return evaluate_step(model, batch); });
-  return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start)};
+  return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start), device_->take_notes()};
 }
 
 std::vector<float> Engine::logits(const TokenBatch& batch) {

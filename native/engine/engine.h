@@ -29,6 +29,7 @@ struct MicroBatchResult {
   double loss_sum = 0;
   size_t num_target_tokens = 0;
   double compute_ms = 0;
+  std::vector<std::string> notes;  // the device's, for a log
 };
 
 struct TensorValues {

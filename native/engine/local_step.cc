@@ -26,7 +26,7 @@ MicroBatchResult Engine::local_micro_batch(const TokenBatch& batch, double loss_
                                      {gradient, loss_divisor});
   const std::chrono::duration<double, std::milli> elapsed =
       std::chrono::steady_clock::now() - start;
-  return {loss.loss_sum, loss.num_target_tokens, elapsed.count()};
+  return {loss.loss_sum, loss.num_target_tokens, elapsed.count(), {}};
 }
 
 double Engine::local_sum_squares() const {

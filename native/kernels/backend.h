@@ -12,7 +12,8 @@
 //   buffers   pointers belong to the caller, are 64-byte aligned and live until the stream has
 //             passed the call. Outputs are overwritten unless the name ends in _add. Inputs and
 //             outputs overlap only where allowed.
-//   errors    0, or a TmStatus; last_error() then has one line. A device error is sticky.
+//   errors    0, or a TmStatus; last_error() then has one line. A device error is sticky, and told
+//             by whichever later call meets it first, unless the context is checked (set_checked).
 //   letters   N tokens, C channels (hidden size), V vocabulary, H query heads, G key/value heads, F
 //             head size, D feed-forward size, R rows of a loss chunk. Everything is row-major.
 //   elements  activations and working copies of weights have the context's element type: float, or
@@ -506,6 +507,14 @@ typedef struct TmBackend {
 
   // Of linear groups, and there where they are.
   TmStatus (*group_adapter_grads)(TmContext*, const TmGroupAdapterGrads*);
+
+  // From now on each call waits for what it has launched, and launches one by one: an error is told
+  // by the call that caused it. The same bits. Null where calls always do so.
+  TmStatus (*set_checked)(TmContext*, int is_checked);
+  // What a person should hear of once: what runs slower here than it could, and why. One line,
+  // which lives until the next call; null: nothing, or nothing more. A null entry has never
+  // anything.
+  const char* (*take_note)(TmContext*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

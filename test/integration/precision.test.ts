@@ -100,7 +100,7 @@ describe('a mesh of devices that differ in what they compute', { timeout: 60_000
     return precision
   }
 
-  test('bf16: true is refused at submit while only CPUs are here, and nothing is kept', async () => {
+  test('bf16: true is refused at submit while only CPUs are here; nothing is kept', async () => {
     const cpu = await attach('fp32')
     const outputDir = join(folder, 'refused')
     const submitted = coordinator.client.submit(tinyJob(outputDir, { bf16: true }))

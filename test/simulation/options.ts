@@ -48,6 +48,8 @@ export interface SimulationOptions {
   deviceClasses: string[]
   /** Step and micro-batch whose gradient is not finite, under the option `skip`; null: none. */
   nonFinite: { step: number; microBatch: number } | null
+  /** Where every device fails, unless it checks each operation; null: nowhere. */
+  deviceFault: { step: number; microBatch: number } | null
   /** Faults happen until then. */
   faultsUntilMs: number
   /** A live run must end so soon after the last fault. */
@@ -118,9 +120,16 @@ export function optionsFor(
     maxGradNorm: random.pick([0, 1]),
     deviceClasses: random.chance(0.12) ? ['cpu-a', 'cpu-b'] : ['cpu-a'],
     nonFinite: random.chance(0.08) ? { step: random.integer(1, 4), microBatch: 0 } : null,
+    deviceFault: null,
     faultsUntilMs: isCalm ? 0 : random.between(1_000, 6_000),
     endWithinMs: 60_000,
     faults,
+  }
+  if (random.chance(0.15)) {
+    options.deviceFault = {
+      step: random.integer(1, 4),
+      microBatch: random.integer(0, microBatchesPerStep - 1),
+    }
   }
   // A job whose only step is skipped must fail.
   const numPacksAStep = microBatchesPerStep * options.packsPerMicroBatch

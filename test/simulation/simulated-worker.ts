@@ -133,6 +133,10 @@ export class SimulatedWorker extends SimulatedProcess {
       case 'exit':
         world.workerExits(this)
         return
+      case 'restart':
+        // What was said has gone out by then.
+        this.after(20, () => world.workerRestarts(this))
+        return
       case 'log':
         return
       default:
@@ -216,9 +220,10 @@ export class SimulatedWorker extends SimulatedProcess {
 
   /** Slice by slice, the last one first; in the lease's last micro-batch each is told at once. */
   #backward(effect: ComputeMicroBatch, durationMs: number): void {
-    const { kind: _, packs, lossDivisor: __, isLast, microBatch: ___, ...key } = effect
+    const { kind: _, packs, lossDivisor: __, isLast, microBatch: ___, isChecked, ...key } = effect
     const value = toy.gradient(this.weights, packs, this.deviceClass)
-    const numFinite = this.#isNonFinite(effect) ? Math.floor(value.length / 2) : value.length
+    const isBroken = this.#isNonFinite(effect) || this.#hasFault({ ...effect, isChecked })
+    const numFinite = isBroken ? Math.floor(value.length / 2) : value.length
     for (let done = 0; done < numFinite; done++) {
       this.after((durationMs * (done + 1)) / (value.length + 1), () => {
         const slice = value.length - 1 - done
@@ -236,8 +241,17 @@ export class SimulatedWorker extends SimulatedProcess {
     return nonFinite?.step === step && nonFinite.microBatch === microBatch
   }
 
+  #hasFault({ step, microBatch, isChecked }: ComputeMicroBatch): boolean {
+    const { deviceFault } = this.world.options
+    return deviceFault?.step === step && deviceFault.microBatch === microBatch && !isChecked
+  }
+
   #compute(effect: ComputeMicroBatch): void {
     const { kind: _, packs, lossDivisor: __, isLast: ___, ...rest } = effect
+    if (this.#hasFault(effect)) {
+      const error = { code: 'DEVICE_FAILED', message: 'Xid', details: [] }
+      return this.advance({ kind: 'microBatchFailed', ...rest, error, tensor: '' })
+    }
     if (this.#isNonFinite(effect)) {
       return this.advance({
         kind: 'microBatchFailed',

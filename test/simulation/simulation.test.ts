@@ -23,7 +23,7 @@ test('simulation: 400 seeds of faults end in the weights of the undisturbed run'
   }
   const met = ['slice moved', 'lease computed again', 'epoch join', 'epoch drain', 'fenced']
   met.push('pause', 'stopped', 'skip', 'rollback', 'worker loadState', 'worker readCommitLog')
-  met.push('sum before LeaseDone', 'commit with an attempt that died mid-lease')
+  met.push('device failure', 'sum before LeaseDone', 'commit with an attempt that died mid-lease')
   for (const what of met) assert.ok((counts.get(what) ?? 0) > 0, `no seed meets: ${what}`)
 })
 

@@ -145,6 +145,13 @@ export class World {
     worker.crash()
   }
 
+  workerRestarts(worker: SimulatedWorker): void {
+    this.trace(`worker ${worker.workerId} restarts: its device has failed`)
+    this.count('device failure')
+    worker.crash()
+    this.clock.after(this.random.between(50, 800), () => this.startWorker())
+  }
+
   coordinatorEnded(coordinator: SimulatedCoordinator, outcome: RunOutcome): void {
     this.count(outcome.kind)
     this.trace(`coordinator ${coordinator.config.coordinatorId} ends: ${JSON.stringify(outcome)}`)

@@ -123,7 +123,7 @@ test('step lines: with logging_steps every Nth, the first and the last', () => {
 })
 
 test('doctor: every GPU that is seen, or why there is none', () => {
-  const gpu = { device: 'cuda:0', description: 'a card', memoryBytes: 80 * 2 ** 30 }
+  const gpu = { device: 'cuda:0', description: 'a card', memoryBytes: 80 * 2 ** 30, notes: [] }
   const seen = (report: Omit<Parameters<typeof findingsOf>[0], 'libraries'>) =>
     findingsOf({ ...report, libraries: [] }).map((finding) => `${finding.verdict} ${finding.seen}`)
   assert.deepEqual(seen({ plugin: 'p.so', gpus: [gpu], problem: '' }), [
@@ -132,6 +132,11 @@ test('doctor: every GPU that is seen, or why there is none', () => {
   assert.deepEqual(seen({ plugin: 'p.so', gpus: [gpu], problem: 'cuda:1 is lost' }), [
     'good cuda:0: a card, 80.0 GiB',
     'warn cuda:1 is lost',
+  ])
+  const slower = { ...gpu, notes: ['attention runs without cuDNN'] }
+  assert.deepEqual(seen({ plugin: 'p.so', gpus: [slower], problem: '' }), [
+    'good cuda:0: a card, 80.0 GiB',
+    'warn cuda:0: attention runs without cuDNN',
   ])
   assert.deepEqual(seen({ plugin: 'p.so', gpus: [], problem: 'no driver' }), ['warn no driver'])
   const [none] = findingsOf({ plugin: '', gpus: [], libraries: [], problem: '' })

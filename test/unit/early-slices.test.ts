@@ -31,14 +31,14 @@ test(
     const { tensors } = await engine.prepare({ ...goldenLora, sliceBlocks: 8, chunkBlocks: 4 })
     const exchange = new ExchangeBuffers(engine.exchangeHandle)
     await exchange.clearSlot(0)
-    await engine.microBatch(goldenBatch(family, 0), 100, 0)
+    await engine.microBatch(goldenBatch(family, 0), 100, { slot: 0 })
     const told: ContributionSlice[] = []
     let isOver = false
     const onSlice = (slice: ContributionSlice) => {
       assert.equal(isOver, false)
       told.push(slice)
     }
-    await engine.lastMicroBatch(goldenBatch(family, 1), 100, { slot: 0, onSlice })
+    await engine.microBatch(goldenBatch(family, 1), 100, { slot: 0, onSlice })
     isOver = true
     const { numSlices } = exchange
     assert.ok(numSlices > 6)
@@ -59,7 +59,9 @@ test(
     await silent.prepare({ ...goldenLora, sliceBlocks: 8, chunkBlocks: 4 })
     const whole = new ExchangeBuffers(silent.exchangeHandle)
     await whole.clearSlot(0)
-    for (const index of [0, 1]) await silent.microBatch(goldenBatch(family, index), 100, 0)
+    for (const index of [0, 1]) {
+      await silent.microBatch(goldenBatch(family, index), 100, { slot: 0 })
+    }
     const digests = await whole.contributionDigests(0)
     for (const { slice, digest, packedBytes } of told) {
       assert.equal(digest, digests[slice])
@@ -78,7 +80,7 @@ test(
     await engine.prepare(goldenLora)
     const exchange = new ExchangeBuffers(engine.exchangeHandle)
     await exchange.clearSlot(0)
-    await engine.microBatch(goldenBatch(family, 0), 100, 0)
+    await engine.microBatch(goldenBatch(family, 0), 100, { slot: 0 })
     const told = new Map<number, string>()
     const empty = {
       tokens: new Int32Array(0),
@@ -86,7 +88,7 @@ test(
       documentStarts: Int32Array.from([0]),
     }
     const onSlice = ({ slice, digest }: ContributionSlice) => told.set(slice, digest)
-    await engine.lastMicroBatch(empty, 100, { slot: 0, onSlice })
+    await engine.microBatch(empty, 100, { slot: 0, onSlice })
     const digests = await exchange.contributionDigests(0)
     assert.equal(told.size, digests.length)
     for (const [slice, digest] of told) assert.equal(digest, digests[slice])
@@ -146,6 +148,7 @@ function computing() {
         kind: 'microBatchFailed',
         ...key,
         microBatch: 1,
+        isChecked: false,
         error: { code: 'NON_FINITE_GRADIENT', message: 'NaN' },
         tensor: 'first',
       }),

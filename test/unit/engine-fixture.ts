@@ -117,7 +117,9 @@ export async function localStep(
   const divisor = batches.reduce((sum, batch) => sum + numTargets(batch), 0)
   await exchange.clearSlot(0)
   let lossSum = 0
-  for (const batch of batches) lossSum += (await engine.microBatch(batch, divisor, 0)).lossSum
+  for (const batch of batches) {
+    lossSum += (await engine.microBatch(batch, divisor, { slot: 0 })).lossSum
+  }
   let sumSquares = 0
   for (let slice = 0; slice < exchange.numSlices; slice++) {
     await exchange.clearSum(slice)

@@ -192,7 +192,7 @@ test(
   async () => {
     const engine = await goldenEngine(family)
     await engine.prepare(goldenSpec)
-    const running = engine.microBatch(batches[0] as (typeof batches)[0], 1, 0)
+    const running = engine.microBatch(batches[0] as (typeof batches)[0], 1, { slot: 0 })
     const closed = engine.close()
     assert.equal((await running).numTargetTokens, 42)
     await closed
@@ -212,7 +212,7 @@ test('engine: what is asked too early or twice is refused by name', options, asy
     targets: new Int32Array(0),
     documentStarts: new Int32Array(1),
   }
-  assert.equal((await engine.microBatch(empty, 1, 0)).numTargetTokens, 0)
+  assert.equal((await engine.microBatch(empty, 1, { slot: 0 })).numTargetTokens, 0)
   await engine.close()
 })
 

@@ -334,7 +334,7 @@ test('precision: a worker that lacks it is told by name and left idle, the other
   assert.deepEqual([run.outcome, run.run.workers.get('cpu2')?.status], [null, 'refused'])
 })
 
-test('precision: with nobody left who has it the run waits, then names who can not take part', () => {
+test('precision: with nobody who has it the run waits, then names who can not take part', () => {
   const run = new RunFixture({ config: { precision: 'bf16' } })
   run.attach('cpu1', { precisions: ['fp32'] })
   run.tick(1)

@@ -287,11 +287,40 @@ test('non-finite: a failed micro-batch is reported whole, its slices are taken b
   const key = { fleetEpoch: 1, step: 1, lease: 0, leaseAttempt: 1, slot: 0 }
   worker.advance({ kind: 'sliceReady', ...key, slice: 1, digest: digestOf(1) })
   const error = { code: 'NON_FINITE_GRADIENT', message: 'NaN' }
-  worker.advance({ kind: 'microBatchFailed', ...key, microBatch: 0, error, tensor: 'lm_head' })
+  const failed = { microBatch: 0, isChecked: false, error, tensor: 'lm_head' }
+  worker.advance({ kind: 'microBatchFailed', ...key, ...failed })
   const failure = worker.told('failure')[0]
   assert.deepEqual([failure?.step, failure?.microBatch, failure?.tensor], [1, 0, 'lm_head'])
   assert.equal(worker.of('cancelContribution').length, 1)
   assert.deepEqual(worker.told('leaseDone'), [])
+})
+
+test('device: its failure is reported with the micro-batch, then the process makes way', () => {
+  const worker = new WorkerFixture()
+  worker.plan(1)
+  const key = { fleetEpoch: 1, step: 1, lease: 0, leaseAttempt: 1, slot: 0 }
+  const error = { code: 'DEVICE_FAILED', message: 'linear_forward failed: Xid' }
+  const failed = { microBatch: 0, isChecked: true, error, tensor: '' }
+  worker.advance({ kind: 'microBatchFailed', ...key, ...failed })
+  const { step, microBatch, checked, error: told } = worker.told('failure')[0] ?? {}
+  assert.deepEqual([step, microBatch, checked, told?.code], [1, 0, true, 'DEVICE_FAILED'])
+  assert.deepEqual(worker.of('restart'), [{ kind: 'restart', reason: error.message }])
+  assert.deepEqual(worker.told('leaseDone'), [])
+})
+
+test('device: a failure in an update, or of a lease that is void, ends the process as well', () => {
+  const worker = new WorkerFixture()
+  worker.plan(1)
+  const error = { code: 'DEVICE_FAILED', message: 'Xid' }
+  worker.advance({ kind: 'engineFailed', operation: 'applyUpdate', step: 1, error })
+  const key = { fleetEpoch: 0, step: 1, lease: 0, leaseAttempt: 1, slot: 0 }
+  const failed = { microBatch: 0, isChecked: false, error, tensor: '' }
+  worker.advance({ kind: 'microBatchFailed', ...key, ...failed })
+  assert.deepEqual(
+    worker.told('failure').map(({ microBatch }) => microBatch),
+    [-1, 0],
+  )
+  assert.equal(worker.of('restart').length, 2)
 })
 
 test('non-finite: a skipped step is applied without an update, its lease given up', () => {

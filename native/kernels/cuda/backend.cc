@@ -112,6 +112,10 @@ TmStatus synchronize(TmContext* context) {
   return guarded(context, [&] { context->wait(); });
 }
 
+TmStatus set_checked(TmContext* context, int is_checked) {
+  return guarded(context, [&] { context->set_checked(is_checked != 0); });
+}
+
 // cuBLASLt takes weights as they are: packing is a copy, rounded where elements are bfloat16.
 size_t packed_weight_elements(size_t out, size_t in) { return out * in; }
 
@@ -275,7 +279,10 @@ void attention_key(TmContext* context, const TmAttention* args, uint64_t* key) {
 TmStatus attend_forward(TmContext* context, const TmAttention* args) {
   return with_element(context, [&](auto element) {
     check_attention(*args);
-    if (context->cudnn() != nullptr && context->cudnn()->forward(*args)) return;
+    if (context->cudnn() != nullptr) {
+      if (context->cudnn()->forward(*args)) return;
+      context->note_own_attention("forward", *args);
+    }
     attention_forward<decltype(element)>(with_padding(*args), context->fault(), context->stream());
   });
 }
@@ -283,7 +290,10 @@ TmStatus attend_forward(TmContext* context, const TmAttention* args) {
 TmStatus attend_backward(TmContext* context, const TmAttentionBackward* args) {
   return with_element(context, [&](auto element) {
     check_attention(args->forward);
-    if (context->cudnn() != nullptr && context->cudnn()->backward(*args)) return;
+    if (context->cudnn() != nullptr) {
+      if (context->cudnn()->backward(*args)) return;
+      context->note_own_attention("backward", args->forward);
+    }
     TmAttentionBackward padded = *args;
     padded.forward = with_padding(args->forward);
     attention_backward<decltype(element)>(padded, context->stream());
@@ -380,6 +390,8 @@ void fill_memory(TmBackend& backend) {
   backend.copy_out = copy_out;
   backend.fill_zero = fill_zero;
   backend.synchronize = synchronize;
+  backend.set_checked = set_checked;
+  backend.take_note = [](TmContext* context) { return context->notes().take(); };
 }
 
 TmBackend assemble() {

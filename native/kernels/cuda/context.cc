@@ -69,6 +69,10 @@ std::string text_of(const DeviceFault& fault) {
          " and ends at " + number(fault.value);
 }
 
+constexpr const char* kOwnAttention =
+    "The plugin's own attention serves, without tensor cores: many times slower, the more so the "
+    "longer documents are.";
+
 }  // namespace
 
 TmContext::TmContext(int device_index, TmPrecision precision, const std::string& library_folder)
@@ -89,6 +93,10 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
   if (precision == TM_BF16) {
     cudnn_ = tunemesh::cuda::CudnnAttention::open(library_folder, stream(), &why);
     attention = cudnn_ != nullptr ? ", cuDNN " + cudnn_->version() : ", no cuDNN";
+    if (cudnn_ == nullptr) {
+      notes_.add("no cuDNN", "attention runs without cuDNN: " + why + ". " + kOwnAttention +
+                                 " Install it: tunemesh doctor --install-libs DIR.");
+    }
   }
   instruction_path_ = std::string(properties.name) + " (sm_" + std::to_string(properties.major) +
                       std::to_string(properties.minor) + "), cuBLASLt " +
@@ -110,6 +118,17 @@ size_t TmContext::workspace_bytes() const {
   return fault_.bytes() + outcome_.bytes() + staging_.bytes() + gemm_->workspace_bytes();
 }
 
+void TmContext::note_own_attention(const char* direction, const TmAttention& args) {
+  const auto number = [](size_t value) { return std::to_string(value); };
+  const std::string shape = std::string(direction) + " of " + number(args.num_heads) +
+                            " query and " + number(args.num_kv_heads) +
+                            " key/value heads of size " + number(args.head_size);
+  const std::string about = shape + cudnn_->refusal();
+  notes_.add(about, "attention " + shape + ", " + number(args.n) + " tokens in " +
+                        number(args.num_documents) + " documents: cuDNN " + cudnn_->version() +
+                        " does not serve it (" + cudnn_->refusal() + "). " + kOwnAttention);
+}
+
 tunemesh::cuda::ElementTransfer& TmContext::transfer() {
   if (!transfer_) transfer_ = std::make_unique<tunemesh::cuda::ElementTransfer>();
   return *transfer_;
@@ -123,6 +142,12 @@ tunemesh::cuda::SideCopies& TmContext::side_copies() {
 void TmContext::enter() {
   if (!failure_.empty()) throw CudaFailure(TM_DEVICE_ERROR, failure_);
   CUDA_CHECK(cudaSetDevice(device_));
+  tunemesh::cuda::check_launches_of_thread(is_checked_);
+}
+
+void TmContext::check_operation() {
+  CUDA_CHECK(cudaDeviceSynchronize());
+  wait();
 }
 
 void TmContext::wait() {
@@ -143,6 +168,7 @@ TmCallsAction TmContext::begin_calls(const TmCallsKey& key) {
   static_cast<void>(key);
   return TM_CALLS_RUN;
 #else
+  if (is_checked_) return TM_CALLS_RUN;
   if (recorded_.is_full()) forget_calls();
   return recorded_.begin(key);
 #endif

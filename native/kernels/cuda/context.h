@@ -10,6 +10,7 @@
 #include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
 #include "kernels/cuda/gemm.h"
+#include "kernels/cuda/notes.h"
 #include "kernels/cuda/recorded_calls.h"
 #include "kernels/cuda/side_copies.h"
 #include "kernels/cuda/small_copies.h"
@@ -50,6 +51,14 @@ struct TmContext {
   // Makes this the thread's device; throws again where the device has failed before.
   void enter();
   void fail(const std::string& message) { failure_ = message; }
+  // Checked: every launch is waited for, and so is the end of each operation.
+  bool is_checked() const { return is_checked_; }
+  void set_checked(bool is_checked) { is_checked_ = is_checked; }
+  // Waits for everything that the device was given, copies beside the stream included.
+  void check_operation();
+  tunemesh::cuda::Notes& notes() { return notes_; }
+  // cuDNN did not serve an attention: told once a shape, with cuDNN's words.
+  void note_own_attention(const char* direction, const TmAttention& args);
   // Waits for the stream. Throws TM_BAD_ARGUMENT for a fault that a kernel recorded, and forgets
   // it; also while calls are recorded, which can't wait.
   void wait();
@@ -73,6 +82,8 @@ struct TmContext {
   int device_;
   TmPrecision precision_;
   std::string description_, instruction_path_, failure_;
+  bool is_checked_ = false;
+  tunemesh::cuda::Notes notes_;
   size_t memory_bytes_ = 0, opened_bytes_ = 0;
   size_t free_at_start_;  // before anything below is made
   // In this order: what uses the stream and the device's memory goes first.

@@ -11,6 +11,14 @@ std::string device_name() {
   return "device " + std::to_string(device) + ", " + properties.name;
 }
 
+#ifdef TUNEMESH_SYNC_LAUNCHES
+constexpr bool kChecksAllLaunches = true;
+#else
+constexpr bool kChecksAllLaunches = false;
+#endif
+
+thread_local bool launches_are_checked = false;
+
 }  // namespace
 
 void throw_cuda_failure(cudaError_t error, const char* expression, const char* place) {
@@ -24,13 +32,12 @@ void throw_cuda_failure(cudaError_t error, const char* expression, const char* p
 
 void check_launch(const char* kernel, cudaStream_t stream) {
   cudaError_t error = cudaGetLastError();
-#ifdef TUNEMESH_SYNC_LAUNCHES
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-#else
-  static_cast<void>(stream);
-#endif
+  const bool waits = kChecksAllLaunches || launches_are_checked;
+  if (error == cudaSuccess && waits) error = cudaStreamSynchronize(stream);
   if (error != cudaSuccess) throw_cuda_failure(error, kernel, "launch");
 }
+
+void check_launches_of_thread(bool are_checked) { launches_are_checked = are_checked; }
 
 void* allocate_device(size_t bytes) {
   void* data = nullptr;

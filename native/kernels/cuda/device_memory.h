@@ -36,9 +36,10 @@ class CudaFailure : public std::runtime_error {
     }                                                                            \
   } while (false)
 
-// After each launch. Built with TUNEMESH_SYNC_LAUNCHES it also waits, so that an error names its
-// kernel.
+// After each launch. Where this thread's launches are checked it also waits, so that an error names
+// its kernel.
 void check_launch(const char* kernel, cudaStream_t stream);
+void check_launches_of_thread(bool are_checked);
 #define CUDA_CHECK_LAUNCH(kernel, stream) ::tunemesh::cuda::check_launch(kernel, stream)
 
 // Device memory; TM_OUT_OF_MEMORY says how much was wanted and free.

@@ -30,17 +30,20 @@ template <typename... Parts>
 
 // Runs `body`, whose answer is a status or nothing. A device error stays with the context: its
 // state can't be trusted any more. While calls are recorded nothing runs: an error then only ends
-// the recording.
+// the recording. A checked context is waited for, so that the call itself tells what it caused, a
+// kernel's fault included.
 template <typename Body>
 TmStatus guarded(TmContext* context, Body body) {
   try {
     if (context != nullptr) context->enter();
+    TmStatus status = TM_OK;
     if constexpr (std::is_same_v<decltype(body()), TmStatus>) {
-      return body();
+      status = body();
     } else {
       body();
-      return TM_OK;
     }
+    if (context != nullptr && context->is_checked() && status == TM_OK) context->check_operation();
+    return status;
   } catch (const CudaFailure& failure) {
     const bool stays = failure.status() == TM_DEVICE_ERROR;
     if (context != nullptr && stays && !context->is_recording()) context->fail(failure.what());
