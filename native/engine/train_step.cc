@@ -110,7 +110,9 @@ Pass begin_pass(const StepModel& model, const TokenBatch& batch, size_t cache_st
 }
 
 void forward_layers(const Pass& pass) {
-  run_recorded(pass.device, {pass.work.recording_id, StepPart::kForward, 0, pass.n, &pass},
+  const bool moves = pass.has_backward && !pass.work.transfers.empty();
+  run_recorded(pass.device,
+               {pass.work.recording_id, StepPart::kForward, moves ? 1u : 0u, pass.n, &pass},
                [&pass] {
                  TM_RUN(pass.device, embedding_forward, pass.work.tokens, pass.n,
                         &pass.weights.embedding, pass.work.residual[0]);
@@ -255,14 +257,13 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
          hidden, loss_gradient(work));
 }
 
-// In one part, or where somebody waits for each layer's gradient in a part for each.
+// In one part, or where somebody waits for each layer's gradient in a part for each: copies of
+// offloaded layers, which outlast such a part, then lie between them.
 void backward_layers(const Pass& pass, const GradientVector& gradient) {
   const size_t num_layers = pass.config.num_layers;
   const auto backward = [&pass](size_t layer) {
-    await_layer(pass, layer);
     layer_backward(pass, layer,
                    layer > 0 ? BackwardDepth::kInput : lowest_layer_depth(pass.weights));
-    fetch_layer_below(pass, layer);
   };
   const auto run = [&pass](uint64_t layer, const std::function<void()>& calls) {
     run_recorded(pass.device, {pass.work.recording_id, StepPart::kBackward, layer, pass.n, &pass},
@@ -270,11 +271,17 @@ void backward_layers(const Pass& pass, const GradientVector& gradient) {
   };
   if (!gradient.on_final_part) {
     return run(num_layers, [&] {
-      for (size_t layer = num_layers; layer-- > 0;) backward(layer);
+      for (size_t layer = num_layers; layer-- > 0;) {
+        await_layer(pass, layer);
+        backward(layer);
+        fetch_layer_below(pass, layer);
+      }
     });
   }
   for (size_t layer = num_layers; layer-- > 0;) {
+    await_layer(pass, layer);
     run(layer, [&] { backward(layer); });
+    fetch_layer_below(pass, layer);
     tell_final(gradient, num_layers - layer);
   }
 }

@@ -11,6 +11,7 @@
 #include "engine/engine.h"
 #include "engine/memory_choice.h"
 #include "engine_case.h"
+#include "recording_backend.h"
 #include "test_check.h"
 
 namespace tunemesh::test {
@@ -71,6 +72,14 @@ bool same_bits(const std::vector<TensorValues>& a, const std::vector<TensorValue
   return a.size() == b.size();
 }
 
+bool same_contribution(Engine& a, Engine& b) {
+  for (size_t slice = 0; slice < a.exchange()->num_slices(); ++slice) {
+    const uint64_t digest = a.exchange()->measure_contribution(0, slice).digest;
+    if (digest != b.exchange()->measure_contribution(0, slice).digest) return false;
+  }
+  return true;
+}
+
 std::string name_of(const ActivationPlan& plan) {
   std::string name;
   for (const LayerPlan& layer : plan) {
@@ -100,6 +109,7 @@ void test_same_bits(const Where& where, uint64_t seed, const Modules& modules) {
   plain->write_state(state, 1);
   const auto wanted = plain->gradients(made.batch(), divisor);
   const double loss = plain->evaluate(made.batch()).loss_sum;
+  for (int round = 0; round < 3; ++round) plain->micro_batch(made.batch(), divisor, 0);
   for (const ActivationPlan& layers : plans_for(8)) {
     const std::string which = what + ", " + name_of(layers);
     spec.layers = layers;
@@ -112,12 +122,14 @@ void test_same_bits(const Where& where, uint64_t seed, const Modules& modules) {
         where.embeds_from_host && can_embed_from_host(engine->device(), made.config, spec);
     CHECK(reserved.embedding_on_host == embeds, which + ": the embedding is elsewhere");
     engine->read_state(state);
-    // Twice: buffers then hold the last pass's values.
-    for (int round = 0; round < 2; ++round) {
+    // Buffers then hold the last pass's values, and calls are launched as they were recorded.
+    for (int round = 0; round < 3; ++round) {
       CHECK(engine->evaluate(made.batch()).loss_sum == loss, which + ": another loss");
       CHECK(same_bits(engine->gradients(made.batch(), divisor), wanted),
             which + ": other gradients");
+      engine->micro_batch(made.batch(), divisor, 0);
     }
+    CHECK(same_contribution(*engine, *plain), which + ": another contribution");
   }
   std::remove(state.c_str());
 }
@@ -238,6 +250,7 @@ int main(int argc, char** argv) {
   test_backend({"cpu", {2, "auto"}});
   test_backend({"groups", {2, "auto", host_group_backend()}});
   test_backend({"device", {2, "auto", device_like_backend()}, true});
+  test_backend({"recorded", {2, "auto", recording_backend(device_like_backend())}, true});
   test_untrained_batch();
   test_choice_fits(kAll);
   test_choice_fits({});

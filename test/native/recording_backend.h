@@ -169,6 +169,8 @@ inline const TmBackend* recording_backend(const TmBackend* inner) {
   TM_RECORDED(group_backward);
   TM_RECORDED(group_adapter_grads);
   TM_RECORDED(copy_rows);
+  TM_RECORDED(start_copy);
+  TM_RECORDED(await_copy);
 #undef TM_RECORDED
 #undef TM_UNRECORDED
   add_recording(table);
