@@ -196,7 +196,8 @@ function print(row: Row, record: Record, { step, card }: Found): void {
     )
   if (step.outside_share !== null)
     console.log(
-      `outside    ${(100 * step.outside_share).toFixed(2)} % of a step, issued call by call, without device work`,
+      `outside    ${(100 * step.outside_share).toFixed(2)} % of a step without device work, ` +
+        'issued call by call',
     )
   printMemory(record, step)
   for (const { shape, flops_per_second: rate } of step.products)
@@ -209,8 +210,8 @@ function printMemory(record: Record, step: StepResult): void {
   const { peak_gib: peak, predicted_gib: predicted, driver_gib: driver } = record
   const overhead = (step.overhead_bytes / gib).toFixed(2)
   console.log(
-    `memory     ${peak.toFixed(2)} GiB in arenas and workspaces; ${predicted.toFixed(2)} predicted ` +
-      `with ${overhead} of context and libraries`,
+    `memory     ${peak.toFixed(2)} GiB in arenas and workspaces; ${predicted.toFixed(2)} ` +
+      `predicted with ${overhead} of context and libraries`,
   )
   if (driver === null) console.log('           the driver does not tell what is in use')
   else {
@@ -221,10 +222,11 @@ function printMemory(record: Record, step: StepResult): void {
     )
   }
   const { everything, products, attention_half: half, input, offloaded } = step.layers
+  const where = step.embedding_on_host ? ', embedding there' : ''
   console.log(
     `layers     ${everything} keep everything, ${products} their products, ${half} up to ` +
       `attention, ${input} their input, ${offloaded} on the host (` +
-      `${(step.host_bytes / gib).toFixed(2)} GiB${step.embedding_on_host ? ', embedding there' : ''})`,
+      `${(step.host_bytes / gib).toFixed(2)} GiB${where})`,
   )
   const uses = Object.entries(step.uses).sort(([, a], [, b]) => b - a)
   console.log(`           ${uses.map(([use, n]) => `${use} ${(n / gib).toFixed(2)}`).join(', ')}`)

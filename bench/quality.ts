@@ -1,8 +1,8 @@
 /**
  * `npm run bench -- quality --gsm8k FOLDER [--drug-names FOLDER]`; in the bundle `./tunemesh dev
- * bench quality …`: whether bf16 and fp8 learn as fp32 does. SmolLM2-135M-Instruct, LoRA, 300 steps
- * on each set of rows, each precision and each seed, through an embedded mesh of one worker; mean
- * loss of the last 50 steps and loss on held-out rows, with the spread between the seeds.
+ * bench quality …`: whether bf16 and fp8 learn as fp32 does. SmolLM2-135M-Instruct, LoRA, 300
+ * steps on each set of rows, each precision and each seed, through an embedded mesh of one worker:
+ * mean loss of the last 50 steps and loss on held-out rows, with the spread between the seeds.
  *
  *   --model PATH           a .gguf file or Hugging Face folder (default: the demo's, in the cache)
  *   --precisions LIST      of fp32, bf16, fp8 (fp32,bf16)       --seeds LIST (1,2,3)

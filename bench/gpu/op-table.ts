@@ -21,7 +21,7 @@ const columns: Column<OpLine>[] = [
   },
 ]
 
-/** @param outsideShare of the step; null: every operation waited, and what lies between is unknown */
+/** @param outsideShare of the step; null: every operation waited, and what is between is unknown */
 export function opTable(
   profile: OpTime[],
   { card, outsideShare }: { card: Ceilings | null; outsideShare: number | null },

@@ -64,8 +64,8 @@ export function rowOf(flags: Record<string, string | undefined>): Row {
   const missing = ['model', 'method', 'batch', 'seq'].filter((name) => flags[name] === undefined)
   if (missing.length > 0)
     throw new RangeError(
-      `--${missing.join(', --')} not given. Name rows by --rows 8b-lora-4x2048,3b-full-4x512 (all: ` +
-        'those with a figure to reach), or one by --model, --method, --batch and --seq.',
+      `--${missing.join(', --')} not given. Name rows by --rows 8b-lora-4x2048,3b-full-4x512 (` +
+        'all: those with a figure to reach), or one by --model, --method, --batch and --seq.',
     )
   const short = Object.entries(modelNames).find(([, model]) => model === flags.model)?.[0]
   const { precision = 'bf16' } = flags

@@ -11,7 +11,7 @@ export interface RowSet {
   maxLength: number
 }
 
-/** About 25 rows of GSM8K make a step, one pass is 300 steps; of the demo's 64 rows 8, 38 passes. */
+/** About 25 rows of GSM8K make a step, one pass is 300 steps; of the demo's 64 rows 8. */
 const sizes = {
   gsm8k: { batch: 8, maxLength: 512 },
   'drug-names': { batch: 1, maxLength: 224 },
