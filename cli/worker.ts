@@ -7,8 +7,9 @@ import { createInterface } from 'node:readline'
 import { assertLoopback, isLoopback } from '../client/client.js'
 import { nodeArgs } from '../client/embedded.js'
 import { isProcessAlive, namedEndpoint } from '../client/endpoint.js'
-import { joinMesh, parseJoinUrl } from '../client/join.js'
+import { type JoinOptions, joinMesh, parseJoinUrl } from '../client/join.js'
 import { JoinedHost } from '../client/joined-host.js'
+import { withPatience } from '../client/retry.js'
 import { lastErrorIn, OutputTail } from '../proto/error-line.js'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
@@ -20,6 +21,8 @@ export interface WorkerOptions {
   token?: string | undefined
   threads?: number | undefined
   device?: string | undefined
+  /** Seconds that a coordinator may be away. */
+  wait: number
 }
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
@@ -35,6 +38,8 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     workDir,
     '--device',
     options.device ?? 'auto',
+    '--give-up-after',
+    String(options.wait),
     '--end-with-parent',
   ]
   const as = way.joined === null ? '' : ` as ${way.joined.hostId}`
@@ -117,8 +122,8 @@ interface Way {
   joined: JoinedHost | null
 }
 
-async function wayTo(context: Context, { join: url, token }: WorkerOptions): Promise<Way> {
-  if (url !== undefined) return namedWay(context, url, token)
+async function wayTo(context: Context, options: WorkerOptions): Promise<Way> {
+  if (options.join !== undefined) return namedWay(context, options.join, options)
   const endpoint = await findEndpoint(context)
   if (endpoint !== null) {
     assertLoopback(endpoint.grpc)
@@ -133,15 +138,16 @@ async function wayTo(context: Context, { join: url, token }: WorkerOptions): Pro
 
 /** A host that has joined before needs no token; plain text is spoken on this machine only. */
 async function namedWay(
-  { stateDir, token: ownersToken }: Context,
+  context: Context,
   url: string,
-  joinToken: string | undefined,
+  { token: joinToken, wait }: WorkerOptions,
 ): Promise<Way> {
+  const { stateDir, token: ownersToken } = context
   const { address, isTls } = parseJoinUrl(url)
   const nowMs = Date.now()
   if (joinToken !== undefined) {
     const options = { address, token: joinToken, stateDir, hostName: hostname(), nowMs }
-    return { address, token: '', joined: await joinMesh(options) }
+    return { address, token: '', joined: await joinPatiently(context, options, wait) }
   }
   const joined = JoinedHost.read(JoinedHost.pathFor(stateDir, address))
   if (joined !== null) {
@@ -156,6 +162,28 @@ async function namedWay(
     )
   }
   return { address, token: namedEndpoint(address, ownersToken).token, joined: null }
+}
+
+/** The coordinator may be started later than its workers. */
+async function joinPatiently(
+  { output, interrupts }: Context,
+  options: JoinOptions,
+  waitSeconds: number,
+): Promise<JoinedHost> {
+  const leave = new AbortController()
+  const stopped = new TunemeshError('JOB_STOPPED', 'Interrupted while joining.')
+  const restore = interrupts.handle(() => leave.abort(stopped))
+  const onFailure = ({ message }: TunemeshError, failures: number) => {
+    if (failures > 1) return
+    const { address } = options
+    output.note(`${address} can not be reached: ${message} Trying for ${waitSeconds} s.`)
+  }
+  const patience = { patienceMs: waitSeconds * 1000, signal: leave.signal, onFailure }
+  try {
+    return await withPatience(() => joinMesh(options), patience)
+  } finally {
+    restore()
+  }
 }
 
 /** An open file that has no name any more: the child reads it through its descriptor. */

@@ -68,13 +68,21 @@ export async function withRetries<T>(
   }
 }
 
+export interface Patience {
+  patienceMs: number
+  signal?: AbortSignal | undefined
+  nowMs?: () => number
+  /** @param failures in a row */
+  onFailure?: (error: TunemeshError, failures: number) => void
+}
+
 /**
  * Runs an idempotent call that moves something in parts until all of it is there. Patience starts
  * anew whenever the call says that it got on; what does not pass is thrown at once.
  */
 export async function withPatience<T>(
   call: (gotOn: () => void) => Promise<T>,
-  options: { patienceMs: number; signal?: AbortSignal | undefined; nowMs?: () => number },
+  options: Patience,
   surroundings: Surroundings = realSurroundings,
 ): Promise<T> {
   const nowMs = options.nowMs ?? (() => performance.now())
@@ -89,6 +97,7 @@ export async function withPatience<T>(
     } catch (error) {
       if (!isPassing(error) || nowMs() - lastMs > options.patienceMs) throw error
       failures++
+      options.onFailure?.(error, failures)
       const waitMs = reconnectDelayMs(failures, surroundings.random())
       await surroundings.wait(waitMs, options.signal)
     }

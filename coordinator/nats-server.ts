@@ -313,6 +313,8 @@ port: ${port}
 max_payload: ${1 << 20}
 max_pending: ${64 << 20}
 write_deadline: "30s"
+ping_interval: "10s"
+ping_max: 2
 log_file: ${text(join(folder.natsDir, 'nats-server.log'))}
 logfile_size_limit: ${4 << 20}
 jetstream { store_dir: ${text(folder.jetstreamDir)}, sync_interval: always }

@@ -1,9 +1,9 @@
 /** How long a broken link waits before it is tried again: the same for streams, files and NATS. */
-const firstDelayMs = 200
-const maxDelayMs = 4_000
+const firstDelayMs = 100
+const maxDelayMs = 2_000
 
 /**
- * Full jitter: anything from nothing to a ceiling that doubles with each failure, up to 4 s, so
+ * Full jitter: anything from nothing to a ceiling that doubles with each failure, up to 2 s, so
  * that a hundred workers whose coordinator was away do not come back at the same moment.
  *
  * @param failures in a row, from 1

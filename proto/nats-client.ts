@@ -9,6 +9,7 @@ import {
   ErrorCode as NatsErrorCode,
   RequestStrategy,
 } from 'nats'
+import { reconnectDelayMs } from './backoff.js'
 import { TunemeshError } from './errors.js'
 import { inboxPrefix } from './subjects.js'
 import { coordinatorTlsName, type TlsIdentity } from './tls.js'
@@ -57,6 +58,7 @@ export async function connectNats(
   limits: { timeoutMs: number; noEcho: boolean },
 ): Promise<Client> {
   const { url, user } = address()
+  let failures = 0
   const options: ConnectionOptions = {
     servers: url,
     name: user,
@@ -65,8 +67,7 @@ export async function connectNats(
     maxReconnectAttempts: -1,
     // The credentials may be renewed while it is away.
     ignoreAuthErrorAbort: true,
-    reconnectTimeWait: 100,
-    reconnectJitter: 100,
+    reconnectDelayHandler: () => reconnectDelayMs(++failures, Math.random()),
     pingInterval: 5_000,
     maxPingOut: 2,
     // Far away, or busy: TLS takes two more turns there and back.
@@ -84,7 +85,11 @@ export async function connectNats(
   const deadline = performance.now() + limits.timeoutMs
   for (;;) {
     try {
-      return await connect(options)
+      const client = await connect(options)
+      void onReconnect(client, () => {
+        failures = 0
+      })
+      return client
     } catch (cause) {
       if (isRefusal(cause)) throw refused(address(), cause)
       if (performance.now() > deadline) {
@@ -96,6 +101,10 @@ export async function connectNats(
       await delay(retryMs)
     }
   }
+}
+
+async function onReconnect(client: Client, act: () => void): Promise<void> {
+  for await (const status of client.status()) if (status.type === 'reconnect') act()
 }
 
 /** The client reads each property again for each connection. */

@@ -41,8 +41,11 @@ export const blobPieceBytes = 1 << 20
 export const channelOptions: grpc.ChannelOptions = {
   'grpc.max_receive_message_length': 4 << 20,
   'grpc.max_send_message_length': 4 << 20,
+  // A link that is gone is noticed within 20 s. The answer to a ping may queue behind files.
   'grpc.keepalive_time_ms': 10_000,
-  'grpc.keepalive_timeout_ms': 5_000,
+  'grpc.keepalive_timeout_ms': 10_000,
+  'grpc.initial_reconnect_backoff_ms': 200,
+  'grpc.max_reconnect_backoff_ms': 2_000,
   'grpc.keepalive_permit_without_calls': 1,
   'grpc-node.flow_control_window': 8 << 20,
 }

@@ -5,6 +5,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import * as grpc from '@grpc/grpc-js'
 import { metadataWith } from '../client/rpc.js'
+import { reconnectDelayMs } from '../proto/backoff.js'
 import { errorKinds, TunemeshError } from '../proto/errors.js'
 import type { FromWorker } from '../proto/gen/tunemesh/v1/FromWorker.js'
 import type { Hello } from '../proto/gen/tunemesh/v1/Hello.js'
@@ -13,8 +14,10 @@ import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcom
 import { errorOfRpc } from '../proto/rpc-error.js'
 import { WorkerService } from '../proto/services.js'
 
-const firstDelayMs = 100
-const maxDelayMs = 2_000
+/** An attempt without Welcome for so long starts anew: TCP itself would wait up to a minute more. */
+const attemptMs = 15_000
+/** How often it is said again that the coordinator is still away. */
+const tellEveryMs = 60_000
 /** How long the coordinator may take to end a stream that this side has ended. */
 const endGraceMs = 1_000
 
@@ -40,6 +43,7 @@ export interface AttachOptions {
   onBreak(reason: string): void
   /** How long a worker tries to come back before it gives up and ends. */
   giveUpAfterMs: number
+  log(level: 'info' | 'warn', message: string): void
 }
 
 export class AttachStream {
@@ -55,9 +59,17 @@ export class AttachStream {
   readonly #metadata: grpc.Metadata
 
   constructor(private readonly options: AttachOptions) {
-    const { credentials, channelOptions, token } = options.access
-    this.#metadata = metadataWith(token)
-    this.#client = new WorkerService(options.address, credentials, channelOptions)
+    this.#metadata = metadataWith(options.access.token)
+    this.#client = this.#newClient()
+  }
+
+  #newClient(): InstanceType<typeof WorkerService> {
+    const { address, access } = this.options
+    return new WorkerService(address, access.credentials, {
+      ...access.channelOptions,
+      // Of its own: files do not queue before heartbeats, and a new client has a new connection.
+      'grpc.use_local_subchannel_pool': 1,
+    })
   }
 
   /**
@@ -65,8 +77,7 @@ export class AttachStream {
    * when it refused this worker for what only a person can mend: another version, a wrong token.
    */
   async run(): Promise<void> {
-    let lastSeenMs = performance.now()
-    let delayMs = firstDelayMs
+    const away = new Away(this.options)
     while (!this.#isClosed) {
       const { error, sawWelcome } = await this.#runOnce()
       if (this.#isClosed) return
@@ -75,14 +86,12 @@ export class AttachStream {
       const cause = this.#workerId === '' ? await this.#causeOf(error) : error
       if (errorKinds[cause.code].exit === 2) throw cause
       if (sawWelcome) {
-        lastSeenMs = performance.now()
-        delayMs = firstDelayMs
+        away.begin()
         this.options.onBreak(error.message)
       }
-      if (performance.now() - lastSeenMs > this.options.giveUpAfterMs) throw error
+      const waitMs = away.failed(error)
       const { signal } = this.#closing
-      await delay(delayMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {})
-      delayMs = Math.min(delayMs * 2, maxDelayMs)
+      await delay(waitMs, undefined, { signal }).catch(() => {})
     }
   }
 
@@ -96,9 +105,16 @@ export class AttachStream {
       let sawWelcome = false
       const call = this.#client.attach(this.#metadata)
       this.#newestCall = call
+      const attempt = setTimeout(() => {
+        end(noWelcome(this.options.address))
+        call.cancel()
+        this.#client.close()
+        this.#client = this.#newClient()
+      }, attemptMs)
       call.on('data', (message: ToWorker) => {
         if (message.welcome) {
           sawWelcome = true
+          clearTimeout(attempt)
           this.#call = call
           this.#workerId = message.welcome.workerId
           this.#workerProof = message.welcome.workerProof
@@ -106,6 +122,7 @@ export class AttachStream {
         } else this.options.onMessage(message)
       })
       const end = (error: TunemeshError) => {
+        clearTimeout(attempt)
         if (this.#call === call) this.#call = null
         resolve({ error, sawWelcome })
       }
@@ -141,6 +158,42 @@ export class AttachStream {
     this.#client.close()
   }
 }
+
+/** A coordinator that is away: since when, how often it was tried, what was said of it. */
+class Away {
+  #sinceMs = performance.now()
+  #toldMs = Number.NEGATIVE_INFINITY
+  #failures = 0
+
+  constructor(private readonly options: AttachOptions) {}
+
+  /** It was there until now. */
+  begin(): void {
+    this.#sinceMs = performance.now()
+    this.#toldMs = Number.NEGATIVE_INFINITY
+    this.#failures = 0
+  }
+
+  /** Answers how long to wait before the next attempt. @throws where it was away too long */
+  failed(error: TunemeshError): number {
+    const { address, giveUpAfterMs, log } = this.options
+    const now = performance.now()
+    const leftMs = this.#sinceMs + giveUpAfterMs - now
+    if (leftMs < 0) throw error
+    if (now - this.#toldMs >= tellEveryMs) {
+      this.#toldMs = now
+      const seconds = Math.ceil(leftMs / 1000)
+      log('warn', `${address} can not be reached: ${error.message} Trying for ${seconds} s more.`)
+    }
+    return reconnectDelayMs(++this.#failures, Math.random())
+  }
+}
+
+const noWelcome = (address: string) =>
+  new TunemeshError(
+    'COORDINATOR_UNREACHABLE',
+    `${address} did not welcome the worker within ${attemptMs / 1000} s.`,
+  )
 
 const streamEnded = () =>
   new TunemeshError('COORDINATOR_UNREACHABLE', 'The coordinator ended the stream.')

@@ -66,6 +66,7 @@ export class Worker {
   #doing = 'idle'
   #isDraining = false
   #isAttached = false
+  #detachedAtMs: number | null = null
   #step = 0
   /** Of all files so far; what moves now, and when that was last heard of. */
   #movedBytes = 0
@@ -88,6 +89,7 @@ export class Worker {
         system: systemText(),
         processId: process.pid,
       },
+      log: options.log,
       onWelcome: (welcome) => this.#attached(welcome),
       onMessage: (message) => this.#receive(message),
       onBreak: (reason) => this.#detached(reason),
@@ -173,6 +175,10 @@ export class Worker {
     this.#bus.moveTo(this.options.access.natsAddress(welcome))
     void this.#renewCertificate()
     if (this.options.access.isRemote) void this.#tryBus()
+    if (this.#detachedAtMs !== null) {
+      const seconds = ((performance.now() - this.#detachedAtMs) / 1000).toFixed(1)
+      this.options.log('info', `attached again after ${seconds} s as ${welcome.workerId}`)
+    }
     this.#isAttached = true
     this.#loop?.handle({ kind: 'attached', workerId: welcome.workerId })
     if (this.#heartbeat) clearInterval(this.#heartbeat)
@@ -201,6 +207,7 @@ export class Worker {
   #detached(reason: string): void {
     this.options.log('warn', `the coordinator's stream broke: ${reason}`)
     this.#isAttached = false
+    this.#detachedAtMs = performance.now()
     this.#loop?.handle({ kind: 'detached' })
     this.#closeIfDrained()
   }

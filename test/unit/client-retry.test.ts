@@ -3,7 +3,8 @@ import { test } from 'node:test'
 import { Metadata, status } from '@grpc/grpc-js'
 import { isLoopback } from '../../client/client.js'
 import { namedEndpoint, parseEndpoint, stateDirFor } from '../../client/endpoint.js'
-import { backoffMs, defaultRetryPolicy, withRetries } from '../../client/retry.js'
+import { backoffMs, defaultRetryPolicy, withPatience, withRetries } from '../../client/retry.js'
+import { reconnectDelayMs } from '../../proto/backoff.js'
 import { TunemeshError } from '../../proto/errors.js'
 import { errorOfRpc, rpcStatusOf } from '../../proto/rpc-error.js'
 
@@ -45,6 +46,52 @@ test("retry: a user's mistake is sent once", async () => {
   const it = failing([new TunemeshError('JOB_INVALID', 'no')])
   await assert.rejects(it.run(), { code: 'JOB_INVALID' })
   assert.equal(it.count(), 1)
+})
+
+test('patience: counts from the last time that the call got on, not from its beginning', async () => {
+  let nowMs = 0
+  const waits: number[] = []
+  const surroundings = {
+    wait: async (ms: number) => {
+      waits.push(ms)
+      nowMs += 40
+    },
+    random: () => 1,
+  }
+  const failures: number[] = []
+  const options = {
+    patienceMs: 100,
+    nowMs: () => nowMs,
+    onFailure: (_: Error, inARow: number) => failures.push(inARow),
+  }
+  let numCalls = 0
+  const call = async (gotOn: () => void) => {
+    if (++numCalls === 3) gotOn()
+    throw passing()
+  }
+  await assert.rejects(withPatience(call, options, surroundings), {
+    code: 'COORDINATOR_UNREACHABLE',
+  })
+  assert.deepEqual(failures, [1, 2, 1, 2, 3])
+  assert.deepEqual(waits, [100, 200, 100, 200, 400])
+  const wrong = async () => {
+    throw new TunemeshError('DIGEST_MISMATCH', 'no')
+  }
+  await assert.rejects(withPatience(wrong, options, surroundings), { code: 'DIGEST_MISMATCH' })
+  assert.equal(waits.length, 5)
+})
+
+test('reconnect: any wait from nothing to a ceiling that doubles up to 2 s', () => {
+  for (const [failures, ceiling] of [
+    [1, 100],
+    [2, 200],
+    [5, 1_600],
+    [6, 2_000],
+    [9_000, 2_000],
+  ] as const) {
+    assert.equal(reconnectDelayMs(failures, 0), 0)
+    assert.equal(reconnectDelayMs(failures, 1), ceiling)
+  }
 })
 
 test('retry: the delay lies between half and the whole of its ceiling, at any attempt', () => {
