@@ -30,6 +30,8 @@ export interface StepLoopOptions {
   /** Resolves when no other model is loaded: a job's memory is planned without one. */
   freeMemory(): Promise<void>
   send(message: FromWorker): void
+  /** Rejects where gradients would find no way: before a large model is fetched for nothing. */
+  assertReachable(): Promise<void>
   openDataPlane(job: JobEngine, onEvent: (event: WorkerEvent) => void): Promise<DataPlane>
   readCommitLog(jobId: string, afterSequence: number): Promise<LoggedRecord[]>
   log(level: 'info' | 'warn' | 'error', message: string): void
@@ -184,6 +186,7 @@ export class StepLoop {
     await this.#release()
     await this.options.freeMemory()
     signal.throwIfAborted()
+    await this.options.assertReachable()
     const job = await JobEngine.open(prepare, this.options.files, this.options.device)
     this.#job = job
     signal.throwIfAborted()

@@ -269,6 +269,7 @@ export class Worker {
       nowMs: () => performance.now(),
       freeMemory: () => this.#calls.release(),
       send: (message) => this.#send(message),
+      assertReachable: () => this.#assertReachable(),
       openDataPlane: (job, onEvent) => this.#openDataPlane(job, onEvent),
       readCommitLog: async (jobId, after) =>
         (await this.#bus.connection()).readCommitLog(jobId, after),
@@ -279,6 +280,22 @@ export class Worker {
       },
       onDeviceFailure: (reason) => this.#endAfterFailure(reason),
     })
+  }
+
+  /** On the coordinator's machine a worker alone needs no NATS, and nothing stands in the way. */
+  async #assertReachable(): Promise<void> {
+    if (!this.options.access.isRemote) return
+    try {
+      await this.#bus.connection()
+    } catch (cause) {
+      const { host, coordinator } = this.options
+      throw new TunemeshError(
+        'NATS_UNREACHABLE',
+        `Host ${host}: ${(cause as Error).message} Gradients need that port of the coordinator ` +
+          `as well as ${coordinator}: let this host reach both.`,
+        { cause },
+      )
+    }
   }
 
   async #openDataPlane(job: JobEngine, onEvent: (event: WorkerEvent) => void): Promise<DataPlane> {

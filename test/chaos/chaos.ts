@@ -4,11 +4,11 @@
  */
 import { chaosCases } from './chaos-cases.js'
 import { problemsOf, runCase, UndisturbedRuns } from './chaos-run.js'
+import { networkCases } from './network-cases.js'
 
 const words = process.argv.slice(2)
-const chosen = chaosCases.filter(
-  ({ name }) => words.length === 0 || words.some((word) => name.includes(word)),
-)
+const isChosen = (name: string) => words.length === 0 || words.some((word) => name.includes(word))
+const chosen = chaosCases.filter(({ name }) => isChosen(name))
 
 const undisturbed = new UndisturbedRuns()
 let numFailed = 0
@@ -30,7 +30,21 @@ for (const chaos of chosen) {
   say(chaos.name, outcome.seconds, problems.length === 0 ? text : `FAILED: ${problems.join('; ')}`)
   numFailed += problems.length === 0 ? 0 : 1
 }
-console.log(`${chosen.length} cases, ${numFailed} failed`)
+const chosenNetwork = networkCases.filter(({ name }) => isChosen(name))
+for (const { name, missing, run } of chosenNetwork) {
+  const startedMs = performance.now()
+  const reason = missing()
+  if (reason) {
+    console.log(`${name.padEnd(44)}           skipped: ${reason}`)
+    continue
+  }
+  const text = await run().catch((error: unknown) => {
+    numFailed++
+    return `FAILED: ${error instanceof Error ? error.message : String(error)}`
+  })
+  say(name, (performance.now() - startedMs) / 1000, text)
+}
+console.log(`${chosen.length + chosenNetwork.length} cases, ${numFailed} failed`)
 process.exit(numFailed === 0 ? 0 : 1)
 
 function say(name: string, seconds: number, text: string): void {

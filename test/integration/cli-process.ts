@@ -21,8 +21,11 @@ export class CliProcess {
   stderr = ''
   readonly #waiting = new Set<() => void>()
 
-  constructor(args: string[], env: NodeJS.ProcessEnv = {}) {
-    this.child = spawn(process.execPath, [...loader, main, ...args], {
+  /** @param wrapper a command that is to run the program's */
+  constructor(args: string[], env: NodeJS.ProcessEnv = {}, wrapper: string[] = []) {
+    const command = [...wrapper, process.execPath, ...loader, main, ...args]
+    const [program, ...rest] = command as [string, ...string[]]
+    this.child = spawn(program, rest, {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { ...process.env, NO_COLOR: '1', ...env },
     })
