@@ -13,10 +13,11 @@ export class JoinedWorker {
     url: string,
     token: string | null,
     readonly stateDir = temporaryFolder(),
+    args: string[] = [],
   ) {
     const way = token === null ? [] : ['--token', token]
     const own = ['--state-dir', stateDir, '--threads', '1', '--device', 'cpu']
-    this.process = new CliProcess(['worker', '--join', url, ...way, ...own])
+    this.process = new CliProcess(['worker', '--join', url, ...way, ...own, ...args])
   }
 
   /** It leaves as at a Ctrl-C. */

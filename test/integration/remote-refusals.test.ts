@@ -162,7 +162,8 @@ describe('a coordinator that listens by TLS', { timeout: 240_000 }, () => {
     const { token } = joinLineOf(coordinator)
     const plain = await refused(`https://${coordinator.ready.grpc}`, token)
     assert.match(plain, /TLS_REQUIRED.*does not speak TLS/)
-    const nobody = new JoinedWorker('https://127.0.0.3:8472', token, newFolder())
+    const hurried = ['--wait', '0.1']
+    const nobody = new JoinedWorker('https://127.0.0.3:8472', token, newFolder(), hurried)
     const { code, stderr } = await nobody.process.ended
     assert.equal(code, 4)
     assert.match(stderr, /COORDINATOR_UNREACHABLE.*firewall/)
