@@ -28,7 +28,7 @@ import { generateText } from './generate.js'
 import { GrpcServer } from './grpc-server.js'
 import { HttpServer } from './http-server.js'
 import { ingestJob, planRequest } from './job-ingest.js'
-import { assertCanBegin } from './job-precision.js'
+import { assertCanBegin, placeOfPrecision } from './job-precision.js'
 import { JobQueue } from './job-queue.js'
 import { startRun } from './job-run.js'
 import { jobHandlers } from './job-service.js'
@@ -164,7 +164,7 @@ async function assemble(
     events: mesh.events,
     blobs: mesh.blobs,
     ingest: (job, signal) => ingestJob(mesh, job, signal),
-    admit: (spec, places) => assertCanBegin(mesh, spec, places.get('bf16') ?? ''),
+    admit: (spec, places) => assertCanBegin(mesh, spec, placeOfPrecision(spec, places)),
     run: (job, told) => {
       const running = startRun({ mesh, connection, job, told, lose, queue })
       void running.outcome.catch(() => {}).then(() => collector.collect())

@@ -60,7 +60,7 @@ export async function* generateText(
       request: { ...request, maxNewTokens: Math.min(limit, maxNewTokens) },
       ...(await filesFor(mesh, worker, { model, adapterPath: choice.adapterPath })),
       modelConfigJson: JSON.stringify(model.config),
-      precision: canCompute(worker, wanted) ? wanted : 'fp32',
+      precision: nearestPrecision(worker, wanted),
       promptIds,
       stopIds: [...new Set([...choice.stopIds, ...stopIds])],
     })
@@ -69,6 +69,10 @@ export async function* generateText(
     release()
   }
 }
+
+/** Where the worker lacks an fp8 base, the nearest is the same model in bf16. */
+const nearestPrecision = (worker: FleetWorker, wanted: Precision): Precision =>
+  [wanted, 'bf16' as const].find((it) => wanted !== 'fp32' && canCompute(worker, it)) ?? 'fp32'
 
 /** Text in whole characters: a token may end in the middle of one. */
 async function* asText(
@@ -107,7 +111,7 @@ async function chooseModel(mesh: Mesh, request: GenerateRequest__Output): Promis
   const prepared = await loadPrepared(mesh.blobs, job.preparedDigest)
   const { stopIds } = prepared.tokenizer
   const result = await resultFolder(mesh, job)
-  const precision = job.precision || (prepared.precision === 'bf16' ? 'bf16' : 'fp32')
+  const precision = job.precision || (prepared.precision === 'auto' ? 'fp32' : prepared.precision)
   const model = request.model || prepared.modelPath
   return prepared.spec.finetuning === 'full'
     ? { modelPath: result, adapterPath: '', stopIds, precision }

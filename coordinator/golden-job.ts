@@ -20,7 +20,7 @@ const requestSchema = z.strictObject({
   maxSteps: z.int().min(1).optional(),
   outputDir: z.string().optional(),
   gradientCodec: z.enum(['q24', 'q12', 'q8']).optional(),
-  precision: z.enum(['fp32', 'bf16']).optional(),
+  precision: z.enum(['fp32', 'bf16', 'fp8']).optional(),
 })
 
 const trainingSchema = z.object({

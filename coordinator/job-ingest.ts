@@ -10,7 +10,13 @@ import type { FleetWorker } from './fleet.js'
 import { prepareGoldenJob } from './golden-job.js'
 import { prepareJob } from './ingest.js'
 import { assertFits, layoutFor, planResponseOf, trainRequestJson } from './job-plan.js'
-import { assertCanBegin, canCompute, settled, settlePrecision } from './job-precision.js'
+import {
+  assertCanBegin,
+  canCompute,
+  placeOfPrecision,
+  settled,
+  settlePrecision,
+} from './job-precision.js'
 import type { JobRecord } from './job-store.js'
 import type { PreparedJob, SettledJob } from './prepared-job.js'
 import { defaultRunLimits } from './run-events.js'
@@ -46,7 +52,7 @@ export async function planRequest(mesh: Mesh, request: PlanRequest__Output): Pro
   const file = { text: request.jobFile, fileName, overrides: request.overrides }
   const spec = readJobFile(file)
   const places = keyPlaces(file)
-  assertCanBegin(mesh, spec, places.get('bf16') ?? fileName)
+  assertCanBegin(mesh, spec, placeOfPrecision(spec, places) || fileName)
   const prepared = await prepareJob({
     spec,
     baseDir: request.baseDir,

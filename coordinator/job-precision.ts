@@ -12,9 +12,17 @@ import type { JobRecord } from './job-store.js'
 import type { PreparedJob, SettledJob } from './prepared-job.js'
 import { anyWorker } from './worker-calls.js'
 
-/** By `bf16` of the job file. */
-export const askedPrecision = ({ bf16 }: JobSpec): PreparedJob['precision'] =>
-  bf16 === 'auto' ? 'auto' : bf16 ? 'bf16' : 'fp32'
+/** By `bf16` and `load_in_fp8` of the job file. */
+export function askedPrecision({ bf16, load_in_fp8 }: JobSpec): PreparedJob['precision'] {
+  if (load_in_fp8) return 'fp8'
+  return bf16 === 'auto' ? 'auto' : bf16 ? 'bf16' : 'fp32'
+}
+
+/** Where the job file asks for it; empty: nowhere. */
+export const placeOfPrecision = (
+  { load_in_fp8 }: JobSpec,
+  places: ReadonlyMap<string, string>,
+): string => places.get(load_in_fp8 ? 'load_in_fp8' : 'bf16') ?? ''
 
 /** Every device computes in float32. */
 export const canCompute = ({ hello }: FleetWorker, precision: Precision): boolean =>
@@ -23,7 +31,7 @@ export const canCompute = ({ hello }: FleetWorker, precision: Precision): boolea
 /**
  * What `asked` means to these workers. `auto` is bf16 where each of them can, so that none is left
  * out. null: whoever is still expected decides.
- * @throws TunemeshError JOB_INVALID where bf16 is asked for and no worker has it
+ * @throws TunemeshError JOB_INVALID where bf16 or fp8 is asked for and no worker has it
  */
 export function precisionAmong(
   workers: readonly FleetWorker[],
@@ -31,13 +39,14 @@ export function precisionAmong(
   isEveryoneHere: boolean,
 ): Precision | null {
   if (asked === 'fp32') return 'fp32'
-  const able = workers.filter((worker) => canCompute(worker, 'bf16'))
+  const wanted = asked === 'auto' ? 'bf16' : asked
+  const able = workers.filter((worker) => canCompute(worker, wanted))
   if (asked === 'auto') {
     if (able.length < workers.length) return 'fp32'
     return isEveryoneHere && workers.length > 0 ? 'bf16' : null
   }
-  if (able.length > 0) return 'bf16'
-  if (isEveryoneHere && workers.length > 0) throw noneCan(workers)
+  if (able.length > 0) return asked
+  if (isEveryoneHere && workers.length > 0) throw noneCan(workers, asked)
   return null
 }
 
@@ -82,8 +91,8 @@ export const settled = (prepared: PreparedJob, precision: Precision): SettledJob
 })
 
 /**
- * Before anything is read or taken: `bf16: true` where the workers that are here, or that this
- * coordinator is about to start, are known not to have it.
+ * Before anything is read or taken: `bf16: true` or `load_in_fp8: true` where the workers that are
+ * here, or that this coordinator is about to start, are known not to have it.
  * @throws TunemeshError JOB_INVALID
  */
 export function assertCanBegin(
@@ -91,15 +100,34 @@ export function assertCanBegin(
   spec: JobSpec,
   place: string,
 ): void {
-  if (spec.bf16 !== true) return
+  const asked = askedPrecision(spec)
+  if (asked === 'auto' || asked === 'fp32') return
   const { workers } = fleet
   const isKnown = workers.length > 0 || (options.numWorkers > 0 && options.device === 'cpu')
-  if (isKnown && !workers.some((worker) => canCompute(worker, 'bf16'))) {
-    throw noneCan(workers, place)
+  if (isKnown && !workers.some((worker) => canCompute(worker, asked))) {
+    throw noneCan(workers, asked, place)
   }
 }
 
-function noneCan(workers: readonly FleetWorker[], place = ''): TunemeshError {
+/** What to attach, and what to do without it. */
+const needs = {
+  bf16: {
+    asks: 'bf16: true needs a GPU',
+    advice:
+      'Use bf16: auto, which is float32 here, or attach a worker with a GPU: ' +
+      'tunemesh worker --device cuda:0.',
+  },
+  fp8: {
+    asks: 'load_in_fp8: true needs a Hopper GPU (H100, H200) with cuBLASLt 12.9 or newer',
+    advice: 'Leave load_in_fp8 out, or attach such a worker: tunemesh worker --device cuda:0.',
+  },
+}
+
+function noneCan(
+  workers: readonly FleetWorker[],
+  asked: keyof typeof needs,
+  place = '',
+): TunemeshError {
   const who =
     workers.length === 0
       ? 'the workers started here use the CPU'
@@ -109,8 +137,7 @@ function noneCan(workers: readonly FleetWorker[], place = ''): TunemeshError {
           `"${workers[0]?.hello.device}"`
   return new TunemeshError(
     'JOB_INVALID',
-    `${place === '' ? '' : `${place} `}bf16: true needs a GPU; ${who}. Use bf16: auto, which is ` +
-      'float32 here, or attach a worker with a GPU: tunemesh worker --device cuda:0.',
+    `${place === '' ? '' : `${place} `}${needs[asked].asks}; ${who}. ${needs[asked].advice}`,
   )
 }
 

@@ -205,6 +205,13 @@ const numerics = {
         'worker that is there when the job is first planned has a GPU, else in float32; a job ' +
         'keeps what it began with. true: on GPUs only, workers without one stay idle.',
     ),
+  load_in_fp8: z
+    .boolean()
+    .default(false)
+    .describe(
+      "Keep the linears of LoRA's frozen base in 8 bits (e4m3, a scale a row) and multiply them " +
+        'as such; all else is bfloat16. On Hopper GPUs (H100, H200), other workers stay idle.',
+    ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }
 
@@ -273,6 +280,7 @@ export const foreignKeys: Readonly<Record<string, JobKey>> = {
   save_every: 'save_steps',
   torch_dtype: 'dtype',
   mixed_precision: 'bf16',
+  fp8: 'load_in_fp8',
 }
 
 /** What one key alone cannot say. Returns [key, problem] pairs. */
@@ -307,6 +315,16 @@ export function crossFieldProblems(spec: JobSpec): [JobKey, string][] {
       new Set(spec.target_modules).size === spec.target_modules.length,
     'target_modules',
     `${spec.target_modules} names a module twice. Name each once.`,
+  )
+  check(
+    !spec.load_in_fp8 || spec.finetuning === 'lora',
+    'load_in_fp8',
+    'true is of a frozen base, which full fine-tuning has not. Use bf16, or finetuning: lora.',
+  )
+  check(
+    !spec.load_in_fp8 || spec.bf16 !== false,
+    'load_in_fp8',
+    'true computes all else in bfloat16, and bf16 is false. Leave bf16 out.',
   )
   return problems
 }

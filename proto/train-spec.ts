@@ -8,9 +8,10 @@ type FinetuningMethod = 'lora' | 'full'
 type GradientCodec = 'q24' | 'q12' | 'q8'
 /**
  * Of activations and matrix products; sums, master weights, gradients and moments are float32 in
- * both. bf16 needs a GPU: a worker's Hello says what its device can.
+ * all. bf16 needs a GPU: a worker's Hello says what its device can. fp8 is bf16 with the linears of
+ * LoRA's frozen base in e4m3, on Hopper.
  */
-export type Precision = 'fp32' | 'bf16'
+export type Precision = 'fp32' | 'bf16' | 'fp8'
 
 interface LoraSpec {
   loraRank: number

@@ -40,8 +40,7 @@ export function describeDevice(options: DeviceOptions): DeviceDescription {
   return {
     ...described,
     memoryBytes: described.memoryBytes || totalmem(),
-    // The plugin refuses cards that lack bfloat16 products.
-    precisions: isGpu(options) ? ['fp32', 'bf16'] : ['fp32'],
+    precisions: precisionsOf(described.device),
     libraries: isGpu(options) ? librariesOf(options.libraryFolder ?? '') : [],
   }
 }
@@ -52,6 +51,15 @@ const librariesOf = (libraryFolder: string): string[] =>
   callAddon<GpuReport['libraries']>('findLibraries', 'cuda', findPlugin(), libraryFolder)
     .filter(({ isGood }) => isGood)
     .map(({ name, text }) => `${name}: ${text}`)
+
+/** By a device's description, such as "cuda: NVIDIA H100 (sm_90), cuBLASLt 13.0.2, ...". */
+export function precisionsOf(device: string): Precision[] {
+  if (!device.startsWith('cuda')) return ['fp32']
+  // The plugin refuses cards that lack bfloat16 products.
+  const [, major, minor] = /\(sm_90\), cuBLASLt (\d+)\.(\d+)/.exec(device) ?? []
+  const hasFp8 = major !== undefined && Number(major) * 100 + Number(minor) >= 1209
+  return hasFp8 ? ['fp32', 'bf16', 'fp8'] : ['fp32', 'bf16']
+}
 
 interface OpenedDevice extends Omit<DeviceDescription, 'precisions' | 'libraries'> {
   /** What runs slower there than it could, and why. */

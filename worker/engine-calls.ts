@@ -94,7 +94,7 @@ export class EngineCalls {
 
   async #model(call: GenerateCall__Output, signal: AbortSignal): Promise<Engine> {
     const { modelPath, modelFiles, adapterPath, adapterFiles, modelConfigJson } = call
-    const precision = call.precision === 'bf16' ? 'bf16' : 'fp32'
+    const precision = (['bf16', 'fp8'] as const).find((it) => it === call.precision) ?? 'fp32'
     const files = [modelPath, modelFiles, adapterPath, adapterFiles]
     const key = JSON.stringify([...files, modelConfigJson, precision])
     if (this.#loaded?.key === key) return this.#loaded.engine

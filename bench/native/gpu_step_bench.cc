@@ -2,7 +2,7 @@
 // norm, clip at 1.0 and AdamW, on random weights of a real shape (local mode). Prints one JSON
 // object; bench/gpu.ts makes rows and tables of it.
 //
-//   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32]
+//   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32|fp8]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
 //                  [--memory-gib X] [--graphs on|off] [--device cuda|cpu] [--plugin PATH]
 //                  [--libraries DIR] [--threads N]
@@ -71,10 +71,10 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
   EngineOptions result;
   result.config = config;
   const std::string precision = options.text("precision", "bf16");
-  if (precision != "bf16" && precision != "fp32") {
-    throw EngineError("JOB_INVALID", "--precision is " + precision + "; use bf16 or fp32.");
+  if (precision != "bf16" && precision != "fp32" && precision != "fp8") {
+    throw EngineError("JOB_INVALID", "--precision is " + precision + "; use bf16, fp32 or fp8.");
   }
-  result.device.precision = precision == "bf16" ? TM_BF16 : TM_FP32;
+  result.device.precision = precision == "fp8" ? TM_FP8 : precision == "bf16" ? TM_BF16 : TM_FP32;
   result.device.library_folder = options.text("libraries", "");
   const std::string graphs = options.text("graphs", "on");
   if (graphs != "on" && graphs != "off") {

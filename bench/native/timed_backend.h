@@ -123,9 +123,14 @@ inline size_t outputs(const TmGroupShape& shape) {
   for (size_t part = 0; part < shape.num_parts; ++part) out += shape.out[part];
   return out;
 }
+// An fp8 base's products read a byte an element (bench/gpu/op-table.ts knows them by their name).
 inline OpFloor product(double e, size_t rows, const TmGroupShape& shape) {
   const double n = real(rows), out = real(outputs(shape)), in = real(shape.in);
-  return {text(outputs(shape), shape.in), 2 * n * out * in, e * (n * in + out * in + n * out)};
+  const double flops = 2 * n * out * in;
+  if (shape.is_fp8) {
+    return {text(outputs(shape), shape.in) + " fp8", flops, n * in + out * in + e * n * out};
+  }
+  return {text(outputs(shape), shape.in), flops, e * (n * in + out * in + n * out)};
 }
 inline OpFloor of(double e, const TmGroupForward* a) { return product(e, a->n, *a->shape); }
 inline OpFloor of(double e, const TmGroupBackward* a) {

@@ -135,7 +135,8 @@ ChosenDevice chosen_device(const Napi::Object& from) {
   chosen.backend = find_backend(device.substr(0, colon), plugin);
   chosen.options.num_threads = static_cast<int>(count_field(from, "numThreads"));
   chosen.options.instruction_path = text_field(from, "instructionPath");
-  chosen.options.precision = text_field(from, "precision") == "bf16" ? TM_BF16 : TM_FP32;
+  const std::string precision = text_field(from, "precision");
+  chosen.options.precision = precision == "fp8" ? TM_FP8 : precision == "bf16" ? TM_BF16 : TM_FP32;
   chosen.options.library_folder = text_field(from, "libraryFolder");
   chosen.options.records_calls = flag_field(from, "recordsCalls");
   return chosen;

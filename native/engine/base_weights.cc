@@ -15,7 +15,7 @@
 namespace tunemesh {
 namespace {
 
-constexpr int kLayoutVersion = 1;
+constexpr int kLayoutVersion = 1;  // of what parts and their sizes do not tell
 constexpr size_t kHeaderBytes = 4096;
 constexpr size_t kAlignment = 64;
 constexpr size_t kHostPieceElements = size_t{8} << 20;
@@ -176,23 +176,31 @@ BaseWeights::Bytes BaseWeights::planned(const Device& device, const ModelConfig&
   return {layout.num_bytes, layout.host_bytes};
 }
 
-// The border stays zero: the adapters' values come with refresh_groups().
+// The border stays zero: the adapters' values come with refresh_groups(). One part after the other,
+// so that little of the model is in the host's memory at once; all together where columns are
+// scaled over all of them (fp8).
 void BaseWeights::fill_group(const Part& part, TmElement* packed) const {
   const auto shapes = linear_shapes(config_);
   const TmGroupShape& shape = groups_.shapes[part.group];
+  std::array<std::vector<float>, TM_GROUP_PARTS> rows, biases;
+  TmGroupPack call = {};
+  call.shape = &shape;
+  call.packed = packed;
   for (size_t i = 0; i < shape.num_parts; ++i) {
     const LinearShape& linear = shapes[kGroupMembers[part.group].first + i];
     const std::string name = layer_name(part.layer, linear.path);
-    std::vector<float> rows(linear.out * linear.in);
-    std::vector<float> bias(shape.has_bias ? linear.out : 0);
-    source_.read(name + ".weight", 0, rows.size(), rows.data());
-    if (shape.has_bias) source_.read(name + ".bias", 0, bias.size(), bias.data());
-    TmGroupPack call = {};
-    call.shape = &shape;
-    call.packed = packed;
-    call.weight[i] = rows.data();
-    call.bias[i] = shape.has_bias ? bias.data() : nullptr;
+    rows[i].resize(linear.out * linear.in);
+    source_.read(name + ".weight", 0, rows[i].size(), rows[i].data());
+    call.weight[i] = rows[i].data();
+    if (shape.has_bias) {
+      biases[i].resize(linear.out);
+      source_.read(name + ".bias", 0, linear.out, biases[i].data());
+      call.bias[i] = biases[i].data();
+    }
+    if (shape.is_fp8 && i + 1 < shape.num_parts) continue;
     TM_RUN(device_, pack_group_base, &call);
+    call.weight[i] = call.bias[i] = nullptr;
+    rows[i] = {};
   }
 }
 

@@ -12,16 +12,18 @@ namespace tunemesh {
 struct DeviceOptions {
   int num_threads = 0;  // CPU: 0 = all the process may use
   std::string instruction_path = "auto";
-  int device_index = 0;  // GPU
-  TmPrecision precision = TM_FP32;
-  std::string library_folder;  // GPU: where its libraries are looked for first
-  bool records_calls = true;   // GPU: parts of a step as one launch (recorded_calls.h)
+  int device_index = 0;             // GPU
+  TmPrecision precision = TM_FP32;  // TM_FP8: bf16, with frozen linears in fp8
+  std::string library_folder;       // GPU: where its libraries are looked for first
+  bool records_calls = true;        // GPU: parts of a step as one launch (recorded_calls.h)
 };
 
 class Device {
  public:
   Device(const TmBackend* ops, const DeviceOptions& from)
-      : ops_(ops), records_calls_(from.records_calls && ops->calls_begin != nullptr) {
+      : ops_(ops),
+        records_calls_(from.records_calls && ops->calls_begin != nullptr),
+        has_fp8_base_(from.precision == TM_FP8) {
     TmContextOptions options = {};
     options.size = sizeof options;
     options.num_threads = from.num_threads;
@@ -47,6 +49,8 @@ class Device {
   bool has_groups() const { return ops_->group_forward != nullptr; }
   // Are parts of a step that repeat launched as one? It changes no bit.
   bool records_calls() const { return records_calls_; }
+  // Are the groups of a frozen model's linears fp8?
+  bool has_fp8_base() const { return has_fp8_base_; }
   // The element `count` after `first`.
   TmElement* at(TmElement* first, size_t count) const {
     return reinterpret_cast<TmElement*>(reinterpret_cast<char*>(first) + count * element_bytes_);
@@ -89,6 +93,7 @@ class Device {
 
   const TmBackend* ops_;
   const bool records_calls_;
+  const bool has_fp8_base_;
   TmContext* context_ = nullptr;
   size_t element_bytes_ = 0;
   bool is_checked_ = false;

@@ -1,5 +1,7 @@
 #include "engine/linear_groups.h"
 
+#include <string>
+
 #include "engine/canonical_layout.h"
 #include "engine/decoder_weights.h"
 #include "engine/device.h"
@@ -8,6 +10,21 @@ namespace tunemesh {
 namespace {
 
 constexpr size_t kRowMultiple = 64;
+
+// A frozen group's: every width of a row goes through the products of e4m3 numbers.
+void make_fp8(TmGroupShape& shape) {
+  size_t odd = shape.in % TM_FP8_MULTIPLE == 0 ? 0 : shape.in;
+  for (size_t part = 0; part < shape.num_parts; ++part) {
+    if (shape.out[part] % TM_FP8_MULTIPLE != 0) odd = shape.out[part];
+  }
+  if (odd != 0) {
+    throw EngineError("JOB_INVALID", "an fp8 base needs layers whose widths are multiples of " +
+                                         std::to_string(TM_FP8_MULTIPLE) +
+                                         "; this model has one of " + std::to_string(odd) +
+                                         ". Train it in bf16.");
+  }
+  shape.is_fp8 = 1;
+}
 
 GroupPlan plan_with(const Device& device, const ModelConfig& config, const LoraSpec* lora) {
   GroupPlan plan;
@@ -26,6 +43,7 @@ GroupPlan plan_with(const Device& device, const ModelConfig& config, const LoraS
       shape.is_adapted[part] = lora != nullptr && lora->targets(linear.module) ? 1 : 0;
     }
     plan.borders[group] = device.ops().group_border(&shape);
+    if (device.has_fp8_base()) make_fp8(shape);
   }
   return plan;
 }
@@ -35,7 +53,7 @@ bool same_shape(const TmGroupShape& a, const TmGroupShape& b) {
   for (size_t part = 0; part < a.num_parts; ++part) {
     if (a.out[part] != b.out[part] || a.is_adapted[part] != b.is_adapted[part]) return false;
   }
-  return a.has_bias == b.has_bias;
+  return a.has_bias == b.has_bias && a.is_fp8 == b.is_fp8;
 }
 
 }  // namespace
@@ -61,16 +79,28 @@ size_t GroupPlan::row_stride(size_t width, size_t border) const {
 
 GroupPlan plan_frozen_groups(const Device& device, const ModelConfig& config,
                              const LoraSpec* lora) {
-  return device.has_groups() ? plan_with(device, config, lora) : GroupPlan{};
+  if (device.has_groups()) return plan_with(device, config, lora);
+  if (!device.has_fp8_base()) return {};
+  throw EngineError("JOB_INVALID",
+                    "an fp8 base needs a GPU; this device computes linears one by one.");
 }
 
 GroupPlan plan_trained_groups(const Device& device, const ModelConfig& config) {
+  if (device.has_fp8_base()) {
+    throw EngineError("JOB_INVALID",
+                      "an fp8 base is frozen; full fine-tuning trains it. Use bf16, or LoRA.");
+  }
   if (!device.has_groups() || device.ops().reads_rows(device.context())) return {};
   return plan_with(device, config, nullptr);
 }
 
 size_t packed_group_elements(const Device& device, const GroupPlan& plan, Group group) {
   return device.ops().group_packed_elements(&plan.shapes[group]);
+}
+
+size_t group_scratch_bytes(const Device& device, const GroupPlan& plan, const GroupTokens& of) {
+  if (!plan.is_used || device.ops().group_scratch_bytes == nullptr) return 0;
+  return device.ops().group_scratch_bytes(&plan.shapes[of.group], of.num_tokens);
 }
 
 void refresh_groups(const Device& device, const DecoderWeights& weights) {

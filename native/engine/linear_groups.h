@@ -36,13 +36,21 @@ struct GroupPlan {
   size_t row_stride(size_t width, size_t border) const;
 };
 
-// `lora` null: no adapters. Fully trained weights are groups where the products can't read their
-// rows anyway (reads_rows).
+// `lora` null: no adapters. Of a device with an fp8 base the frozen groups are fp8; JOB_INVALID
+// where the model or the device has no place for one. Fully trained weights are groups where the
+// products can't read their rows anyway (reads_rows).
 GroupPlan plan_frozen_groups(const Device& device, const ModelConfig& config, const LoraSpec* lora);
 GroupPlan plan_trained_groups(const Device& device, const ModelConfig& config);
 
 // Elements of a group's packed weight, on any device with groups.
 size_t packed_group_elements(const Device& device, const GroupPlan& plan, Group group);
+
+// What a group's products need beside their operands.
+struct GroupTokens {
+  Group group;
+  size_t num_tokens;
+};
+size_t group_scratch_bytes(const Device& device, const GroupPlan& plan, const GroupTokens& of);
 
 // Packs what is trained into the groups' weights: after it was read, initialised or updated.
 void refresh_groups(const Device& device, const DecoderWeights& weights);

@@ -12,6 +12,16 @@ TmElement* beside(const Device& device, TmElement* first, size_t count) {
   return first == nullptr ? nullptr : device.at(first, count);
 }
 
+// What one of these groups' products needs beside its operands.
+size_t scratch_bytes_of(const Device& device, const WorkspaceSpec& spec,
+                        std::initializer_list<Group> groups) {
+  size_t most = 0;
+  for (const Group group : groups) {
+    most = std::max(most, group_scratch_bytes(device, spec.groups, {group, spec.tokens}));
+  }
+  return most;
+}
+
 }  // namespace
 
 RowStrides row_strides(const ModelConfig& config, const WorkspaceSpec& spec) {
@@ -85,7 +95,11 @@ void Workspace::take_attention_scratch(const ModelConfig& config, Region& region
                               config.head_size,
                               spec.has_backward};
   attention_scratch_bytes = device.ops().attention_scratch_bytes(device.context(), &job);
-  attention_scratch = region.take_bytes(attention_scratch_bytes);
+  const size_t group_bytes = scratch_bytes_of(device, spec, {kQkvGroup, kOutputGroup});
+  attention_scratch = region.take_bytes(std::max(attention_scratch_bytes, group_bytes));
+  if (group_bytes > 0) {
+    group_scratch[kQkvGroup] = group_scratch[kOutputGroup] = attention_scratch;
+  }
   if (!spec.has_backward) return;
   dq = region.take_elements(n * strides.query_grad);
   if (spec.groups.is_used) {
@@ -103,6 +117,9 @@ void Workspace::take_mlp_scratch(Region& region) {
   if (spec.has_backward && !spec.groups.is_used) {
     dswiglu = region.take_elements(spec.tokens * strides.swiglu);
   }
+  const size_t group_bytes = scratch_bytes_of(region.device(), spec, {kGateUpGroup, kDownGroup});
+  if (group_bytes == 0) return;
+  group_scratch[kGateUpGroup] = group_scratch[kDownGroup] = region.take_bytes(group_bytes);
 }
 
 void Workspace::take_loss_scratch(const ModelConfig& config, Region& region) {

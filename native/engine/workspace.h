@@ -93,6 +93,8 @@ struct Workspace {
   TmElement* swiglu = nullptr;  // [N, D]
   void* attention_scratch = nullptr;
   size_t attention_scratch_bytes = 0;
+  // Of each group's products (fp8); those of attention take turns with attention_scratch.
+  std::array<void*, kNumGroups> group_scratch = {};
   float* decode_scores = nullptr;                         // [H, decode_score_stride]
   size_t decode_score_stride = 0;                         // cache_tokens rounded up to a vector
                                                           // loss

@@ -47,7 +47,8 @@ typedef enum {
   TM_OUT_OF_RANGE = 5,  // a gradient does not fit the fixed-point range of the exchange
 } TmStatus;
 
-typedef enum { TM_FP32 = 0, TM_BF16 = 1 } TmPrecision;
+// TM_FP8: bfloat16 elements, and the frozen linear groups' products of e4m3 numbers (TmGroupShape).
+typedef enum { TM_FP32 = 0, TM_BF16 = 1, TM_FP8 = 2 } TmPrecision;
 
 // one device and its stream; on the CPU a fixed pool of threads
 typedef struct TmContext TmContext;
@@ -57,7 +58,7 @@ typedef struct {
   int num_threads;               // CPU: 0 = all the process may use
   const char* instruction_path;  // CPU: "auto", "generic", "avx2", "avx512"
   int device_index;
-  int precision;               // TmPrecision; the CPU knows float only
+  int precision;               // TmPrecision; the CPU knows float only, TM_FP8 needs Hopper
   const char* library_folder;  // GPU: where its libraries are looked for first; null: nowhere
 } TmContextOptions;
 
@@ -296,13 +297,25 @@ typedef struct {
 //
 // `border` is 0 without adapters, else at least the sum of their ranks: what is beyond is zero.
 // The gradients are products of rows and tails (TmGroupAdapterGrads).
+//
+// Where `is_fp8`, the products with W are of e4m3 numbers (TmQuantiseRows), and the adapters' are
+// products of their own, in elements, added to them:
+//
+//   packed  rows of W and rows of W^T, both quantised row by row; A, B and the bias in elements
+//   y       = q(x) q(W)^T + residual, rounded to elements, + tail B^T + bias, rounded again
+//   dx      = q(dy) q(W^T)^T, rounded to elements, + tail A, rounded again
+//
+// with sums of the products in the precision of the card's tensor cores (kernels/cuda/fp8_gemm.h).
+// Widths are multiples of TM_FP8_MULTIPLE. The base's parts come in one call of pack_group_base.
 #define TM_GROUP_PARTS 3
+#define TM_FP8_MULTIPLE 16
 typedef struct {
   size_t in, num_parts;
   size_t out[TM_GROUP_PARTS];
   int is_adapted[TM_GROUP_PARTS];
   size_t rank;
   int has_bias;  // every part has one
+  int is_fp8;    // contexts of TM_FP8 only
 } TmGroupShape;
 
 // What is null stays as it is. A packed weight starts as zeros.
@@ -327,6 +340,7 @@ typedef struct {
   size_t residual_stride;
   size_t n;
   float scale;
+  void* scratch;  // group_scratch_bytes(); null where they are 0
 } TmGroupForward;
 
 typedef struct {
@@ -338,6 +352,7 @@ typedef struct {
   size_t dx_stride;
   size_t n;
   float scale;
+  void* scratch;  // as in TmGroupForward
 } TmGroupBackward;
 
 // Where a packed group keeps its parts: rows of `stride` elements from `at` on; null: not there.
@@ -365,6 +380,22 @@ typedef struct {
   float* lora_b[TM_GROUP_PARTS];
   size_t n;
 } TmGroupAdapterGrads;
+
+// Rows as e4m3 numbers (sign, 4 exponent, 3 mantissa bits; largest 448, no infinity) with one scale
+// each, to the bit the same on every backend; all operations in float32:
+//
+//   largest   = max |x[j]| of the row, NaNs left out, but 2^-100 at least: a row of zeros is zeros
+//   scales[i] = largest / 448
+//   q[j]      = x[j] * (448 / largest), to the nearest e4m3, ties to even, at most 448; NaN is 0x7f
+//
+// x[j] is then about q[j] * scales[i]: within 1/16 of it, or 2^-10 scales[i] where that is more.
+typedef struct {
+  const TmElement* x;
+  size_t x_stride;  // [n, c]
+  uint8_t* q;       // [n, c], dense
+  float* scales;    // [n]
+  size_t n, c;
+} TmQuantiseRows;
 
 typedef struct {
   void* to;
@@ -515,6 +546,10 @@ typedef struct TmBackend {
   // which lives until the next call; null: nothing, or nothing more. A null entry has never
   // anything.
   const char* (*take_note)(TmContext*);
+
+  TmStatus (*quantise_rows)(TmContext*, const TmQuantiseRows*);
+  // What a group's forward and backward of n tokens need; null: nothing.
+  size_t (*group_scratch_bytes)(const TmGroupShape*, size_t n);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

@@ -56,12 +56,37 @@ struct Case {
   }
 };
 
+// Weights up to `scale`, and three to five documents of tokens, most of them targets.
+inline Case filled_case(const ModelConfig& config, Random& random, double scale) {
+  Case made;
+  made.config = config;
+  for (const TensorShape& tensor : model_tensors(config)) {
+    std::vector<float> values(tensor.num_elements());
+    const bool is_norm = tensor.name.find("norm") != std::string::npos;
+    for (float& value : values) {
+      value = static_cast<float>(is_norm ? 1 + random.symmetric(0.3) : random.symmetric(scale));
+    }
+    made.source.tensors[tensor.name] = {tensor.shape, std::move(values)};
+  }
+  made.starts = {0};
+  for (size_t document = random.between(3, 5); document-- > 0;) {
+    const size_t length = random.between(document == 0 ? 6 : 1, 9);
+    for (size_t i = 0; i < length; ++i) {
+      made.tokens.push_back(static_cast<int32_t>(random.between(0, config.vocab_size - 1)));
+      const bool is_trained = random.uniform() < 0.7 || i + 1 == length;
+      made.targets.push_back(
+          is_trained ? static_cast<int32_t>(random.between(0, config.vocab_size - 1)) : kUntrained);
+    }
+    made.starts.push_back(static_cast<int32_t>(made.tokens.size()));
+  }
+  return made;
+}
+
 // Odd shapes on purpose; the window is shorter than the longest document, documents are three and
 // more.
 inline Case random_case(uint64_t seed) {
   Random random(seed);
-  Case made;
-  ModelConfig& config = made.config;
+  ModelConfig config;
   config.family = "llama";
   config.num_kv_heads = random.between(1, 3);
   config.num_heads = config.num_kv_heads * random.between(1, 3);
@@ -77,25 +102,30 @@ inline Case random_case(uint64_t seed) {
   config.qkv_bias = seed % 3 == 0;
   config.qk_norm = seed % 3 == 1;
   config.tie_word_embeddings = seed % 2 == 0;
-  for (const TensorShape& tensor : model_tensors(config)) {
-    std::vector<float> values(tensor.num_elements());
-    const bool is_norm = tensor.name.find("norm") != std::string::npos;
-    for (float& value : values) {
-      value = static_cast<float>(is_norm ? 1 + random.symmetric(0.3) : random.symmetric(0.4));
-    }
-    made.source.tensors[tensor.name] = {tensor.shape, std::move(values)};
-  }
-  made.starts = {0};
-  for (size_t document = random.between(3, 5); document-- > 0;) {
-    const size_t length = random.between(document == 0 ? 6 : 1, 9);
-    for (size_t i = 0; i < length; ++i) {
-      made.tokens.push_back(static_cast<int32_t>(random.between(0, config.vocab_size - 1)));
-      const bool is_trained = random.uniform() < 0.7 || i + 1 == length;
-      made.targets.push_back(
-          is_trained ? static_cast<int32_t>(random.between(0, config.vocab_size - 1)) : kUntrained);
-    }
-    made.starts.push_back(static_cast<int32_t>(made.tokens.size()));
-  }
+  return filled_case(config, random, 0.4);
+}
+
+// Widths that an fp8 base takes. As in a trained model a layer adds little to what it is given, so
+// that its rounding does too.
+inline Case even_case(uint64_t seed) {
+  Random random(seed);
+  ModelConfig config;
+  config.family = "llama";
+  config.num_kv_heads = random.between(1, 2);
+  config.num_heads = config.num_kv_heads * random.between(1, 3);
+  config.head_size = 16;
+  config.hidden_size = 16 * random.between(2, 5);
+  config.intermediate_size = 16 * random.between(2, 7);
+  config.vocab_size = random.between(23, 61);
+  config.num_layers = random.between(2, 3);
+  config.max_position_embeddings = 64;
+  config.rms_norm_epsilon = 1e-5;
+  config.rotary_theta = 10000;
+  config.qkv_bias = seed % 3 == 0;
+  config.qk_norm = seed % 3 == 1;
+  config.tie_word_embeddings = seed % 2 == 0;
+  Case made = filled_case(config, random, 0.1);
+  for (float& value : made.source.tensors["model.embed_tokens.weight"].second) value *= 4;
   return made;
 }
 

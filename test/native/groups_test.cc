@@ -101,7 +101,8 @@ void test_forward(const Tested& t, const PackedGroup& group, Random& random) {
   const Elements x(t.device, random_rows(random, n, {shape.in, x_stride}));
   const size_t wide = t.out + t.made.gap;
   std::vector<std::unique_ptr<Elements>> outputs;
-  TmGroupForward call = {&shape, group.packed(), x.data(), x_stride, {}, {}, nullptr, 0, n, kScale};
+  TmGroupForward call = {&shape, group.packed(), x.data(), x_stride, {}, {}, nullptr, 0,
+                         n,      kScale,         nullptr};
   std::vector<size_t> y_strides;
   size_t column = 0;
   for (size_t part = 0; part < shape.num_parts; ++part) {
@@ -188,8 +189,8 @@ void test_backward(const Tested& t, const PackedGroup& group, Random& random) {
   const size_t dx_stride = shape.in + t.made.gap;
   const Elements dy(t.device, random_rows(random, n, {t.out, dy_stride}));
   const Elements dx(t.device, Floats(n * dx_stride, kPoison));
-  TmGroupBackward call = {&shape,  group.packed(), dy.data(), dy_stride,
-                          nullptr, dx_stride,      n,         kScale};
+  TmGroupBackward call = {&shape, group.packed(), dy.data(), dy_stride, nullptr, dx_stride,
+                          n,      kScale,         nullptr};
   TM_RUN(t.device, group_backward, &call);
   bool is_untouched = true;
   for (const float value : dx.read()) is_untouched &= std::isnan(value);
@@ -300,18 +301,18 @@ void test_head_norm(const Device& device) {
 
 void test_device(const Device& device) {
   const GroupCase cases[] = {
-      {{24, 3, {12, 6, 6}, {1, 1, 1}, 4, 0}, 9, 3, false, false},
-      {{40, 3, {24, 8, 8}, {1, 0, 1}, 3, 1}, 33, 5, false, false},
-      {{64, 3, {64, 32, 32}, {1, 1, 1}, 16, 1}, 70, 0, false, true},
-      {{64, 3, {33, 17, 17}, {0, 1, 0}, 5, 0}, 13, 1, false, true},
-      {{96, 2, {160, 160}, {1, 1, 0}, 8, 0}, 129, 0, false, false},
-      {{31, 2, {45, 45}, {0, 1, 0}, 7, 0}, 5, 2, false, false},
-      {{160, 1, {96}, {1, 0, 0}, 16, 0}, 130, 0, true, false},
-      {{37, 1, {29}, {1, 0, 0}, 3, 0}, 1, 1, true, false},
-      {{48, 1, {40}, {0, 0, 0}, 0, 0}, 21, 4, true, false},
-      {{72, 3, {48, 24, 24}, {0, 0, 0}, 0, 1}, 20, 0, false, false},
-      {{512, 3, {384, 128, 128}, {1, 1, 1}, 16, 0}, 200, 0, false, false},
-      {{128, 1, {640}, {1, 0, 0}, 64, 0}, 64, 8, false, false},
+      {{24, 3, {12, 6, 6}, {1, 1, 1}, 4, 0, 0}, 9, 3, false, false},
+      {{40, 3, {24, 8, 8}, {1, 0, 1}, 3, 1, 0}, 33, 5, false, false},
+      {{64, 3, {64, 32, 32}, {1, 1, 1}, 16, 1, 0}, 70, 0, false, true},
+      {{64, 3, {33, 17, 17}, {0, 1, 0}, 5, 0, 0}, 13, 1, false, true},
+      {{96, 2, {160, 160}, {1, 1, 0}, 8, 0, 0}, 129, 0, false, false},
+      {{31, 2, {45, 45}, {0, 1, 0}, 7, 0, 0}, 5, 2, false, false},
+      {{160, 1, {96}, {1, 0, 0}, 16, 0, 0}, 130, 0, true, false},
+      {{37, 1, {29}, {1, 0, 0}, 3, 0, 0}, 1, 1, true, false},
+      {{48, 1, {40}, {0, 0, 0}, 0, 0, 0}, 21, 4, true, false},
+      {{72, 3, {48, 24, 24}, {0, 0, 0}, 0, 1, 0}, 20, 0, false, false},
+      {{512, 3, {384, 128, 128}, {1, 1, 1}, 16, 0, 0}, 200, 0, false, false},
+      {{128, 1, {640}, {1, 0, 0}, 64, 0, 0}, 64, 8, false, false},
   };
   uint64_t seed = 40;
   for (const GroupCase& made : cases) test_group(device, made, seed++);

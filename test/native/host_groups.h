@@ -1,11 +1,26 @@
 // The CPU's table with linear groups by plain loops, so that the engine's grouped layers are
-// checked where there is no GPU. Its borders and packed rows are odd sizes on purpose.
+// checked where there is no GPU. Its borders and packed rows are odd sizes on purpose. An fp8 base
+// is held as the floats that its e4m3 numbers stand for, once by rows and once by columns.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "kernels/backend.h"
+#include "kernels/e4m3.h"
 
 namespace tunemesh::test {
+
+// What is left of numbers that go through e4m3 with one scale; `step` floats apart.
+inline void round_to_e4m3(float* values, size_t count, size_t step = 1) {
+  float largest = 0;
+  for (size_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(values[i * step]));
+  const RowScale scale = row_scale(largest);
+  for (size_t i = 0; i < count; ++i) {
+    float& value = values[i * step];
+    value = e4m3_to_float(e4m3_from_float(value * scale.inverse)) * scale.scale;
+  }
+}
 
 class HostGroup {
  public:
@@ -18,8 +33,13 @@ class HostGroup {
   size_t out() const { return out_; }
   size_t border() const { return ranks_ == 0 ? 0 : ranks_ + 5; }
   size_t stride() const { return shape_.in + border() + 3; }
-  size_t elements() const { return (out_ + border()) * stride() + out_; }
+  size_t elements() const { return columns_at() + (shape_.is_fp8 ? out_ * shape_.in : 0); }
   size_t bias_at() const { return (out_ + border()) * stride(); }
+  // fp8: W once more, [out, in] rounded by columns.
+  size_t columns_at() const { return bias_at() + out_; }
+  size_t scratch_bytes() const {
+    return shape_.is_fp8 ? std::max(shape_.in, out_) * sizeof(float) : 0;
+  }
 
   void pack(const TmGroupPack& args) const {
     float* const packed = reinterpret_cast<float*>(args.packed);
@@ -39,6 +59,7 @@ class HostGroup {
       row += shape_.out[part];
       rank += shape_.is_adapted[part] ? shape_.rank : 0;
     }
+    if (shape_.is_fp8 && args.weight[0] != nullptr) round_base(packed);
   }
 
   TmGroupPlaces places(TmElement* at) const {
@@ -68,13 +89,17 @@ class HostGroup {
     for (size_t i = 0; i < args.n; ++i) {
       float* const x = reinterpret_cast<float*>(args.x) + i * args.x_stride;
       for (size_t k = 0; k < border(); ++k) {
-        x[shape_.in + k] = args.scale * dot(x, packed + (out_ + k) * stride(), shape_.in);
+        const auto sum = static_cast<float>(dot(x, packed + (out_ + k) * stride(), shape_.in));
+        x[shape_.in + k] = args.scale * sum;
       }
+      const float* const base = base_input(x, shape_.in, args.scratch);
       size_t row = 0;
       for (size_t part = 0; part < shape_.num_parts; ++part) {
         float* const y = reinterpret_cast<float*>(args.y[part]) + i * args.y_stride[part];
         for (size_t o = 0; o < shape_.out[part]; ++o, ++row) {
-          y[o] = dot(x, packed + row * stride(), shape_.in + border());
+          const float* const w = packed + row * stride();
+          y[o] = static_cast<float>(dot(base, w, shape_.in) +
+                                    dot(x + shape_.in, w + shape_.in, border()));
           if (shape_.has_bias) y[o] += packed[bias_at() + row];
           if (residual) y[o] += residual[i * args.residual_stride + o];
         }
@@ -87,11 +112,19 @@ class HostGroup {
     for (size_t i = 0; i < args.n; ++i) {
       float* const dy = reinterpret_cast<float*>(args.dy) + i * args.dy_stride;
       for (size_t k = 0; k < border(); ++k) {
-        dy[out_ + k] = args.scale * column_dot(dy, packed + shape_.in + k, out_);
+        const double sum = column_dot(dy, {packed + shape_.in + k, stride()}, out_);
+        dy[out_ + k] = args.scale * static_cast<float>(sum);
       }
       if (args.dx == nullptr) continue;
       float* const dx = reinterpret_cast<float*>(args.dx) + i * args.dx_stride;
-      for (size_t j = 0; j < shape_.in; ++j) dx[j] = column_dot(dy, packed + j, out_ + border());
+      const float* const base = base_input(dy, out_, args.scratch);
+      const float* const w = shape_.is_fp8 ? packed + columns_at() : packed;
+      const size_t w_stride = shape_.is_fp8 ? shape_.in : stride();
+      for (size_t j = 0; j < shape_.in; ++j) {
+        dx[j] = static_cast<float>(
+            column_dot(base, {w + j, w_stride}, out_) +
+            column_dot(dy + out_, {packed + out_ * stride() + j, stride()}, border()));
+      }
     }
   }
 
@@ -125,15 +158,35 @@ class HostGroup {
   static void copy(float* to, const float* from, size_t count) {
     std::memcpy(to, from, count * sizeof(float));
   }
-  static float dot(const float* a, const float* b, size_t count) {
+  static double dot(const float* a, const float* b, size_t count) {
     double sum = 0;
     for (size_t i = 0; i < count; ++i) sum += double{a[i]} * double{b[i]};
-    return static_cast<float>(sum);
+    return sum;
   }
-  float column_dot(const float* a, const float* column, size_t count) const {
+  struct Column {
+    const float* first;
+    size_t stride;
+  };
+  static double column_dot(const float* a, Column column, size_t count) {
     double sum = 0;
-    for (size_t i = 0; i < count; ++i) sum += double{a[i]} * double{column[i * stride()]};
-    return static_cast<float>(sum);
+    for (size_t i = 0; i < count; ++i)
+      sum += double{a[i]} * double{column.first[i * column.stride]};
+    return sum;
+  }
+  void round_base(float* packed) const {
+    float* const columns = packed + columns_at();
+    for (size_t o = 0; o < out_; ++o) {
+      copy(columns + o * shape_.in, packed + o * stride(), shape_.in);
+      round_to_e4m3(packed + o * stride(), shape_.in);
+    }
+    for (size_t j = 0; j < shape_.in; ++j) round_to_e4m3(columns + j, out_, shape_.in);
+  }
+  const float* base_input(const float* row, size_t count, void* scratch) const {
+    if (!shape_.is_fp8) return row;
+    float* const rounded = static_cast<float*>(scratch);
+    copy(rounded, row, count);
+    round_to_e4m3(rounded, count);
+    return rounded;
   }
 
   const TmGroupShape& shape_;
@@ -165,6 +218,9 @@ inline void add_group_entries(TmBackend& host) {
                          TmGroupPlaces* out) {
     *out = HostGroup(*shape).places(packed);
     return TM_OK;
+  };
+  host.group_scratch_bytes = [](const TmGroupShape* shape, size_t) {
+    return HostGroup(*shape).scratch_bytes();
   };
   host.copy_rows = [](TmContext*, const TmCopyRows* args) {
     for (size_t i = 0; i < args->n; ++i) {
@@ -223,6 +279,11 @@ inline const TmBackend* host_group_backend() {
     TmBackend host = *tm_cpu_backend();
     add_group_entries(host);
     add_head_norms(host);
+    host.create = [](const TmContextOptions* options, TmContext** out) {
+      TmContextOptions of_cpu = *options;
+      if (of_cpu.precision == TM_FP8) of_cpu.precision = TM_FP32;
+      return tm_cpu_backend()->create(&of_cpu, out);
+    };
     host.reads_rows = [](TmContext*) { return 0; };
     host.pack_trained_weight = host.pack_weight;
     return host;

@@ -88,8 +88,8 @@ inline void refused_calls(const Device& d, Tally& tally) {
   tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && context == nullptr,
               "options without a size are refused");
   options.size = sizeof options;
-  options.precision = 2;
-  tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && says(d, "precision 2"),
+  options.precision = 3;
+  tally.check(d.backend->create(&options, &context) == TM_BAD_ARGUMENT && says(d, "precision 3"),
               "an unknown precision is refused");
   options.precision = TM_FP32;
   options.device_index = 4096;

@@ -8,6 +8,7 @@ import { parseRow, parseRows } from '../../bench/gpu/rows.js'
 const h200: Ceilings = {
   device: 'NVIDIA H200',
   bf16: 664315717002027.8,
+  fp8: 1298995862598846.8,
   copy: 4298199422469.247,
   attention: {
     '64,512': [258608342202471.78, 156979791908621.75],
@@ -32,6 +33,13 @@ describe('limit of a step', () => {
   it('of LoRA on an untied 8B model counts no weight gradients and no update', () => {
     const work: Work = { model: 'llama-8b', method: 'lora', batch: 4, seq: 2048 }
     assertLimit(work, 18451.332409975148, [370.2, 39.4, 34.4, 0])
+  })
+
+  it('of LoRA on an fp8 base takes its linears, and not the head, at the fp8 rate', () => {
+    const work: Work = { model: 'llama-8b', method: 'lora', batch: 4, seq: 2048, precision: 'fp8' }
+    assertLimit(work, 29705.37721595655, [202, 39.4, 34.4, 0])
+    const { fp8: _, ...other } = h200
+    assert.throws(() => limitOf(other, work), /no fp8 rate of NVIDIA H200/)
   })
 
   it('of full fine-tuning a tied 3B model adds weight gradients and the update', () => {

@@ -3,7 +3,9 @@ import { describe, it } from 'node:test'
 import type { Mesh } from '../../coordinator/coordinator.js'
 import { Fleet, type FleetWorker } from '../../coordinator/fleet.js'
 import {
+  askedPrecision,
   assertCanBegin,
+  placeOfPrecision,
   precisionAmong,
   settlePrecision,
   workerFor,
@@ -12,12 +14,14 @@ import type { JobRecord } from '../../coordinator/job-store.js'
 import type { Hello__Output } from '../../proto/gen/tunemesh/v1/Hello.js'
 import { readJobFile } from '../../proto/job-file.js'
 import { version } from '../../proto/version.js'
+import { precisionsOf } from '../../worker/device.js'
 
 const newFleet = () => new Fleet({ deadAfterMs: 1_000, nowMs: () => 0, maxWorkers: 9 })
 
 const devices = {
   cpu: { device: 'cpu: 2 threads, avx512', precisions: ['fp32'] },
-  gpu: { device: 'cuda: NVIDIA H100', precisions: ['fp32', 'bf16'] },
+  gpu: { device: 'cuda: NVIDIA A100', precisions: ['fp32', 'bf16'] },
+  hopper: { device: 'cuda: NVIDIA H100', precisions: ['fp32', 'bf16', 'fp8'] },
 }
 
 function attach(fleet: Fleet, kind: keyof typeof devices): FleetWorker {
@@ -80,6 +84,16 @@ describe('the precision that a job computes in', () => {
     clearInterval(running)
   })
 
+  it('fp8: one Hopper GPU is enough; others are refused by name', () => {
+    assert.equal(precisionAmong(fleetOf('cpu', 'hopper').workers, 'fp8', false), 'fp8')
+    assert.equal(precisionAmong(fleetOf('gpu').workers, 'fp8', false), null)
+    const message = /load_in_fp8: true needs a Hopper GPU.*computes on "cuda: NVIDIA A100".*Leave/
+    assert.throws(() => precisionAmong(fleetOf('gpu').workers, 'fp8', true), {
+      code: 'JOB_INVALID',
+      message,
+    })
+  })
+
   it('a stop ends the wait', async () => {
     const stop = new AbortController()
     const options = { waitMs: 9e5, gatherMs: 9e5, wanted: 2, signal: stop.signal }
@@ -108,6 +122,50 @@ describe('a job file with bf16: true', () => {
     assertCanBegin(mixed, fileOf('true'), 'job.yaml:3')
     const cpu = mesh(fleetOf('cpu'), { numWorkers: 0, device: 'cpu' })
     for (const value of ['auto', 'false']) assertCanBegin(cpu, fileOf(value), 'job.yaml:3')
+  })
+})
+
+describe('a job file with load_in_fp8: true', () => {
+  const text = 'model: m\ndata: d\nload_in_fp8: true'
+  const spec = readJobFile({ text, fileName: 'job.yaml' })
+  const mesh = (fleet: Fleet) =>
+    ({ fleet, options: { numWorkers: 0, device: 'auto' } }) as unknown as Mesh
+
+  it('is refused at once by workers that lack it, with its place', () => {
+    const places = new Map([['load_in_fp8', 'job.yaml:3']])
+    assert.equal(placeOfPrecision(spec, places), 'job.yaml:3')
+    assert.throws(() => assertCanBegin(mesh(fleetOf('cpu', 'gpu')), spec, 'job.yaml:3'), {
+      code: 'JOB_INVALID',
+      message: /^job\.yaml:3 load_in_fp8: true needs a Hopper GPU .* none of 2 workers has one/,
+    })
+  })
+
+  it('is taken where a worker has it, and computes in fp8', () => {
+    assertCanBegin(mesh(fleetOf('cpu', 'hopper')), spec, 'job.yaml:3')
+    assert.equal(askedPrecision(spec), 'fp8')
+  })
+
+  it('is refused beside full fine-tuning and beside bf16: false', () => {
+    const refused = (rest: string, message: RegExp) =>
+      assert.throws(() => readJobFile({ text: `${text}\n${rest}`, fileName: 'job.yaml' }), {
+        code: 'JOB_INVALID',
+        message,
+      })
+    refused('finetuning: full', /load_in_fp8: true is of a frozen base/)
+    refused('bf16: false', /load_in_fp8: true computes all else in bfloat16/)
+  })
+})
+
+describe('what a device computes in', () => {
+  it('follows from its description', () => {
+    assert.deepEqual(precisionsOf('cpu: 2 threads, avx512'), ['fp32'])
+    const card = (name: string, library: string) =>
+      precisionsOf(`cuda: NVIDIA ${name}, cuBLASLt ${library}, driver CUDA 13.0`)
+    assert.deepEqual(card('H100 80GB HBM3 (sm_90)', '13.0.2'), ['fp32', 'bf16', 'fp8'])
+    assert.deepEqual(card('H200 (sm_90)', '12.9.1'), ['fp32', 'bf16', 'fp8'])
+    assert.deepEqual(card('H200 (sm_90)', '12.8.4'), ['fp32', 'bf16'])
+    assert.deepEqual(card('B200 (sm_100)', '13.0.2'), ['fp32', 'bf16'])
+    assert.deepEqual(card('A100 (sm_80)', '13.0.2'), ['fp32', 'bf16'])
   })
 })
 

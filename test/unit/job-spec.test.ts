@@ -69,6 +69,7 @@ describe('job file', () => {
       eval_on_start: false,
       gradient_codec: 'q24',
       bf16: 'auto',
+      load_in_fp8: false,
       dtype: 'float32',
     } satisfies JobSpec)
   })

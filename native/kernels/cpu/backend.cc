@@ -36,7 +36,7 @@ TmStatus create(const TmContextOptions* options, TmContext** out) {
                 options->size, sizeof(TmContextOptions));
   }
   if (options->precision != TM_FP32) {
-    return fail(TM_BAD_ARGUMENT, "the CPU computes in fp32 only");
+    return fail(TM_BAD_ARGUMENT, "the CPU computes in fp32 only; bf16 and fp8 need a GPU");
   }
   if (options->num_threads < 0 || options->num_threads > kMaxThreads) {
     return fail(TM_BAD_ARGUMENT, "num_threads is %d; use 0 for all, or 1 to %d",

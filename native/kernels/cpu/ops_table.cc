@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "kernels/cpu/dispatch.h"
+#include "kernels/e4m3.h"
 
 namespace tunemesh {
 
@@ -170,6 +172,22 @@ TmStatus cross_entropy(TmContext* context, const TmCrossEntropy* args) {
     return status;
   }
   return over_rows(context, context->kernels.ops.cross_entropy, *args, args->rows, args->v);
+}
+
+// The same on every instruction path: nothing on the CPU's main path asks for it.
+void quantise(const TmQuantiseRows& a, Range range) {
+  for (size_t i = range.begin; i < range.end; ++i) {
+    const float* x = a.x + i * a.x_stride;
+    float largest = 0;
+    for (size_t j = 0; j < a.c; ++j) largest = std::fmax(largest, std::fabs(x[j]));
+    const RowScale scale = row_scale(largest);
+    a.scales[i] = scale.scale;
+    for (size_t j = 0; j < a.c; ++j) a.q[i * a.c + j] = e4m3_from_float(x[j] * scale.inverse);
+  }
+}
+
+TmStatus quantise_rows(TmContext* context, const TmQuantiseRows* args) {
+  return over_rows(context, quantise, *args, args->n, args->c);
 }
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -397,6 +415,7 @@ void fill_ops(TmBackend& backend) {
   backend.adamw = adamw;
   backend.decode_attention = decode_attention;
   backend.sum_squares = sum_squares;
+  backend.quantise_rows = quantise_rows;
 }
 
 }  // namespace tunemesh

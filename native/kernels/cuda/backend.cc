@@ -35,8 +35,9 @@ TmStatus create(const TmContextOptions* options, TmContext** out) {
       refuse("context options of ", options->size, " bytes; this backend expects ",
              sizeof(TmContextOptions));
     }
-    if (options->precision != TM_FP32 && options->precision != TM_BF16) {
-      refuse("precision ", options->precision, " is unknown; use 0 (fp32) or 1 (bf16)");
+    if (options->precision < TM_FP32 || options->precision > TM_FP8) {
+      refuse("precision ", options->precision,
+             " is unknown; use 0 (fp32), 1 (bf16) or 2 (bf16 with an fp8 base)");
     }
     const auto precision = static_cast<TmPrecision>(options->precision);
     const char* folder = options->library_folder;

@@ -77,20 +77,20 @@ constexpr const char* kOwnAttention =
 
 TmContext::TmContext(int device_index, TmPrecision precision, const std::string& library_folder)
     : device_((select_device(device_index), device_index)),
-      precision_(precision),
+      precision_(precision == TM_FP8 ? TM_BF16 : precision),
       free_at_start_(tunemesh::cuda::free_device_bytes()),
       fault_(sizeof(DeviceFault)),
       outcome_(sizeof(unsigned long long)),
       staging_(kStagedBlocks * kBlockElements * sizeof(int64_t)),
       host_(kHostBytes),
-      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision, library_folder)),
+      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision_, library_folder)),
       recorded_(stream()) {
   cudaDeviceProp properties{};
   int driver = 0;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   CUDA_CHECK(cudaDriverGetVersion(&driver));
   std::string attention, why;
-  if (precision == TM_BF16) {
+  if (precision_ == TM_BF16) {
     cudnn_ = tunemesh::cuda::CudnnAttention::open(library_folder, stream(), &why);
     attention = cudnn_ != nullptr ? ", cuDNN " + cudnn_->version() : ", no cuDNN";
     if (cudnn_ == nullptr) {
@@ -98,10 +98,15 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
                                  " Install it: tunemesh doctor --install-libs DIR.");
     }
   }
-  instruction_path_ = std::string(properties.name) + " (sm_" + std::to_string(properties.major) +
-                      std::to_string(properties.minor) + "), cuBLASLt " +
-                      gemm_->library().version() + attention +
-                      (precision == TM_BF16 ? ", bf16" : "");
+  const std::string card = std::string(properties.name) + " (sm_" +
+                           std::to_string(properties.major) + std::to_string(properties.minor) +
+                           ")";
+  if (precision == TM_FP8) {
+    fp8_gemm_ = std::make_unique<tunemesh::cuda::Fp8Gemm>(*gemm_, card);
+  }
+  instruction_path_ = card + ", cuBLASLt " + gemm_->library().version() + attention +
+                      (precision_ == TM_BF16 ? ", bf16" : "") +
+                      (precision == TM_FP8 ? " with an fp8 base" : "");
   description_ = "cuda: " + instruction_path_ + ", driver CUDA " + cuda_text(driver);
   memory_bytes_ = properties.totalGlobalMem;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));

@@ -9,6 +9,7 @@
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element_transfer.h"
 #include "kernels/cuda/fault.cuh"
+#include "kernels/cuda/fp8_gemm.h"
 #include "kernels/cuda/gemm.h"
 #include "kernels/cuda/notes.h"
 #include "kernels/cuda/recorded_calls.h"
@@ -26,8 +27,11 @@ struct TmContext {
   tunemesh::cuda::DeviceFault* fault() const {
     return static_cast<tunemesh::cuda::DeviceFault*>(fault_.data());
   }
+  // Of the elements: TM_FP32 or TM_BF16.
   TmPrecision precision() const { return precision_; }
+  bool has_fp8_base() const { return fp8_gemm_ != nullptr; }
   tunemesh::cuda::Gemm& gemm() { return *gemm_; }
+  tunemesh::cuda::Fp8Gemm& fp8_gemm() { return *fp8_gemm_; }  // with has_fp8_base()
   // Of one call: the products' workspace.
   tunemesh::cuda::Scratch scratch() const {
     return {static_cast<float*>(gemm_->workspace()),
@@ -91,6 +95,7 @@ struct TmContext {
   tunemesh::cuda::DeviceBuffer fault_, outcome_, staging_;
   tunemesh::cuda::PinnedBuffer host_;  // a fault or an outcome, read back
   std::unique_ptr<tunemesh::cuda::Gemm> gemm_;
+  std::unique_ptr<tunemesh::cuda::Fp8Gemm> fp8_gemm_;  // with TM_FP8
   std::unique_ptr<tunemesh::cuda::ElementTransfer> transfer_;
   std::unique_ptr<tunemesh::cuda::CudnnAttention> cudnn_;
   std::unique_ptr<tunemesh::cuda::SideCopies> side_copies_;

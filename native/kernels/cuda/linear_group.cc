@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/fp8.cuh"
+#include "kernels/cuda/fp8_group.h"
 #include "kernels/cuda/guard.h"
 #include "kernels/cuda/place_rows.cuh"
 
@@ -43,6 +45,7 @@ struct PackedPlaces {
 };
 
 size_t group_packed_elements(const TmGroupShape* shape) {
+  if (shape->is_fp8) return fp8_group_packed_elements(*shape, group_border(shape));
   return PackedPlaces(*shape).bias() + (shape->has_bias ? rounded_up(out_width(*shape)) : 0);
 }
 
@@ -112,6 +115,7 @@ void send_rows(TmContext* context, const HostRows& args) {
 TmStatus pack_group_base(TmContext* context, const TmGroupPack* args) {
   return guarded(context, [&] {
     const TmGroupShape& shape = *args->shape;
+    if (shape.is_fp8) return pack_fp8_group_base(context, *args, group_border(&shape));
     const PackedPlaces places(shape);
     const size_t element = context->precision() == TM_BF16 ? 2 : 4;
     char* const packed = reinterpret_cast<char*>(args->packed);
@@ -132,8 +136,11 @@ TmStatus pack_group_base(TmContext* context, const TmGroupPack* args) {
 }
 
 TmStatus pack_group_trained(TmContext* context, const TmGroupPack* args) {
-  return with_element(
-      context, [&](auto element) { pack_trained<decltype(element)>(*args, context->stream()); });
+  const TmGroupShape& shape = *args->shape;
+  return with_element(context, [&](auto element) {
+    if (shape.is_fp8) return pack_fp8_group_trained(context, *args, group_border(&shape));
+    pack_trained<decltype(element)>(*args, context->stream());
+  });
 }
 
 void check_strides(const char* operation, const char* operand, size_t stride, size_t width) {
@@ -235,8 +242,7 @@ struct GroupProducts {
 TmStatus group_forward(TmContext* context, const TmGroupForward* args) {
   return with_element(context, [&](auto element) {
     const TmGroupShape& shape = *args->shape;
-    const GroupProducts<decltype(element)> products(context, shape, args->packed);
-    const PackedPlaces& places = products.places;
+    const PackedPlaces places(shape);
     check_strides("group_forward", "x", args->x_stride, places.in + places.border);
     for (size_t part = 0; part < shape.num_parts; ++part) {
       check_strides("group_forward", "y", args->y_stride[part], shape.out[part]);
@@ -244,17 +250,19 @@ TmStatus group_forward(TmContext* context, const TmGroupForward* args) {
     if (args->residual != nullptr && shape.num_parts != 1) {
       refuse("group_forward: a residual with ", shape.num_parts, " parts; it goes with one");
     }
-    products.forward(*args);
+    if (shape.is_fp8) return fp8_group_forward(context, *args, places.border);
+    GroupProducts<decltype(element)>(context, shape, args->packed).forward(*args);
   });
 }
 
 TmStatus group_backward(TmContext* context, const TmGroupBackward* args) {
   return with_element(context, [&](auto element) {
-    const GroupProducts<decltype(element)> products(context, *args->shape, args->packed);
-    const PackedPlaces& places = products.places;
+    const TmGroupShape& shape = *args->shape;
+    const PackedPlaces places(shape);
     check_strides("group_backward", "dy", args->dy_stride, places.out + places.border);
     if (args->dx != nullptr) check_strides("group_backward", "dx", args->dx_stride, places.in);
-    products.backward(*args);
+    if (shape.is_fp8) return fp8_group_backward(context, *args, places.border);
+    GroupProducts<decltype(element)>(context, shape, args->packed).backward(*args);
   });
 }
 
@@ -262,11 +270,12 @@ TmStatus group_places(TmContext* context, const TmGroupShape* shape, TmElement* 
                       TmGroupPlaces* out) {
   return with_element(context, [&](auto element) {
     using Element = decltype(element);
+    *out = {};
     const PackedPlaces places(*shape);
+    if (shape->is_fp8) return fp8_group_places(*shape, packed, places.border, *out);
     const auto at = [&](size_t index) {
       return reinterpret_cast<TmElement*>(elements<Element>(packed) + index);
     };
-    *out = {};
     for_each_part(*shape, [&](size_t part, size_t row, size_t rank) {
       const size_t w = places.row(row);
       out->weight[part] = {at(w), places.stride};
@@ -276,6 +285,15 @@ TmStatus group_places(TmContext* context, const TmGroupShape* shape, TmElement* 
       out->lora_b[part] = {at(w + shape->in + rank), places.stride};
     });
   });
+}
+
+TmStatus quantise(TmContext* context, const TmQuantiseRows* args) {
+  return with_element(
+      context, [&](auto element) { quantise_rows<decltype(element)>(*args, context->stream()); });
+}
+
+size_t group_scratch_bytes(const TmGroupShape* shape, size_t n) {
+  return shape->is_fp8 ? fp8_group_scratch_bytes(*shape, n) : 0;
 }
 
 TmStatus copy_within(TmContext* context, const TmCopyRows* args) {
@@ -293,6 +311,8 @@ void fill_groups(TmBackend& backend) {
   backend.group_backward = group_backward;
   backend.copy_rows = copy_within;
   backend.group_places = group_places;
+  backend.quantise_rows = quantise;
+  backend.group_scratch_bytes = group_scratch_bytes;
 }
 
 }  // namespace tunemesh::cuda

@@ -18,7 +18,7 @@
 
 namespace tunemesh::cuda {
 
-// The table's entries.
+// The table's entries; groups with an fp8 base go on to fp8_group.h.
 void fill_groups(TmBackend& backend);
 
 }  // namespace tunemesh::cuda

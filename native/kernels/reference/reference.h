@@ -142,4 +142,7 @@ void cross_entropy(const CrossEntropy<Real>& args);
 // kernels must equal it.
 void adamw(const TmAdamW& args);
 
+// So is quantising rows to e4m3: here each number is sought among all that there are.
+void quantise_rows(const TmQuantiseRows& args);
+
 }  // namespace tunemesh::reference

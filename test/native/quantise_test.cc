@@ -1,0 +1,155 @@
+// e4m3 numbers, and rows quantised to them: to the bit as the reference's, on the host and where
+// there is a card on the CUDA backend.
+//
+//   quantise_test [tunemesh_cuda.so]
+#include <cstring>
+#include <filesystem>
+
+#include "engine/backend_plugin.h"
+#include "group_case.h"
+#include "host_groups.h"
+#include "kernels/reference/reference.h"
+
+namespace tunemesh::test {
+namespace {
+
+std::string on(const Device& device) {
+  return std::string(" on ") + device.ops().name + (device.element_bytes() == 2 ? ", bf16" : "");
+}
+
+void test_numbers() {
+  for (int code = 0; code < 256; ++code) {
+    const float value = e4m3_to_float(static_cast<uint8_t>(code));
+    const bool is_nan = (code & 0x7f) == 0x7f;
+    CHECK(std::isnan(value) == is_nan, "e4m3 " + std::to_string(code) + " is NaN or not");
+    if (!is_nan) {
+      CHECK(e4m3_from_float(value) == code, "e4m3 " + std::to_string(code) + " survives");
+    }
+    if ((code & 0x7f) >= 0x7e) continue;
+    // Between two neighbours: the even one in the middle, else the nearer.
+    const float next = e4m3_to_float(static_cast<uint8_t>(code + 1));
+    const float middle = (value + next) / 2;
+    const int even = code % 2 == 0 ? code : code + 1;
+    CHECK(e4m3_from_float(middle) == even, "tie above e4m3 " + std::to_string(code));
+    CHECK(e4m3_from_float(std::nextafter(middle, value)) == code,
+          "below the tie above e4m3 " + std::to_string(code));
+    CHECK(e4m3_from_float(std::nextafter(middle, next)) == code + 1,
+          "above the tie above e4m3 " + std::to_string(code));
+  }
+  CHECK(e4m3_to_float(0x7e) == 448 && e4m3_to_float(1) == 0x1p-9f, "largest and smallest e4m3");
+  for (const float beyond : {449.0f, 480.0f, 1e30f, INFINITY}) {
+    CHECK(e4m3_from_float(beyond) == 0x7e && e4m3_from_float(-beyond) == 0xfe, "beyond 448 is 448");
+  }
+  CHECK(e4m3_from_float(NAN) == 0x7f && e4m3_from_float(-NAN) == 0x7f, "NaN is 0x7f");
+}
+
+struct QuantiseCase {
+  std::string name;
+  size_t n, c, gap;
+  Floats values;  // [n, c + gap]
+};
+
+QuantiseCase random_rows(size_t n, size_t c, size_t gap) {
+  Random random(n * 1000 + c);
+  QuantiseCase made = {std::to_string(n) + " rows of " + std::to_string(c), n, c, gap, {}};
+  for (size_t i = 0; i < n; ++i) {
+    const double size = std::pow(2.0, random.symmetric(40));
+    for (size_t j = 0; j < c + gap; ++j) {
+      // Some far below the largest of the row: subnormal e4m3 numbers and zeros.
+      const double part = random.uniform() < 0.2 ? std::pow(2.0, -12 * random.uniform()) : 1;
+      made.values.push_back(rounded_to_bf16(j < c ? random.symmetric(size * part) : NAN));
+    }
+  }
+  return made;
+}
+
+QuantiseCase special_rows() {
+  QuantiseCase made = {"special rows", 9, 8, 0, Floats(9 * 8)};
+  const float rows[][8] = {
+      {0, 0, -0.0f, 0, 0, 0, 0, 0},
+      {1, -1, 0.5f, 0.25f, 1e-3f, -1e-3f, 0, 3e-5f},
+      {1e-38f, -1e-38f, 0, 5e-39f, 0, 0, 0, 0},
+      {1e-45f, 0, 0, 0, 0, 0, 0, 0},
+      {3e38f, -3e38f, 1, 1e30f, 0, 0, 0, 0},
+      {NAN, 2, 1, -2, 0, 0, 0, 0},
+      {NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN},
+      {INFINITY, 1, -1, 0, 0, 0, 0, 0},
+      {448, 447, 464, 17, 19, -21, 0.0009765625f, 0.00146484375f},
+  };
+  std::memcpy(made.values.data(), rows, sizeof rows);
+  for (float& value : made.values) {
+    if (!std::isnan(value)) value = rounded_to_bf16(value);
+  }
+  return made;
+}
+
+struct Quantised {
+  std::vector<uint8_t> q;
+  Floats scales;
+};
+
+Quantised quantised(const Device& device, const QuantiseCase& made) {
+  Quantised result = {std::vector<uint8_t>(made.n * made.c, 0xaa), Floats(made.n, kPoison)};
+  const Elements x(device, made.values);
+  const DeviceBytes q(device, result.q.size()), scales(device, made.n * sizeof(float));
+  TM_RUN(device, copy_in, q.data(), result.q.data(), result.q.size());
+  const TmQuantiseRows call = {x.data(),
+                               made.c + made.gap,
+                               static_cast<uint8_t*>(q.data()),
+                               static_cast<float*>(scales.data()),
+                               made.n,
+                               made.c};
+  TM_RUN(device, quantise_rows, &call);
+  TM_RUN(device, copy_out, result.q.data(), q.data(), result.q.size());
+  TM_RUN(device, copy_out, result.scales.data(), scales.data(), made.n * sizeof(float));
+  return result;
+}
+
+void test_quantise(const Device& device) {
+  std::vector<QuantiseCase> cases = {special_rows()};
+  constexpr size_t kSizes[][3] = {{1, 1, 0},    {3, 7, 2},     {33, 64, 0},    {9, 100, 3},
+                                  {5, 576, 64}, {3, 1024, 0},  {2, 1025, 7},   {7, 4096, 64},
+                                  {2, 6144, 0}, {3, 14336, 8}, {2, 28672, 64}, {1, 40001, 1}};
+  for (const auto& size : kSizes) cases.push_back(random_rows(size[0], size[1], size[2]));
+  for (const QuantiseCase& made : cases) {
+    Quantised wanted = {std::vector<uint8_t>(made.n * made.c), Floats(made.n)};
+    reference::quantise_rows({reinterpret_cast<const TmElement*>(made.values.data()),
+                              made.c + made.gap, wanted.q.data(), wanted.scales.data(), made.n,
+                              made.c});
+    const Quantised got = quantised(device, made);
+    CHECK(got.q == wanted.q, made.name + ": other e4m3 numbers" + on(device));
+    CHECK(std::memcmp(got.scales.data(), wanted.scales.data(), made.n * sizeof(float)) == 0,
+          made.name + ": other scales" + on(device));
+  }
+}
+
+void test_cuda(const std::string& path) {
+  if (!std::filesystem::exists(path)) {
+    std::printf("skipped: no CUDA plugin at %s; node scripts/build.mjs cuda builds it\n",
+                path.c_str());
+    return;
+  }
+  const TmBackend* backend = find_backend("cuda", path);
+  if (backend->num_devices() == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return;
+  }
+  for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
+    DeviceOptions options;
+    options.precision = precision;
+    test_quantise(Device(backend, options));
+  }
+}
+
+}  // namespace
+}  // namespace tunemesh::test
+
+int main(int argc, char** argv) {
+  using namespace tunemesh;
+  using namespace tunemesh::test;
+  test_numbers();
+  test_quantise(Device(tm_cpu_backend(), DeviceOptions{}));
+  const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
+  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so");
+  return finish("quantise_test");
+}
