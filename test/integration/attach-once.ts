@@ -17,8 +17,21 @@ export async function attachOnce(
   const isHost = who instanceof JoinedHost
   const channel = isHost ? who.credentials() : credentials.createSsl(Buffer.from(who.ca))
   const service = new WorkerService(address, channel, tlsChannelOptions)
-  const metadata = new Metadata()
-  if (!isHost) metadata.set('authorization', `Bearer ${who.token}`)
+  try {
+    return await welcomed(service, hello, isHost ? '' : who.token)
+  } finally {
+    service.close()
+  }
+}
+
+/** Over a channel that stays, and waits for its connection where it has lost it. */
+export async function welcomed(
+  service: InstanceType<typeof WorkerService>,
+  hello: Hello,
+  token = '',
+): Promise<Welcome__Output> {
+  const metadata = new Metadata({ waitForReady: true })
+  if (token !== '') metadata.set('authorization', `Bearer ${token}`)
   const call = service.attach(metadata)
   try {
     return await new Promise((resolve, reject) => {
@@ -28,6 +41,5 @@ export async function attachOnce(
     })
   } finally {
     call.cancel()
-    service.close()
   }
 }

@@ -6,6 +6,7 @@ import { mkdirSync, readFileSync, rmSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
+import { type Client, connectivityState } from '@grpc/grpc-js'
 import { connect } from '../../client/client.js'
 import { joinMesh } from '../../client/join.js'
 import { JoinedHost, tlsChannelOptions } from '../../client/joined-host.js'
@@ -14,17 +15,28 @@ import { CertificateAuthority } from '../../coordinator/certificate-authority.js
 import { JoinTokens } from '../../coordinator/join-tokens.js'
 import { decodeJoinToken, encodeJoinToken } from '../../proto/join-token.js'
 import { connectNats } from '../../proto/nats-client.js'
-import { BlobService, JobService, JoinService } from '../../proto/services.js'
+import { BlobService, JobService, JoinService, WorkerService } from '../../proto/services.js'
 import type { TlsIdentity } from '../../proto/tls.js'
-import { attachOnce } from './attach-once.js'
+import { attachOnce, welcomed } from './attach-once.js'
 import { CliProcess, runCli } from './cli-process.js'
 import { addressIn, JoinedWorker, joinLineOf, refusal } from './joined-worker.js'
 import { launch, TestCoordinator } from './open-coordinator.js'
 import { temporaryFolder } from './open-nats.js'
+import { TcpForward } from './tcp-forward.js'
 
 const listen = '127.0.0.2:0'
 const dayMs = 24 * 3_600_000
 const hourMs = 3_600_000
+
+/** Cuts the link, and waits until the client has noticed. */
+async function cutOff(client: Client, link: TcpForward): Promise<void> {
+  const { READY } = connectivityState
+  const noticed = new Promise<void>((resolve) => {
+    client.getChannel().watchConnectivityState(READY, Number.POSITIVE_INFINITY, () => resolve())
+  })
+  link.cut()
+  await noticed
+}
 
 describe('a coordinator that listens by TLS', { timeout: 240_000 }, () => {
   const stateDir = temporaryFolder()
@@ -238,6 +250,27 @@ describe('a coordinator that listens by TLS', { timeout: 240_000 }, () => {
     assert.match(workerId, /^w-/)
     assert.equal(await sibling?.renewIfDue(Date.now()), false)
     assert.equal(sibling?.certificate, host.certificate)
+  })
+
+  it('is shown the newest certificate by a channel that lost its connection', async () => {
+    const link = await TcpForward.open('127.0.0.3', '127.0.0.2', Number(address.split(':')[1]))
+    const folder = newFolder()
+    const host = hostBy(authority(), {}, folder)
+    const there = address.replace('127.0.0.2', '127.0.0.3')
+    const service = new WorkerService(there, host.credentials(), tlsChannelOptions)
+    const { workerId, workerProof } = await welcomed(service, {})
+    const previous = { previousWorkerId: workerId, previousWorkerProof: workerProof }
+    await cutOff(service, link)
+    assert.equal((await welcomed(service, previous)).workerId, workerId)
+    // Another host's, as no renewal gives it: what the id is bound to tells which one was shown.
+    const other = hostBy(authority(), { lifeMs: 2 * dayMs }, folder)
+    await host.renewIfDue(Date.now())
+    assert.equal(host.hostId, other.hostId)
+    assert.equal((await welcomed(service, previous)).workerId, workerId)
+    await cutOff(service, link)
+    assert.notEqual((await welcomed(service, previous)).workerId, workerId)
+    service.close()
+    await link.close()
   })
 
   it('keeps the bus to those with a certificate of the mesh', async () => {
