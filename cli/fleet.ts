@@ -1,9 +1,9 @@
-/** `tunemesh fleet`: hosts, workers and devices of the mesh that runs; with --watch as they change. */
+/** `tunemesh fleet`: hosts, workers and devices of the mesh that runs; --watch: as they change. */
 import { setTimeout as delay } from 'node:timers/promises'
-import { connect } from '../client/client.js'
+import type { TunemeshClient } from '../client/client.js'
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
-import { findEndpoint } from './mesh.js'
+import { withLiveMesh } from './mesh.js'
 import { renderFleet } from './render-fleet.js'
 
 export interface FleetOptions {
@@ -12,27 +12,33 @@ export interface FleetOptions {
 }
 
 export async function fleet(context: Context, options: FleetOptions): Promise<void> {
-  const endpoint = await findEndpoint(context)
-  if (endpoint === null) {
-    throw new TunemeshError(
-      'COORDINATOR_UNREACHABLE',
-      `No coordinator runs on ${context.stateDir}, so there is no fleet. Start one: tunemesh up.`,
-    )
-  }
-  const { output } = context
-  const client = connect({ address: endpoint.grpc, token: endpoint.token })
+  const shown = await withLiveMesh(context, async ({ client }) => {
+    await show(context, client, options)
+    return true
+  })
+  if (shown) return
+  throw new TunemeshError(
+    'COORDINATOR_UNREACHABLE',
+    `No coordinator runs on ${context.stateDir}, so there is no fleet. Start one: tunemesh up.`,
+  )
+}
+
+async function show(
+  { output, interrupts }: Context,
+  client: TunemeshClient,
+  { watch, interval }: FleetOptions,
+): Promise<void> {
   const leave = new AbortController()
-  const restore = context.interrupts.handle(() => leave.abort())
+  const restore = interrupts.handle(() => leave.abort())
   try {
     for (let numDrawn = 0; !leave.signal.aborted; ) {
       const workers = await client.listWorkers({ withGone: true })
       output.record('fleet', { timeMs: Date.now(), workers })
       numDrawn = output.redraw(renderFleet(workers), numDrawn)
-      if (!options.watch) return
-      await delay(options.interval * 1_000, undefined, { signal: leave.signal }).catch(() => {})
+      if (!watch) return
+      await delay(interval * 1_000, undefined, { signal: leave.signal }).catch(() => {})
     }
   } finally {
     restore()
-    client.close()
   }
 }

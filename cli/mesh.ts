@@ -51,6 +51,23 @@ export async function withMesh<T>(
   const found = await findUsable(context, needs)
   const mesh = found ?? (await startOrFind(context, needs))
   if ('logPath' in mesh) return useEmbedded({ context, needs, embedded: mesh }, use)
+  return useLive(context, mesh, use)
+}
+
+/** Starts none; null: none runs. */
+export async function withLiveMesh<T>(
+  context: Context,
+  use: (mesh: Mesh) => Promise<T>,
+): Promise<T | null> {
+  const found = await findEndpoint(context)
+  return found === null ? null : useLive(context, found, use)
+}
+
+async function useLive<T>(
+  context: Context,
+  mesh: Endpoint,
+  use: (mesh: Mesh) => Promise<T>,
+): Promise<T> {
   const client = connectTo(context, mesh)
   const { signal } = new AbortController()
   try {

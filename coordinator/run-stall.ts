@@ -57,7 +57,7 @@ export function shiftWaits(run: Run): void {
   if (run.delivery) run.delivery.sinceMs = run.nowMs
 }
 
-/** Files that move make a long stage of a worker a live one: a model over a slow line takes hours. */
+/** Files that move make a long stage a live one: a model over a slow line takes hours. */
 export function noteProgress(run: Run, worker: FleetWorker, progressBytes: number): void {
   const grew = progressBytes > worker.progressBytes
   worker.progressBytes = progressBytes

@@ -14,7 +14,7 @@ import type { Welcome__Output as Welcome } from '../proto/gen/tunemesh/v1/Welcom
 import { errorOfRpc } from '../proto/rpc-error.js'
 import { WorkerService } from '../proto/services.js'
 
-/** An attempt without Welcome for so long starts anew: TCP itself would wait up to a minute more. */
+/** An attempt without Welcome for so long starts anew: TCP would wait up to a minute more. */
 const attemptMs = 15_000
 /** How often it is said again that the coordinator is still away. */
 const tellEveryMs = 60_000

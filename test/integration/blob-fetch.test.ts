@@ -96,7 +96,7 @@ describe('fetching a blob', () => {
     assert.deepEqual(readFileSync(path), bytes)
   })
 
-  test('no coordinator for longer than its patience: told by its code; the part stays', async () => {
+  test('no coordinator for longer than its patience: named; the part stays', async () => {
     numPieces = 2
     const path = join(folder, 'away')
     const gone = blobs.fetch(digest, path, {

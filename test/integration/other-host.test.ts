@@ -42,7 +42,7 @@ describe('workers of another host', { skip, timeout: 180_000 }, () => {
     assert.notEqual(told?.hostId, '')
   })
 
-  test('their link is down for 20 s: one goes on with its state, one asked to leave leaves', async () => {
+  test('their link is down for 20 s: one goes on, one asked to leave leaves', async () => {
     // The host has joined: its certificate speaks for it.
     const second = join(['--join', mesh.joinLine.url])
     const before = await fleetOf(2)

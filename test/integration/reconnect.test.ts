@@ -39,7 +39,7 @@ describe('a worker whose coordinator is not there', {
     assert.equal(coordinator.ready.grpc, grpc)
   }
 
-  test('started too early: it says for how long it tries, and trains when it is there', async () => {
+  test('started too early: it says how long it tries, and trains at last', async () => {
     await coordinator.kill()
     worker = new WorkerProcess(coordinator)
     await worker.said(/127\.0\.0\.1:\d+ can not be reached: .* Trying for 600 s more/)
@@ -58,7 +58,7 @@ describe('a worker whose coordinator is not there', {
     await openAgain()
   })
 
-  test('tunemesh worker --join --token waits for its coordinator; Ctrl-C ends the waiting', async () => {
+  test('worker --join --token waits for its coordinator; Ctrl-C ends that', async () => {
     worker = new WorkerProcess(coordinator)
     const token = encodeJoinToken({ fingerprint: randomBytes(32), secret: randomBytes(16) })
     const stateDir = temporaryFolder()

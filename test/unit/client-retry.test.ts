@@ -48,7 +48,7 @@ test("retry: a user's mistake is sent once", async () => {
   assert.equal(it.count(), 1)
 })
 
-test('patience: counts from the last time that the call got on, not from its beginning', async () => {
+test('patience: counts from the last time that the call got on', async () => {
   let nowMs = 0
   const waits: number[] = []
   const surroundings = {
