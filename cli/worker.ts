@@ -45,7 +45,11 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
   const as = way.joined === null ? '' : ` as ${way.joined.hostId}`
   context.output.note(`Joining ${way.address}${as}. Ctrl-C leaves after the step under way.`)
   try {
-    await keepRunning(context, () => launch(context, way, args))
+    await keepRunning(context, () => {
+      // The one before has cleared up after itself.
+      mkdirSync(workDir, { recursive: true, mode: 0o700 })
+      return launch(context, way, args)
+    })
   } finally {
     rmSync(workDir, { recursive: true, force: true })
   }
@@ -68,8 +72,15 @@ function launch(context: Context, way: Way, args: readonly string[]): ChildProce
 const maxDeviceFailures = 8
 const lastingMs = 60_000
 
-/** A device's error stays with its process: another one goes on. */
-async function keepRunning(context: Context, start: () => ChildProcess): Promise<void> {
+/**
+ * A device's error stays with its process: another one goes on.
+ *
+ * @throws what the last one said, where it was not that or too often
+ */
+export async function keepRunning(
+  context: Pick<Context, 'output' | 'interrupts'>,
+  start: () => ChildProcess,
+): Promise<void> {
   for (let inARow = 1; ; inARow++) {
     const startedMs = performance.now()
     try {
@@ -197,7 +208,10 @@ function openSecret(stateDir: string, token: string): number {
 }
 
 /** The first interrupt lets the worker drain; the second one kills it. */
-async function untilEnded(context: Context, child: ChildProcess): Promise<void> {
+async function untilEnded(
+  context: Pick<Context, 'output' | 'interrupts'>,
+  child: ChildProcess,
+): Promise<void> {
   let isWanted = true
   const said = child.stdout && new OutputTail(child.stdout)
   const restore = context.interrupts.handle((count) => {

@@ -95,6 +95,10 @@ void Workspace::take_attention_scratch(const ModelConfig& config, Region& region
                               config.head_size,
                               spec.has_backward};
   attention_scratch_bytes = device.ops().attention_scratch_bytes(device.context(), &job);
+  if (attention_scratch_bytes == SIZE_MAX) {
+    throw EngineError("MODEL_UNSUPPORTED",
+                      std::string(device.ops().name) + ": " + device.ops().last_error() + ".");
+  }
   const size_t group_bytes = scratch_bytes_of(device, spec, {kQkvGroup, kOutputGroup});
   attention_scratch = region.take_bytes(std::max(attention_scratch_bytes, group_bytes));
   if (group_bytes > 0) {

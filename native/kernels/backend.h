@@ -486,7 +486,7 @@ typedef struct TmBackend {
   TmStatus (*bias_grad_add)(TmContext*, const TmElement* dy, size_t n, size_t c, size_t stride,
                             float* dbias);
   TmStatus (*rope)(TmContext*, const TmRope*);
-  size_t (*attention_scratch_bytes)(TmContext*, const TmAttentionJob*);
+  size_t (*attention_scratch_bytes)(TmContext*, const TmAttentionJob*);  // SIZE_MAX: not served
   TmStatus (*attention_forward)(TmContext*, const TmAttention*);
   TmStatus (*attention_backward)(TmContext*, const TmAttentionBackward*);
   TmStatus (*swiglu_forward)(TmContext*, const TmSwiGlu*);

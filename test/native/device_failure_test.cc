@@ -23,6 +23,7 @@ struct Faults {
   size_t largest_allocation = std::numeric_limits<size_t>::max();
   const char* line = "";
   bool refuses_contexts = false;
+  bool refuses_heads = false;
 };
 Faults faults;
 
@@ -68,6 +69,11 @@ const TmBackend* failing_backend() {
     device.copy_out = [](TmContext* context, void* to, const void* from, size_t bytes) {
       if (faults.is_broken) return fail(TM_DEVICE_ERROR, "illegal access");
       return tm_cpu_backend()->copy_out(context, to, from, bytes);
+    };
+    device.attention_scratch_bytes = [](TmContext* context, const TmAttentionJob* job) {
+      if (!faults.refuses_heads) return tm_cpu_backend()->attention_scratch_bytes(context, job);
+      faults.line = "attention: head size 320 is above 256";
+      return SIZE_MAX;
     };
     device.linear_weight_grad = [](TmContext* context, const TmLinearWeightGrad* args) {
       const TmStatus status = tm_cpu_backend()->linear_weight_grad(context, args);
@@ -168,6 +174,15 @@ void test_refused_context() {
   CHECK_THROWS(engine_of(made, {2, "auto", failing_backend()}), "ENGINE_FAILED", "no device");
 }
 
+// Before anything is taken.
+void test_refused_heads() {
+  const Case made = random_case(3);
+  faults = {};
+  const auto engine = engine_of(made, {2, "auto", failing_backend()});
+  faults.refuses_heads = true;
+  CHECK_THROWS(engine->plan(spec_of(made, {})), "MODEL_UNSUPPORTED", "head size 320 is above 256");
+}
+
 void test_short_memory() {
   const Case made = random_case(3);
   faults = {};
@@ -219,6 +234,7 @@ int main() {
   test_checked_failure();
   test_checked_bits();
   test_refused_context();
+  test_refused_heads();
   test_short_memory();
   test_poisoned_gradient();
   return finish("device_failure_test");

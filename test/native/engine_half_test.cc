@@ -131,6 +131,21 @@ void test_copies(const Modules& modules, bool has_groups) {
   CHECK(half->weights_digest() == fresh->weights_digest(), what + ": masters differ");
 }
 
+// As `chat` opens a delivered adapter: what it answers is what the job had learnt, to the bit.
+void test_adapter(bool has_groups) {
+  const Case made = half_case(4);
+  const auto trainer = half_engine(made, has_groups), fresh = half_engine(made, has_groups);
+  trainer->prepare(spec_of(made, kAllModules));
+  move_adapter(*trainer, made);
+  const std::string folder = temporary_file();
+  std::filesystem::create_directory(folder);
+  trainer->write_adapter(folder, "base");
+  fresh->load_adapter(folder);
+  std::filesystem::remove_all(folder);
+  CHECK(fresh->logits(made.batch()) == trainer->logits(made.batch()),
+        std::string("a delivered adapter answers otherwise") + (has_groups ? ", groups" : ""));
+}
+
 std::vector<int32_t> generated(Engine& engine, const Case& made) {
   GenerateOptions options;
   options.prompt.assign(made.tokens.begin(), made.tokens.begin() + 5);
@@ -174,6 +189,7 @@ int main() {
     }
     test_copies({}, has_groups);
     test_copies(kAllModules, has_groups);
+    test_adapter(has_groups);
   }
   return finish("engine_half_test");
 }

@@ -315,6 +315,15 @@ inline void add_half_groups(TmBackend& half) {
     group.backward(a);
     return w.finish(TM_OK);
   };
+  half.group_adapter_grads = [](TmContext* context, const TmGroupAdapterGrads* args) {
+    Widened w;
+    TmGroupAdapterGrads a = *args;
+    const HostGroup group(*a.shape);
+    a.x = w.in(a.x, {a.n, a.x_stride, a.shape->in});
+    a.x_tail = w.in(a.x_tail, {a.n, a.x_tail_stride, group.border()});
+    a.dy = w.in(a.dy, {a.n, a.dy_stride, group.out() + group.border()});
+    return w.finish(half_host()->group_adapter_grads(context, &a));
+  };
   // The same places, of 2-byte elements.
   half.group_places = [](TmContext*, const TmGroupShape* shape, TmElement* packed,
                          TmGroupPlaces* out) {

@@ -241,19 +241,27 @@ void check_heads(const char* operation, size_t num_heads, size_t num_kv_heads) {
          " key/value heads");
 }
 
+void check_head_size(size_t head_size) {
+  if (head_size <= kLargestHead) return;
+  refuse("attention: head size ", head_size, " is above ", kLargestHead,
+         ", the largest that this backend has kernels for. Use --device cpu");
+}
+
 void check_attention(const TmAttention& a) {
   check_heads("attention", a.num_heads, a.num_kv_heads);
-  if (a.head_size > kLargestHead) {
-    refuse("attention: head size ", a.head_size, " is above ", kLargestHead,
-           ", the largest that this backend has kernels for");
-  }
+  check_head_size(a.head_size);
   if (a.n > 0 && a.num_documents == 0) refuse("attention: ", a.n, " tokens in no document");
 }
 
 // Of cuDNN. The own kernels need none: keys and values are summed by the block that owns them,
 // delta where it is used.
 size_t attention_scratch_bytes(TmContext* context, const TmAttentionJob* job) {
-  return context->cudnn() == nullptr ? 0 : context->cudnn()->scratch_bytes(*job);
+  size_t bytes = SIZE_MAX;
+  guarded(nullptr, [&] {
+    check_head_size(job->head_size);
+    bytes = context->cudnn() == nullptr ? 0 : context->cudnn()->scratch_bytes(*job);
+  });
+  return bytes;
 }
 
 // As many documents as all calls of one attention_key have, the last ones empty.
