@@ -220,6 +220,15 @@ async function main(): Promise<number> {
     natsServerPath: process.env.TUNEMESH_NATS_SERVER || undefined,
   })
   const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+  // Cut off, it leaves no process and no temporary file; the rows that it has stand in the file.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    process.once(signal, () => {
+      client.close()
+      void mesh.close().finally(() => {
+        rmSync(workDir, { recursive: true, force: true })
+        process.exit(130)
+      })
+    })
   try {
     const failed = await runAll(client, sets)
     const isGood = report(sets)
