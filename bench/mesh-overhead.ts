@@ -42,6 +42,8 @@ function specFor(layout: { sliceBlocks: number; chunkBlocks: number }): TrainSpe
     tokensPerMicroBatch: tokensPerPack,
     longestDocument: tokensPerPack,
     lossChunkRows: 128,
+    gradientCheckpointing: 'auto',
+    activationOffloading: 'auto',
     codec: 'q24',
     beta1: 0.9,
     beta2: 0.999,

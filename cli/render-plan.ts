@@ -1,5 +1,6 @@
 /** Preflight report, memory plan and length of a job, before anything is trained. Pure. */
 import type { Plan } from '../client/client.js'
+import type { KeptLayers__Output as KeptLayers } from '../proto/gen/tunemesh/v1/KeptLayers.js'
 import type { MemoryPlan__Output as MemoryPlan } from '../proto/gen/tunemesh/v1/MemoryPlan.js'
 import type { PreflightReport__Output as Report } from '../proto/gen/tunemesh/v1/PreflightReport.js'
 import type { RenderedSample__Output as Sample } from '../proto/gen/tunemesh/v1/RenderedSample.js'
@@ -105,5 +106,22 @@ function memoryLines(memory: MemoryPlan): string[] {
   const shown = uses.slice(0, 6).map((use) => `${formatBytes(use.sizeBytes)} ${use.purpose}`)
   const rest = uses.slice(6).reduce((sum, use) => sum + use.sizeBytes, 0)
   if (rest > 0) shown.push(`${formatBytes(rest)} other`)
-  return [`${formatBytes(memory.totalBytes)} for each worker`, escapeLine(shown.join(', '))]
+  return [
+    `${formatBytes(memory.totalBytes)} for each worker`,
+    escapeLine(shown.join(', ')),
+    ...(memory.layers ? layerLines(memory.layers) : []),
+  ]
+}
+
+/** What is computed again or lies on the host so that the job fits; nothing where it just does. */
+function layerLines(layers: KeptLayers): string[] {
+  const { products, attentionHalves, inputs, offloaded } = layers
+  const all = layers.everything + products + attentionHalves + inputs + offloaded
+  const parts: string[] = []
+  if (inputs > 0) parts.push(`${inputs} are computed again in backward`)
+  if (attentionHalves > 0) parts.push(`${attentionHalves} in part (gate and up)`)
+  if (offloaded > 0) parts.push(`${offloaded} are kept in host memory`)
+  const lines = parts.length > 0 ? [`of ${all} layers ${parts.join(', ')}`] : []
+  if (layers.embeddingOnHost) lines.push('the embedding is read from host memory')
+  return lines
 }

@@ -13,8 +13,6 @@ import { estimateTime } from './job-estimate.js'
 import type { PreparedJob, SettledJob } from './prepared-job.js'
 import type { Tuning } from './tuning.js'
 
-/** Rows of logits computed at a time: bounds the loss's memory whatever the vocabulary is. */
-const lossChunkRows = 128
 /**
  * Contributions a worker may hold: the step under way, the one before it until every worker has
  * applied it, and one re-leased set of each.
@@ -41,7 +39,9 @@ function trainSpecOf(prepared: SettledJob, layout: SliceLayout | null): TrainSpe
     seed: spec.seed,
     tokensPerMicroBatch: longestPack * schedule.packsPerMicroBatch,
     longestDocument: Math.max(...datasets.map((set) => set.longestDocument)),
-    lossChunkRows,
+    lossChunkRows: 0,
+    gradientCheckpointing: spec.gradient_checkpointing,
+    activationOffloading: spec.activation_offloading,
     codec: spec.gradient_codec,
     beta1: spec.adam_beta1,
     beta2: spec.adam_beta2,

@@ -215,6 +215,19 @@ const numerics = {
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }
 
+const autoOrBoolean = z.union([z.literal('auto'), z.boolean()]).default('auto')
+
+const memory = {
+  gradient_checkpointing: autoOrBoolean.describe(
+    'Keep only the input of each layer and compute the layer again in backward. auto: of as many ' +
+      "layers, or of their MLPs, as it takes to fit a GPU's memory. Changes no result.",
+  ),
+  activation_offloading: autoOrBoolean.describe(
+    'Move what layers keep to host memory until backward. auto: of as many layers as it takes to ' +
+      "fit a GPU's memory, where that is faster than computing again. Changes no result.",
+  ),
+}
+
 export const jobSpecSchema = z.strictObject({
   ...model,
   ...data,
@@ -223,6 +236,7 @@ export const jobSpecSchema = z.strictObject({
   ...optimizer,
   ...cadence,
   ...numerics,
+  ...memory,
 })
 
 /** A job file with its defaults filled in. */
@@ -281,6 +295,9 @@ export const foreignKeys: Readonly<Record<string, JobKey>> = {
   torch_dtype: 'dtype',
   mixed_precision: 'bf16',
   fp8: 'load_in_fp8',
+  use_gradient_checkpointing: 'gradient_checkpointing',
+  enable_activation_checkpointing: 'gradient_checkpointing',
+  enable_activation_offloading: 'activation_offloading',
 }
 
 /** What one key alone cannot say. Returns [key, problem] pairs. */
@@ -325,6 +342,11 @@ export function crossFieldProblems(spec: JobSpec): [JobKey, string][] {
     !spec.load_in_fp8 || spec.bf16 !== false,
     'load_in_fp8',
     'true computes all else in bfloat16, and bf16 is false. Leave bf16 out.',
+  )
+  check(
+    spec.gradient_checkpointing !== true || spec.activation_offloading !== true,
+    'activation_offloading',
+    'true is given beside gradient_checkpointing, which leaves nothing to move. Keep one of the two.',
   )
   return problems
 }

@@ -30,8 +30,14 @@ export interface TrainSpec {
   tokensPerMicroBatch: number
   /** Longest document: bounds positions and attention scratch. */
   longestDocument: number
-  /** Rows of logits computed at a time. */
+  /**
+   * Rows of logits computed at a time; 0: by the device's kind and the model's shape, equal for all
+   * workers of one device class.
+   */
   lossChunkRows: number
+  /** What layers keep until backward: memory against time, never the bits. */
+  gradientCheckpointing: boolean | 'auto'
+  activationOffloading: boolean | 'auto'
   codec: GradientCodec
   beta1: number
   beta2: number

@@ -42,8 +42,8 @@ export class EngineCalls {
       const { config, spec } = JSON.parse(call.trainSpecJson) as TrainRequest
       const { modelPath } = call
       engine = openEngine({ modelPath, config, precision: spec.precision, ...this.device })
-      const { totalBytes, uses, numTrainedParameters, numBlocks } = engine.plan(spec)
-      const plan = { memory: { totalBytes, uses }, numTrainedParameters, numBlocks }
+      const { totalBytes, uses, layers, numTrainedParameters, numBlocks } = engine.plan(spec)
+      const plan = { memory: { totalBytes, uses, layers }, numTrainedParameters, numBlocks }
       if (!call.withSpeed) return plan
       const rate = await engine.productRate(spec.tokensPerMicroBatch)
       const { flopsPerSecond, measuredSeconds } = rate

@@ -35,9 +35,20 @@ interface MemoryUse {
   sizeBytes: number
 }
 
+/** How many layers keep what until their backward: KeptLayers of proto/job.proto. */
+interface KeptLayers {
+  everything: number
+  products: number
+  attentionHalves: number
+  inputs: number
+  offloaded: number
+  embeddingOnHost: boolean
+}
+
 export interface MemoryPlan {
   totalBytes: number
   uses: MemoryUse[]
+  layers: KeptLayers
   numTrainedParameters: number
   numBlocks: number
   /** The model's packed file, mapped and shared by a machine's workers: not in `totalBytes`. */

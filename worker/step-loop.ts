@@ -196,7 +196,7 @@ export class StepLoop {
     this.handle({
       kind: 'enginePrepared',
       planHash,
-      memory: { totalBytes: memory.totalBytes, uses: memory.uses },
+      memory: { totalBytes: memory.totalBytes, uses: memory.uses, layers: memory.layers },
       numBlocks: memory.numBlocks,
       numTrainedParameters: memory.numTrainedParameters,
       weightsSha256,

@@ -93,6 +93,15 @@ LoraSpec lora_spec(const Napi::Object& from) {
   return lora;
 }
 
+// true, false or "auto".
+Use use_field(const Napi::Object& from, const char* name) {
+  if (!from.Get(name).IsBoolean()) {
+    if (text_field(from, name) != "auto") refuse(from.Env(), name, "true, false or \"auto\"");
+    return Use::kAuto;
+  }
+  return flag_field(from, name) ? Use::kAlways : Use::kNever;
+}
+
 int significant_bits(const Napi::Object& from) {
   const std::string codec = text_field(from, "codec");
   if (codec == "q24") return 24;
@@ -161,6 +170,8 @@ TrainSpec train_spec(const Napi::Object& from) {
   spec.tokens_per_micro_batch = count_field(from, "tokensPerMicroBatch");
   spec.longest_document = count_field(from, "longestDocument");
   spec.loss_chunk_rows = count_field(from, "lossChunkRows");
+  spec.gradient_checkpointing = use_field(from, "gradientCheckpointing");
+  spec.activation_offloading = use_field(from, "activationOffloading");
   spec.significant_bits = significant_bits(from);
   spec.beta1 = number_field(from, "beta1");
   spec.beta2 = number_field(from, "beta2");

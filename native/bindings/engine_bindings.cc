@@ -60,6 +60,15 @@ Napi::Value to_plan(Napi::Env env, const MemoryPlan& plan) {
   }
   out.Set("totalBytes", static_cast<double>(plan.total_bytes));
   out.Set("uses", uses);
+  auto layers = Napi::Object::New(env);
+  const ActivationCounts& counts = plan.activations;
+  layers.Set("everything", static_cast<double>(counts.everything));
+  layers.Set("products", static_cast<double>(counts.products));
+  layers.Set("attentionHalves", static_cast<double>(counts.attention_half));
+  layers.Set("inputs", static_cast<double>(counts.input));
+  layers.Set("offloaded", static_cast<double>(counts.offloaded));
+  layers.Set("embeddingOnHost", plan.embedding_on_host);
+  out.Set("layers", layers);
   out.Set("numTrainedParameters", static_cast<double>(plan.num_trained_parameters));
   out.Set("numBlocks", static_cast<double>(plan.num_blocks));
   out.Set("mappedBytes", static_cast<double>(plan.mapped_bytes));

@@ -188,6 +188,8 @@ function specFor(method: Method, batch: TokenBatch): Omit<TrainSpec, 'precision'
     tokensPerMicroBatch: batch.tokens.length,
     longestDocument: Math.max(64, batch.tokens.length),
     lossChunkRows: 7,
+    gradientCheckpointing: 'auto',
+    activationOffloading: 'auto',
     codec: 'q24',
     beta1: 0.9,
     beta2: 0.999,

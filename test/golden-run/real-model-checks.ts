@@ -283,6 +283,8 @@ const inferenceSpec = (expected: ExpectedReal): TrainSpec => ({
   tokensPerMicroBatch: 512,
   longestDocument: 512,
   lossChunkRows: 64,
+  gradientCheckpointing: 'auto',
+  activationOffloading: 'auto',
   codec: 'q24',
   beta1: 0.9,
   beta2: 0.999,

@@ -72,7 +72,7 @@ describe('tunemesh plan', { skip: engineMissing(), timeout: 120_000 }, () => {
     const sum = memory.uses.reduce((total, use) => total + use.sizeBytes, 0)
     assert.equal(sum, memory.totalBytes)
     const own = await enginePlan()
-    assert.deepEqual(memory, { totalBytes: own.totalBytes, uses: own.uses })
+    assert.deepEqual(memory, { totalBytes: own.totalBytes, uses: own.uses, layers: own.layers })
     assert.equal(numTrainedParameters, own.numTrainedParameters)
     assert.equal(numSteps, 4)
     assert.deepEqual([preflight.kind, preflight.samples.length], ['messages', 2])

@@ -18,11 +18,46 @@ import { loggingStepsOf } from '../../cli/logging-steps.js'
 import { asTunemeshError, renderError } from '../../cli/render-error.js'
 import { isStepShown, renderEvent, renderStep } from '../../cli/render-event.js'
 import { renderJobs, renderSuccess } from '../../cli/render-jobs.js'
-import { renderPreflight, renderSample } from '../../cli/render-plan.js'
+import { renderPlan, renderPreflight, renderSample } from '../../cli/render-plan.js'
 import { table, uncoloured } from '../../cli/style.js'
-import type { Job, JobEvent } from '../../client/client.js'
+import type { Job, JobEvent, Plan } from '../../client/client.js'
 import { TunemeshError } from '../../proto/errors.js'
 import { isNewEnough } from '../../proto/nats-search.js'
+
+test('plan: layers that are computed again or moved are told, plain ones are not', () => {
+  const kept = { everything: 0, products: 28, attentionHalves: 0, inputs: 0, offloaded: 0 }
+  const linesOf = (changed: object) =>
+    renderPlan(
+      {
+        numSteps: 4,
+        microBatchesPerStep: 2,
+        numTrainedParameters: 1000,
+        precision: 'bf16',
+        estimatedSeconds: 0,
+        timeBasis: '',
+        warnings: [],
+        memory: {
+          totalBytes: 2 ** 30,
+          uses: [{ purpose: 'activations', sizeBytes: 2 ** 30 }],
+          layers: { ...kept, embeddingOnHost: false, ...changed },
+        },
+      } as unknown as Plan,
+      uncoloured,
+    ).join('\n')
+  assert.doesNotMatch(linesOf({}), /layers|host/)
+  const told = linesOf({
+    products: 3,
+    inputs: 12,
+    attentionHalves: 4,
+    offloaded: 9,
+    embeddingOnHost: true,
+  })
+  assert.match(
+    told,
+    /of 28 layers 12 are computed again in backward, 4 in part \(gate and up\), 9 are kept in host/,
+  )
+  assert.match(told, /the embedding is read from host memory/)
+})
 
 const step = {
   step: 7,

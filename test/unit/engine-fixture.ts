@@ -53,6 +53,8 @@ export const goldenSpec: TrainSpec = {
   tokensPerMicroBatch: 48,
   longestDocument: 24,
   lossChunkRows: 16,
+  gradientCheckpointing: 'auto',
+  activationOffloading: 'auto',
   codec: 'q24',
   beta1: 0.9,
   beta2: 0.999,

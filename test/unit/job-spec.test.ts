@@ -71,6 +71,8 @@ describe('job file', () => {
       bf16: 'auto',
       load_in_fp8: false,
       dtype: 'float32',
+      gradient_checkpointing: 'auto',
+      activation_offloading: 'auto',
     } satisfies JobSpec)
   })
 
@@ -121,6 +123,13 @@ describe('job file', () => {
       'JOB_INVALID --set lerning_rate: there is no such key. Did you mean learning_rate?',
       'JOB_INVALID --set max_length: 7 is not allowed. Use integer from 8 to 1048576 or null.',
     ])
+  })
+
+  it('refuses to compute layers again and to move them too', () => {
+    const both = `${minimal}gradient_checkpointing: true\nactivation_offloading: true\n`
+    assert.match(refusal(both).join(''), /:4 activation_offloading: true is given beside/)
+    const one = read(`${minimal}gradient_checkpointing: true\nactivation_offloading: auto\n`)
+    assert.deepEqual([one.gradient_checkpointing, one.activation_offloading], [true, 'auto'])
   })
 
   it('names what is missing', () => {
