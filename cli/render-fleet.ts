@@ -60,7 +60,8 @@ const workerRow = (worker: WorkerInfo): string[] => [
 
 /** What its job takes of the device, by plan; without a job, what its process takes. */
 function memoryOf({ plannedBytes, memoryBytes, deviceMemoryBytes }: WorkerInfo): string {
-  return `${formatBytes(plannedBytes || memoryBytes)} of ${formatBytes(deviceMemoryBytes)}`
+  const used = plannedBytes || memoryBytes
+  return `${used > 0 ? formatBytes(used) : '–'} of ${formatBytes(deviceMemoryBytes)}`
 }
 
 function doingOf({ state, doing, step, goneReason }: WorkerInfo): string {

@@ -2,9 +2,11 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { learningRateTable } from '../../coordinator/learning-rate.js'
 import { planLeases, planOwners } from '../../coordinator/lease-plan.js'
+import { defaultRunLimits } from '../../coordinator/run-events.js'
 import { addDigests, updateNumbers } from '../../coordinator/update-numbers.js'
 import { DataOrder, emptyPack } from '../../proto/data-order.js'
 import { chunkRange, numChunks, planSlices, sliceRange } from '../../proto/slices.js'
+import { RunFixture } from './run-machine-fixture.js'
 
 test('planner: 3 workers of speeds 4:2:1 share 64 micro-batches 37:18:9, end within one', () => {
   const all = Array.from({ length: 64 }, (_, index) => index)
@@ -102,4 +104,23 @@ test('learning rate: linear with warm-up follows the Hugging Face formula', () =
   const options = { learningRate: 1, numSteps: 4, warmupSteps: 2, warmupRatio: 0 }
   assert.deepEqual(learningRateTable({ ...options, schedule: 'linear' }), [0, 0.5, 1, 0.5])
   assert.deepEqual(learningRateTable({ ...options, schedule: 'constant' }), [1, 1, 1, 1])
+})
+
+/** Heartbeats of a worker that fetches a model: each tells `step` more bytes than the one before. */
+function prepareFor(ms: number, step: number): string[] {
+  const limits = { ...defaultRunLimits, joinStageMs: 3_000 }
+  const fixture = new RunFixture({ config: { limits } })
+  const worker = { workerId: 'w-1', deviceClass: 'cpu', host: 'host', device: 'cpu' }
+  fixture.advance({ kind: 'workerAttached', worker: { ...worker, precisions: ['fp32'] } })
+  for (let waitedMs = 0, progressBytes = 0; waitedMs < ms; waitedMs += 250) {
+    fixture.say('w-1', { heartbeat: { progressBytes } })
+    fixture.tick(250)
+    progressBytes += step
+  }
+  return fixture.disconnected
+}
+
+test('prepare: one whose files move is waited for beyond the limit; one that stands is not', () => {
+  assert.deepEqual(prepareFor(10_000, 1_000), [])
+  assert.deepEqual(prepareFor(10_000, 0), ['w-1'])
 })
