@@ -293,6 +293,33 @@ void time_adapters(Bench& b, const AdaptedGroup& group) {
   b.release_all();
 }
 
+// A group's tail: 64 columns by the plugin's kernel, 72 by cuBLASLt.
+void time_tails(Bench& b) {
+  const struct {
+    const char* name;
+    size_t n, k;
+    bool is_forward;
+  } tails[] = {{"8B qkv forward", kTokens, 4096, true},
+               {"8B down forward", kTokens, 14336, true},
+               {"8B gate, up backward", kTokens, 28672, false},
+               {"135M qkv forward", 4096, 576, true},
+               {"135M gate, up backward", 4096, 3072, false}};
+  for (const auto& tail : tails) {
+    for (const size_t m : {size_t{64}, size_t{72}}) {
+      const size_t out = tail.is_forward ? m : tail.k, in = tail.is_forward ? tail.k : m;
+      TmElement *x = b.elements(tail.n * in), *y = b.elements(tail.n * out);
+      const TmLinear call = {x, in,  {nullptr, b.elements(out * in), out, in}, y, out, tail.n,
+                             0, 0.5f};
+      const double bytes = double(tail.n) * double(tail.k + m) * double(b.element_bytes());
+      b.memory_bound(std::string("tail ") + tail.name + " " + std::to_string(m), bytes, [&] {
+        return tail.is_forward ? b.ops().linear_forward(b.context(), &call)
+                               : b.ops().linear_backward_input(b.context(), &call);
+      });
+      b.release_all();
+    }
+  }
+}
+
 void time_all_adapters(Bench& b) {
   const AdaptedGroup groups[] = {
       {"8B qkv", kTokens, {4096, 3, {4096, 1024, 1024}, {1, 1, 1}, 16, 0, 0}},
@@ -354,6 +381,7 @@ void run_all(Bench& b) {
   if (b.wants("small")) time_norms(b, {"135M", 576, 1536, 9, 3, 64});
   b.release_all();
   if (b.wants("adapters")) time_all_adapters(b);
+  if (b.wants("tails")) time_tails(b);
   if (b.wants("packing")) time_packing(b);
   b.release_all();
   if (!b.wants("products")) return;

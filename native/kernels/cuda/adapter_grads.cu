@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/adapter_grads.cuh"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/tensor_tile.cuh"
 
 namespace tunemesh::cuda {
 namespace {
@@ -20,40 +21,6 @@ struct alignas(16) Stage {
   Bfloat16 narrow[kStepTokens][kTileRanks + kPad];
 };
 static_assert(kStages * sizeof(Stage) <= 48 * 1024);
-
-__device__ inline unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
-// 16 bytes, zeros where not is_there.
-__device__ inline void copy_async(void* to, const void* from, bool is_there) {
-  const int bytes = is_there ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)),
-               "l"(from), "r"(bytes)
-               : "memory");
-}
-__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-template <int kLeft>
-__device__ inline void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft) : "memory");
-}
-
-// Four 8 x 8 matrices, each transposed: lane l gives the address of row l % 8 of matrix l / 8.
-__device__ inline void load_transposed(unsigned (&to)[4], const Bfloat16* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(shared_address(row))
-               : "memory");
-}
-
-__device__ inline void multiply_add(float (&sum)[4], const unsigned (&a)[4], unsigned b0,
-                                    unsigned b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};\n"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
 
 // A block's tile of one product, and its tokens [begin, end).
 struct Tile {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/skinny_product.cuh"
+
 namespace tunemesh::cuda {
 
 struct GemmPlan {
@@ -113,8 +115,30 @@ void Gemm::weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream) {
            stream);
 }
 
+bool Gemm::multiply_skinny(const Product& p, cudaStream_t stream) const {
+  if (element_ != CUDA_R_16BF || p.result != element_ || p.transposes_b || p.accumulates ||
+      p.addend != nullptr || p.bias != nullptr) {
+    return false;
+  }
+  const SkinnyProduct product = {static_cast<const Bfloat16*>(p.b),
+                                 static_cast<const Bfloat16*>(p.a),
+                                 static_cast<Bfloat16*>(p.c),
+                                 p.b_stride,
+                                 p.a_stride,
+                                 p.c_stride,
+                                 p.n,
+                                 p.m,
+                                 p.k,
+                                 p.transposes_a,
+                                 p.alpha};
+  if (!skinny_product_fits(product)) return false;
+  skinny_product(product, stream);
+  return true;
+}
+
 void Gemm::multiply(const Product& p, cudaStream_t stream) {
   if (p.m == 0 || p.n == 0) return;
+  if (multiply_skinny(p, stream)) return;
   if (p.k == 0) {
     if (p.addend != nullptr || p.bias != nullptr) {
       throw CudaFailure(TM_BAD_ARGUMENT, "a product without inner size can't add anything");

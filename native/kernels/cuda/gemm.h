@@ -7,6 +7,8 @@
 //           is asked for as its transpose. Strides are leading dimensions
 //   numbers CUBLAS_COMPUTE_32F: products and sums in float32, no tf32. A bfloat16 result is rounded
 //           once, after alpha and what is added to it
+//   skinny  bfloat16 products of up to 64 columns that add nothing, as a group's tails are: by the
+//           plugin's own kernel (skinny_product.cuh)
 //   order   one algorithm for each shape: the first that the library's heuristic gives for the
 //           shape, strides, alignment and a workspace of kGemmWorkspaceBytes, kept as long as the
 //           context lives. Sums split over the inner size are added by a second kernel in a fixed
@@ -61,6 +63,9 @@ class Gemm {
   void* workspace() const { return workspace_.data(); }
 
  private:
+  // False, and nothing done, where the product is not one of few columns (skinny_product.cuh).
+  bool multiply_skinny(const Product& product, cudaStream_t stream) const;
+
   using Key = std::tuple<int, size_t, size_t, size_t, size_t, size_t, size_t, size_t, uint64_t>;
 
   const GemmPlan& plan_for(const Product& product);
