@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdio>
 
 #include "engine/layer_calls.h"
 
@@ -32,15 +31,6 @@ bool succeeds(const std::function<void()>& calls) {
   }
 }
 
-// Once a process: speed is lost, nothing else.
-void tell_failure(const Device& device) {
-  static std::atomic<bool> is_told = false;
-  if (is_told.exchange(true)) return;
-  std::fprintf(stderr,
-               "%s: a part of the step could not be recorded and is issued call by call: %s\n",
-               device.ops().name, device.ops().last_error());
-}
-
 }  // namespace
 
 uint64_t new_recording_id() {
@@ -61,7 +51,6 @@ void run_recorded(const Device& device, const RecordedPart& part,
   int has_run = 0;
   TM_RUN(device, calls_end, is_whole ? 1 : 0, &has_run);
   if (has_run != 0) return;
-  tell_failure(device);
   calls();
 }
 

@@ -526,7 +526,7 @@ typedef struct TmBackend {
   //
   // begin answers what the caller is to do; end belongs to TM_CALLS_RECORD alone. It launches what
   // was recorded, if all of the calls succeeded (is_whole); *has_run 0: nothing has run, the calls
-  // must be issued again, and last_error() has one line. A key that begin has not met, or that
+  // must be issued again, and a note says why. A key that begin has not met, or that
   // could not be recorded a few times, is answered TM_CALLS_RUN.
   TmStatus (*calls_begin)(TmContext*, const TmCallsKey*, int* action);
   TmStatus (*calls_end)(TmContext*, int is_whole, int* has_run);

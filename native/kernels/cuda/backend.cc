@@ -364,11 +364,16 @@ TmStatus calls_begin(TmContext* context, const TmCallsKey* key, int* action) {
 
 TmStatus calls_end(TmContext* context, int is_whole, int* has_run) {
   *has_run = 0;
+  // Of the call that failed, if one did.
+  const std::string line = is_whole != 0 ? "" : last_failure();
   return guarded(context, [&] {
     const std::string why = context->end_calls(is_whole != 0);
     *has_run = why.empty() ? 1 : 0;
-    // Where a call failed its own line stands.
-    if (!why.empty() && is_whole != 0) keep_line(TM_OK, why.c_str());
+    if (why.empty()) return;
+    context->notes().add("recorded calls",
+                         "a part of the step can't be recorded and is issued call by call, which "
+                         "costs small models speed: " +
+                             (line.empty() ? why : line));
   });
 }
 
