@@ -176,6 +176,7 @@ Steps card_steps(std::vector<std::string> modules) {
   config.vocab_size = 328;
   config.num_layers = 2;
   config.sliding_window = 0;
+  config.qkv_bias = true;
   config.max_position_embeddings = 512;
   steps.model.source.tensors.clear();
   Random random(5);
@@ -189,6 +190,7 @@ Steps card_steps(std::vector<std::string> modules) {
   }
   steps.name = modules.empty() ? "full" : "LoRA";
   steps.spec = spec_of(steps.model, std::move(modules));
+  steps.spec.lora.rank = 8;  // which the card's own kernels take
   steps.spec.tokens_per_micro_batch = 384;
   steps.spec.longest_document = 384;
   steps.spec.loss_chunk_rows = 100;
@@ -197,7 +199,7 @@ Steps card_steps(std::vector<std::string> modules) {
   steps.layouts = {
       {128, 128, 128}, {60, 60, 60, 60, 60, 84}, {100, 150, 134},          {80, 80, 80, 80, 64},
       {90, 134, 160},  {128, 128, 128},          {84, 60, 60, 60, 60, 60}, {150, 100, 50}};
-  steps.num_steps = 26;
+  steps.num_steps = 24;
   return steps;
 }
 
@@ -218,7 +220,7 @@ void test_cuda(const std::string& path, const std::vector<std::string>& all) {
       Steps steps = card_steps(modules);
       steps.name = std::string(precision == TM_BF16 ? "cuda bf16, " : "cuda fp32, ") + steps.name;
       test_local(steps, recorded, direct);
-      test_mesh(steps, recorded, direct);
+      if (!modules.empty()) test_mesh(steps, recorded, direct);
       std::printf("%s: done\n", steps.name.c_str());
     }
   }
