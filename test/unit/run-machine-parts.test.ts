@@ -106,7 +106,7 @@ test('learning rate: linear with warm-up follows the Hugging Face formula', () =
   assert.deepEqual(learningRateTable({ ...options, schedule: 'constant' }), [1, 1, 1, 1])
 })
 
-/** Heartbeats of a worker that fetches a model: each tells `step` more bytes than the one before. */
+/** Heartbeats of a worker that fetches a model: each tells `step` bytes more than the last. */
 function prepareFor(ms: number, step: number): string[] {
   const limits = { ...defaultRunLimits, joinStageMs: 3_000 }
   const fixture = new RunFixture({ config: { limits } })
