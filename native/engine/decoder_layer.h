@@ -38,7 +38,8 @@ enum class BackwardDepth {
   kInput,      // to the layer's input
 };
 
-// Begins with layer_again(). work.dx holds d loss / d x_out and receives d loss / d x (with kInput).
+// Begins with layer_again(). work.dx holds d loss / d x_out and receives d loss / d x (with
+// kInput).
 void layer_backward(const Pass& pass, size_t layer, BackwardDepth depth);
 
 }  // namespace tunemesh
