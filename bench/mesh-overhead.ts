@@ -38,6 +38,7 @@ function specFor(layout: { sliceBlocks: number; chunkBlocks: number }): TrainSpe
     finetuning: 'lora',
     lora: { loraRank: 16, alpha: 32, targetModules: modules, useRslora: false },
     precision: 'fp32',
+    states: 'fp32',
     seed: 1,
     tokensPerMicroBatch: tokensPerPack,
     longestDocument: tokensPerPack,

@@ -5,7 +5,7 @@
 import { once } from 'node:events'
 import { TunemeshError } from '../proto/errors.js'
 import type { JobSpec } from '../proto/job-spec.js'
-import type { Precision } from '../proto/train-spec.js'
+import type { Precision, StateType } from '../proto/train-spec.js'
 import type { Mesh } from './coordinator.js'
 import type { Fleet, FleetWorker } from './fleet.js'
 import type { JobRecord } from './job-store.js'
@@ -83,6 +83,10 @@ async function nextAttached(fleet: Fleet, over: AbortSignal, signal?: AbortSigna
   const either = signal === undefined ? over : AbortSignal.any([over, signal])
   await once(fleet, 'attached', { signal: either }).catch(() => signal?.throwIfAborted())
 }
+
+/** What its trained weights and moments are kept in. */
+export const statesOf = ({ spec, precision }: SettledJob): StateType =>
+  spec.finetuning === 'full' && precision === 'bf16' && !spec.fp32_master ? 'bf16' : 'fp32'
 
 /** The job as it is planned and run. */
 export const settled = (prepared: PreparedJob, precision: Precision): SettledJob => ({

@@ -201,7 +201,7 @@ const numerics = {
     .union([z.literal('auto'), z.boolean()])
     .default('auto')
     .describe(
-      'Compute in bfloat16; master weights, gradients and moments stay float32. auto: where every ' +
+      'Compute in bfloat16; what an adapter trains stays float32. auto: where every ' +
         'worker that is there when the job is first planned has a GPU, else in float32; a job ' +
         'keeps what it began with. true: on GPUs only, workers without one stay idle.',
     ),
@@ -211,6 +211,14 @@ const numerics = {
     .describe(
       "Keep the linears of LoRA's frozen base in 8 bits (e4m3, a scale a row) and multiply them " +
         'as such; all else is bfloat16. On Hopper GPUs (H100, H200), other workers stay idle.',
+    ),
+  fp32_master: z
+    .boolean()
+    .default(false)
+    .describe(
+      'Full fine-tuning in bf16 keeps weights and moments in bfloat16 too, rounded ' +
+        'stochastically at each update: 6 bytes a parameter beside the gradient. true: float32 ' +
+        'master weights and moments instead, 14 bytes. In float32, and for adapters, always so.',
     ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }

@@ -7,11 +7,16 @@ import type { ModelConfig } from './model-config.js'
 type FinetuningMethod = 'lora' | 'full'
 type GradientCodec = 'q24' | 'q12' | 'q8'
 /**
- * Of activations and matrix products; sums, master weights, gradients and moments are float32 in
- * all. bf16 needs a GPU: a worker's Hello says what its device can. fp8 is bf16 with the linears of
+ * Of activations and matrix products; sums and gradients are float32 in all. bf16 needs a GPU: a worker's Hello says what its device can. fp8 is bf16 with the linears of
  * LoRA's frozen base in e4m3, on Hopper.
  */
 export type Precision = 'fp32' | 'bf16' | 'fp8'
+
+/**
+ * Of trained matrices and their moments. bf16: rounded stochastically at each update, keyed by the
+ * job's seed and the step; full fine-tuning only. Norm gains and biases stay float32.
+ */
+export type StateType = 'fp32' | 'bf16'
 
 interface LoraSpec {
   loraRank: number
@@ -25,6 +30,7 @@ export interface TrainSpec {
   finetuning: FinetuningMethod
   lora: LoraSpec | null
   precision: Precision
+  states: StateType
   seed: number
   /** Most tokens of one micro-batch (all its packs together). */
   tokensPerMicroBatch: number

@@ -40,8 +40,8 @@ inline void time_adapters(Bench& b, const AdaptedGroup& group) {
   };
   b.memory_bound(name + ", products", bytes, [&] {
     TmLinearWeightGrad grad = {
-        at(out), call.dy_stride, call.x, call.x_stride, call.lora_a[0], group.n,
-        ranks,   shape.in,       0,      1.0f};
+        at(out), call.dy_stride, call.x, call.x_stride, call.lora_a[0], group.n, ranks, shape.in,
+        0,       1.0f,           0};
     TmStatus status = shape.num_parts == 1 ? b.ops().linear_weight_grad(b.context(), &grad) : TM_OK;
     for (size_t part = 0, column = 0; part < shape.num_parts; column += shape.out[part++]) {
       grad = {at(column),
@@ -53,7 +53,8 @@ inline void time_adapters(Bench& b, const AdaptedGroup& group) {
               shape.out[part],
               shape.rank,
               0,
-              1.0f};
+              1.0f,
+              0};
       if (status == TM_OK) status = b.ops().linear_weight_grad(b.context(), &grad);
       if (shape.num_parts == 1) continue;
       grad = {at(out + part * shape.rank),
@@ -65,7 +66,8 @@ inline void time_adapters(Bench& b, const AdaptedGroup& group) {
               shape.rank,
               shape.in,
               0,
-              1.0f};
+              1.0f,
+              0};
       if (status == TM_OK) status = b.ops().linear_weight_grad(b.context(), &grad);
     }
     return status;

@@ -141,8 +141,8 @@ void time_product(Bench& b, const Model& m, const Size& s) {
   b.product(name + " input gradient", flops,
             [&] { return b.ops().linear_backward_input(b.context(), &linear); });
   if (s.n == kTokens) {  // the head's is of a chunk of rows, and frozen in LoRA
-    const TmLinearWeightGrad grad = {y,   s.out, x,    s.in, b.floats(s.out * s.in),
-                                     s.n, s.out, s.in, 0,    1.0f};
+    const TmLinearWeightGrad grad = {y,    s.out, x,    s.in, b.floats(s.out * s.in), s.n, s.out,
+                                     s.in, 0,     1.0f, 0};
     b.product(name + " weight gradient", flops,
               [&] { return b.ops().linear_weight_grad(b.context(), &grad); });
   }

@@ -172,7 +172,7 @@ void Bench::run(const Shape& s) {
                   s.n,
                   s.accumulate,
                   s.alpha};
-  TmLinearWeightGrad grad{y, s.out, x, s.in, w, s.n, s.out, s.in, s.accumulate, s.alpha};
+  TmLinearWeightGrad grad{y, s.out, x, s.in, w, s.n, s.out, s.in, s.accumulate, s.alpha, 0};
   const auto product = [&] {
     if (s.product == kW) return cpu.linear_weight_grad(context, &grad);
     const bool is_forward = s.product == kF || s.product == kFR;

@@ -5,7 +5,7 @@
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32|fp8]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
 //                  [--memory-gib X] [--graphs on|off] [--device cuda|cpu] [--plugin PATH]
-//                  [--libraries DIR] [--threads N]
+//                  [--libraries DIR] [--threads N] [--fp32-master 1]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -218,6 +218,8 @@ void run(const Options& options) {
   TrainSpec spec = spec_of(work);
   spec.is_local = true;
   spec.device_memory_bytes = options.gibibytes("memory-gib");
+  const bool is_half = engine.device().element_bytes() == 2;
+  spec.has_half_states = work.is_full && is_half && !options.is_set("fp32-master");
   const size_t planned_bytes = engine.plan(spec).total_bytes;
   const MemoryPlan memory = engine.prepare(spec);
   const double load_seconds = seconds_since(load_start);

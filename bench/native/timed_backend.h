@@ -95,7 +95,9 @@ inline OpFloor of(double e, const TmAdamW* a) {
   }
   return {"", 0, moved};
 }
-inline OpFloor of(double, const TmSumSquares* a) { return {"", 0, 1024 * real(a->num_blocks)}; }
+inline OpFloor of(double, const TmSumSquares* a) {
+  return {"", 0, (a->half_values != nullptr ? 512 : 1024) * real(a->num_blocks)};
+}
 inline OpFloor of(double e, const int32_t*, size_t n, const TmWeight* table, TmElement*) {
   return {"", 0, 2 * e * real(n * table->in)};
 }

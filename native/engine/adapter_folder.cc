@@ -82,7 +82,7 @@ void read_adapter_weights(const Device& device, const std::string& folder,
       fail(file.path(), "tensor " + name + " has no place among the job's adapters.");
     }
   }
-  read_tensors(device, {file, *trained.layout, "", trained.weights});
+  read_tensors(device, {file, trained, StateKind::kWeight, ""});
 }
 
 void write_adapter_folder(const Device& device, const AdapterOutput& output) {
@@ -104,7 +104,7 @@ void write_adapter_folder(const Device& device, const AdapterOutput& output) {
       (lora.use_rslora ? "true" : "false") + "\n}\n";
   SafetensorsContent content;
   content.metadata = {{"format", "pt"}};
-  add_entries(device, {*output.trained.layout, "", output.trained.weights}, content);
+  add_entries(device, {output.trained, StateKind::kWeight, ""}, content);
   write_safetensors(output.folder + "/adapter_model.safetensors", content);
   FileWriter file(output.folder + "/adapter_config.json");
   file.write(config.data(), config.size());

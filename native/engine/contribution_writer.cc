@@ -7,6 +7,12 @@
 #include "engine/stream_out.h"
 
 namespace tunemesh {
+namespace {
+
+// Of the staging buffer: one is rounded while the other is filled.
+constexpr size_t kPlaces = TM_COPY_LANES - TM_GRADIENT_LANE;
+
+}  // namespace
 
 ContributionWriter::ContributionWriter(const Device& device, TrainingState& state,
                                        const ContributionTarget& target)
@@ -23,6 +29,10 @@ ContributionWriter::ContributionWriter(const Device& device, TrainingState& stat
   }
 }
 
+ContributionWriter::~ContributionWriter() {
+  for (const Piece& piece : under_way_) device_.ops().finish_copy(device_.context(), piece.lane);
+}
+
 void ContributionWriter::write(size_t part) {
   if (part != next_part_++) throw EngineError("INTERNAL", "parts of a gradient out of order.");
   for (const BlockRange& range : state_.parts()[part]) write_range(range);
@@ -30,6 +40,7 @@ void ContributionWriter::write(size_t part) {
 
 void ContributionWriter::finish() {
   while (next_part_ < state_.parts().size()) write(next_part_);
+  while (!under_way_.empty()) finish_oldest();
   if (status_ != TM_OK) throw_failure();
 }
 
@@ -39,49 +50,62 @@ void ContributionWriter::write_range(const BlockRange& range) {
     const size_t slice = block / exchange_.options().slice_blocks;
     const size_t slice_end = exchange_.slice_first_block(slice) + exchange_.slice_num_blocks(slice);
     const size_t count = std::min(end, slice_end) - block;
-    write_within_slice(slice, {block, count});
+    if (device_.is_host()) {
+      const float* const gradient = state_.trained().gradient + block * kBlockElements;
+      write_piece({slice, {block, count}, gradient, 0});
+    } else {
+      fetch(slice, {block, count});
+    }
     block += count;
   }
 }
 
-void ContributionWriter::write_within_slice(size_t slice, const BlockRange& range) {
+// Through the places of the staging buffer, each of which has a lane.
+void ContributionWriter::fetch(size_t slice, const BlockRange& range) {
+  const size_t most = state_.staging().size() / kBlockElements / kPlaces;
+  for (size_t done = 0; done < range.num_blocks; done += most) {
+    if (under_way_.size() == kPlaces) finish_oldest();
+    const size_t place = next_place_++ % kPlaces;
+    const BlockRange piece = {range.first_block + done, std::min(most, range.num_blocks - done)};
+    float* const to = state_.staging().data() + place * most * kBlockElements;
+    TmSideCopy copy = {};
+    copy.to = to;
+    copy.from = state_.trained().gradient + piece.first_block * kBlockElements;
+    copy.num_bytes = piece.num_blocks * kBlockElements * sizeof(float);
+    copy.to_host = 1;
+    copy.lane = TM_GRADIENT_LANE + place;
+    TM_RUN(device_, start_copy, &copy);
+    under_way_.push_back({slice, piece, to, copy.lane});
+  }
+}
+
+void ContributionWriter::finish_oldest() {
+  const Piece piece = under_way_.front();
+  TM_RUN(device_, finish_copy, piece.lane);
+  under_way_.pop_front();
+  write_piece(piece);
+}
+
+void ContributionWriter::write_piece(const Piece& piece) {
   // After a failure the other parts are only searched for a tensor that comes before it by name.
   const bool is_told = target_.on_slice && status_ == TM_OK;
   size_t bad_block = 0;
-  const TmStatus status = round(range, &bad_block, is_told ? &measures_[slice] : nullptr);
-  if (status != TM_OK) return fail(range.first_block + bad_block, status);
+  const TmStatus status = round(piece, &bad_block, is_told ? &measures_[piece.slice] : nullptr);
+  if (status != TM_OK) return fail(piece.range.first_block + bad_block, status);
   if (!is_told) return;
-  blocks_left_[slice] -= range.num_blocks;
-  if (blocks_left_[slice] > 0) return;
-  const RangeMeasure& measured = measures_[slice];
-  const size_t headers = exchange_.num_chunks(slice) * kFrameHeaderBytes;
+  blocks_left_[piece.slice] -= piece.range.num_blocks;
+  if (blocks_left_[piece.slice] > 0) return;
+  const RangeMeasure& measured = measures_[piece.slice];
+  const size_t headers = exchange_.num_chunks(piece.slice) * kFrameHeaderBytes;
   const SliceMeasure measure{measured.digest, measured.packed_bytes + headers};
-  exchange_.note_measure(target_.slot, slice, measure);
-  target_.on_slice({slice, measure});
+  exchange_.note_measure(target_.slot, piece.slice, measure);
+  target_.on_slice({piece.slice, measure});
 }
 
-// From a device with memory of its own the gradient comes through the staging buffer, piece by
-// piece.
-TmStatus ContributionWriter::round(const BlockRange& range, size_t* bad_block,
+TmStatus ContributionWriter::round(const Piece& piece, size_t* bad_block,
                                    RangeMeasure* measure) const {
-  const float* gradient = state_.trained().gradient + range.first_block * kBlockElements;
-  if (device_.is_host()) return round_from({range, gradient, bad_block, measure});
-  const size_t most = state_.staging().size() / kBlockElements;
-  for (size_t done = 0; done < range.num_blocks; done += most) {
-    const BlockRange piece = {range.first_block + done, std::min(most, range.num_blocks - done)};
-    TM_RUN(device_, copy_out, state_.staging().data(), gradient + done * kBlockElements,
-           piece.num_blocks * kBlockElements * sizeof(float));
-    const TmStatus status = round_from({piece, state_.staging().data(), bad_block, measure});
-    if (status == TM_OK) continue;
-    *bad_block += done;
-    return status;
-  }
-  return TM_OK;
-}
-
-TmStatus ContributionWriter::round_from(const RoundRange& args) const {
-  const auto& [range, gradient, bad_block, measure] = args;
-  const TmRoundAndAdd call = {gradient, accumulator_ + range.first_block * kBlockElements,
+  const BlockRange& range = piece.range;
+  const TmRoundAndAdd call = {piece.gradient, accumulator_ + range.first_block * kBlockElements,
                               range.num_blocks, state_.spec().significant_bits, bad_block};
   if (measure == nullptr) return overwrites_ ? round_to(call) : round_and_add(call);
   return overwrites_ ? round_to_measured(call, range.first_block, measure)

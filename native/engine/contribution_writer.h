@@ -1,7 +1,10 @@
 // A micro-batch's gradient on its way into a contribution slot, part by part, while backward goes
 // on with the layers below: rounded, added, and in a lease's last micro-batch measured. A slice is
-// told as soon as all of it stands.
+// told as soon as all of it stands. From a device with memory of its own the parts come by copies
+// beside backward: a piece is rounded when the next ones are under way, so that the device has work
+// meanwhile.
 #pragma once
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -29,8 +32,12 @@ struct ContributionTarget {
 class ContributionWriter {
  public:
   ContributionWriter(const Device& device, TrainingState& state, const ContributionTarget& target);
+  ~ContributionWriter();  // waits for copies that are under way
+  ContributionWriter(const ContributionWriter&) = delete;
+  ContributionWriter& operator=(const ContributionWriter&) = delete;
 
-  // The gradient of this part (gradient_parts) is final. Parts come in order.
+  // The gradient of this part (gradient_parts) is final, and stays until finish(). Parts come in
+  // order.
   void write(size_t part);
   // The parts that are left. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE, named after the
   // first tensor of the canonical order that fails, whichever part it was met in.
@@ -38,15 +45,17 @@ class ContributionWriter {
 
  private:
   void write_range(const BlockRange& range);
-  void write_within_slice(size_t slice, const BlockRange& range);
-  TmStatus round(const BlockRange& range, size_t* bad_block, RangeMeasure* measure) const;
-  struct RoundRange {
+  // Part of one slice, in host memory once its copy (of this lane) has ended.
+  struct Piece {
+    size_t slice;
     BlockRange range;
-    const float* gradient;  // of the range, in host memory
-    size_t* bad_block;
-    RangeMeasure* measure;  // null: not wanted
+    const float* gradient;
+    size_t lane;
   };
-  TmStatus round_from(const RoundRange& args) const;
+  void fetch(size_t slice, const BlockRange& range);
+  void finish_oldest();
+  void write_piece(const Piece& piece);
+  TmStatus round(const Piece& piece, size_t* bad_block, RangeMeasure* measure) const;
   void fail(size_t block, TmStatus status);
   [[noreturn]] void throw_failure() const;
 
@@ -57,6 +66,8 @@ class ContributionWriter {
   const bool overwrites_;  // the slot was cleared: nothing to add to
   int64_t* const accumulator_;
   size_t next_part_ = 0;
+  std::deque<Piece> under_way_;  // oldest first
+  size_t next_place_ = 0;
   // By slice, where somebody listens.
   std::vector<size_t> blocks_left_;
   std::vector<RangeMeasure> measures_;

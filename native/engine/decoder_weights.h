@@ -13,7 +13,8 @@ namespace tunemesh {
 struct LinearWeights {
   TmWeight weight = {};
   const float* bias = nullptr;
-  float* weight_grad = nullptr;  // null: frozen
+  void* weight_grad = nullptr;  // floats, or elements where has_element_grad; null: frozen
+  bool has_element_grad = false;
   float* bias_grad = nullptr;
   // y += (scale x A^T) B^T; A [r, in], B [out, r]; rows null: no adapter here
   TmWeight lora_a = {};
@@ -39,7 +40,8 @@ struct LayerWeights {
 
 struct DecoderWeights {
   TmWeight embedding = {};
-  float* embedding_grad = nullptr;  // tied: also the head's gradient
+  void* embedding_grad = nullptr;  // floats, or elements; tied: also the head's gradient
+  bool has_element_grads = false;
   std::vector<LayerWeights> layers;
   NormWeights final_norm;
   LinearWeights head;

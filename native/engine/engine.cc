@@ -7,6 +7,7 @@
 #include "engine/memory_choice.h"
 #include "engine/sha256.h"
 #include "engine/tensor_files.h"
+#include "engine/trained_states.h"
 
 #ifndef TUNEMESH_SOURCE_DIGEST
 #define TUNEMESH_SOURCE_DIGEST "unknown"
@@ -107,21 +108,25 @@ MemoryPlan Engine::prepare(const TrainSpec& spec) {
   has_weights_ = false;
   training->reserve();
   MemoryPlan memory = training->reserved();
+  TrainedVector& trained = training->trained();
   if (spec.is_full) {
-    read_full_weights(*device_, *source_, training->trained());
-    weights_ = full_view(options_.config, training->trained());
+    weights_ = full_view(options_.config, trained);
   } else {
-    initialise_adapter(*device_, training->trained(), spec.seed);
     weights_ = base_->view();
-    attach_adapter({options_.config, training->spec().lora, training->trained()}, weights_);
+    attach_adapter({options_.config, training->spec().lora, trained}, weights_);
     if (base_->is_mapped()) {
       memory.mapped_bytes = base_->num_bytes();
     } else {
       add_base({base_->num_bytes(), base_->host_bytes()}, memory);
     }
   }
-  place_copies(*device_, weights_, training->trained());
-  refresh(training->trained());
+  place_weights(*device_, {options_.config, weights_}, trained);
+  if (spec.is_full) {
+    read_full_weights(*device_, *source_, trained);
+  } else {
+    initialise_adapter(*device_, trained, spec.seed);
+  }
+  refresh(trained);
   has_weights_ = true;
   training_ = std::move(training);
   return memory;
@@ -195,7 +200,8 @@ MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_diviso
   const auto start = std::chrono::steady_clock::now();
   const CheckedOperations checked(*device_, target.is_checked);
   ContributionWriter writer(*device_, state, target);
-  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats(),
+  const GradientVector gradient = {state.trained().added_ranges(),
+                                   state.trained().gradient_ranges(),
                                    [&writer](size_t part) { writer.write(part); }};
   try {
     const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
@@ -267,7 +273,13 @@ void Engine::update_from(const Update& update, AdamWNumbers numbers) {
   numbers.weight_decay = state.spec().weight_decay;
   numbers.seed = state.spec().seed;
   numbers.step = static_cast<uint32_t>(update.step);
-  apply_adamw(*device_, {state.trained(), update.gradient, numbers});
+  const TrainedVector& trained = state.trained();
+  apply_adamw(*device_, {trained, update.gradient, numbers});
+  if (trained.is_half && !reads_half_weights(*device_)) {
+    refresh(trained);
+  } else {
+    refresh_packed(*device_, trained, Copies::kNotPlaced);
+  }
 }
 
 std::string Engine::weights_digest() const {
@@ -293,7 +305,7 @@ void Engine::write_adapter(const std::string& folder, const std::string& base_mo
   }
   SafetensorsContent content;
   content.metadata = {{"format", "pt"}};
-  add_entries(*device_, {state.layout(), "", state.trained().weights}, content);
+  add_entries(*device_, {state.trained(), StateKind::kWeight, ""}, content);
   write_safetensors(folder + "/model.safetensors", content);
 }
 
@@ -307,14 +319,13 @@ std::vector<WeightChange> Engine::weight_change() const {
 std::vector<TensorValues> Engine::gradients(const TokenBatch& batch, double loss_divisor) {
   TrainingState& state = training("gradients");
   check_batch(batch, {options_.config, state.work().spec});
-  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats()};
+  const TrainedVector& trained = state.trained();
+  const GradientVector gradient = {trained.added_ranges(), trained.gradient_ranges()};
   train_step({*device_, options_.config, weights_, state.work()}, batch, {gradient, loss_divisor});
   std::vector<TensorValues> result;
-  for (const TrainedTensor& tensor : state.layout().tensors) {
-    std::vector<float> values(tensor.num_elements);
-    TM_RUN(*device_, copy_out, values.data(), gradient.values + tensor.offset(),
-           values.size() * sizeof(float));
-    result.push_back({tensor.name, std::move(values)});
+  for (size_t i = 0; i < trained.tensors.size(); ++i) {
+    result.push_back({state.layout().tensors[i].name,
+                      state_values(*device_, {trained, i, StateKind::kGradient})});
   }
   return result;
 }
@@ -322,11 +333,9 @@ std::vector<TensorValues> Engine::gradients(const TokenBatch& batch, double loss
 std::vector<TensorValues> Engine::weights() const {
   const TrainingState& state = training("weights");
   std::vector<TensorValues> result;
-  for (const TrainedTensor& tensor : state.layout().tensors) {
-    std::vector<float> values(tensor.num_elements);
-    TM_RUN(*device_, copy_out, values.data(), state.trained().weights + tensor.offset(),
-           values.size() * sizeof(float));
-    result.push_back({tensor.name, std::move(values)});
+  for (size_t i = 0; i < state.trained().tensors.size(); ++i) {
+    result.push_back({state.layout().tensors[i].name,
+                      state_values(*device_, {state.trained(), i, StateKind::kWeight})});
   }
   return result;
 }

@@ -86,9 +86,17 @@ void group_weight_grads(const Pass& pass, size_t layer, const GroupBackwardCall&
   TmGroupAdapterGrads adapters = {};
   for (size_t part = 0; part < shape.num_parts; ++part) {
     const LinearWeights& linear = weights.linears[kGroupMembers[call.group].first + part];
-    const TmLinearWeightGrad grad = {
-        call.dy[part], strides.dy,      call.x,   strides.x, linear.weight_grad,
-        pass.n,        shape.out[part], shape.in, 0,         1.0f};
+    const TmLinearWeightGrad grad = {call.dy[part],
+                                     strides.dy,
+                                     call.x,
+                                     strides.x,
+                                     linear.weight_grad,
+                                     pass.n,
+                                     shape.out[part],
+                                     shape.in,
+                                     0,
+                                     1.0f,
+                                     linear.has_element_grad ? 1 : 0};
     if (linear.weight_grad != nullptr) TM_RUN(pass.device, linear_weight_grad, &grad);
     if (linear.bias_grad != nullptr) {
       TM_RUN(pass.device, bias_grad_add, call.dy[part], pass.n, shape.out[part], strides.dy,

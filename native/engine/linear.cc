@@ -45,8 +45,17 @@ void linear_backward(const Device& device, const LinearBackward& args) {
   const size_t out = linear.weight.out;
   const size_t in = linear.weight.in;
   if (linear.weight_grad != nullptr) {
-    const TmLinearWeightGrad call = {args.dy, out, args.x, in, linear.weight_grad,
-                                     args.n,  out, in,     0,  1.0f};
+    const TmLinearWeightGrad call = {args.dy,
+                                     out,
+                                     args.x,
+                                     in,
+                                     linear.weight_grad,
+                                     args.n,
+                                     out,
+                                     in,
+                                     0,
+                                     1.0f,
+                                     linear.has_element_grad ? 1 : 0};
     TM_RUN(device, linear_weight_grad, &call);
   }
   if (linear.bias_grad != nullptr) {
@@ -62,16 +71,16 @@ void linear_backward(const Device& device, const LinearBackward& args) {
   }
   if (!linear.has_adapter()) return;
   const size_t rank = args.rank;
-  const TmLinearWeightGrad b_grad = {args.dy, out, args.lora_u, rank, linear.lora_b_grad,
-                                     args.n,  out, rank,        0,    1.0f};
+  const TmLinearWeightGrad b_grad = {
+      args.dy, out, args.lora_u, rank, linear.lora_b_grad, args.n, out, rank, 0, 1.0f, 0};
   TM_RUN(device, linear_weight_grad, &b_grad);
   TmLinear du = product(args.lora_du, linear.lora_b, nullptr);
   du.y = const_cast<TmElement*>(args.dy);
   du.n = args.n;
   du.alpha = args.scale;
   backward_input(device, du);
-  const TmLinearWeightGrad a_grad = {args.lora_du, rank, args.x, in, linear.lora_a_grad,
-                                     args.n,       rank, in,     0,  1.0f};
+  const TmLinearWeightGrad a_grad = {
+      args.lora_du, rank, args.x, in, linear.lora_a_grad, args.n, rank, in, 0, 1.0f, 0};
   TM_RUN(device, linear_weight_grad, &a_grad);
   if (args.dx == nullptr) return;
   TmLinear through_a = product(args.dx, linear.lora_a, nullptr);

@@ -117,7 +117,8 @@ void refresh_groups(const Device& device, const DecoderWeights& weights) {
         call.bias[part] = linear.bias;
         call.lora_a[part] = linear.lora_a.rows;
         call.lora_b[part] = linear.lora_b.rows;
-        is_trained = is_trained || linear.weight.rows != nullptr || linear.has_adapter();
+        is_trained = is_trained || linear.weight.rows != nullptr || linear.has_adapter() ||
+                     linear.bias_grad != nullptr;
       }
       if (is_trained) TM_RUN(device, pack_group_trained, &call);
     }

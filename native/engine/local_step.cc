@@ -21,7 +21,8 @@ MicroBatchResult Engine::local_micro_batch(const TokenBatch& batch, double loss_
   }
   check_batch(batch, {options_.config, state.work().spec});
   const auto start = std::chrono::steady_clock::now();
-  const GradientVector gradient = {state.trained().gradient, state.layout().num_floats()};
+  const GradientVector gradient = {state.trained().added_ranges(),
+                                   state.trained().gradient_ranges()};
   const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
                                      {gradient, loss_divisor});
   const std::chrono::duration<double, std::milli> elapsed =
@@ -32,8 +33,15 @@ MicroBatchResult Engine::local_micro_batch(const TokenBatch& batch, double loss_
 double Engine::local_sum_squares() const {
   const TrainingState& state = local_training("localSumSquares");
   const std::span<double> sums = state.norm_sums();
-  const TmSumSquares call = {state.trained().gradient, state.layout().num_blocks, sums.data()};
+  const TrainedVector& trained = state.trained();
+  TmSumSquares call = {trained.gradient, state.layout().num_blocks, sums.data(),
+                       trained.half.gradient};
   TM_RUN(*device_, sum_squares, &call);
+  if (trained.has_half_gradient) {  // the vectors' floats after the matrices
+    call = {trained.half.vector_gradient, trained.half.num_vector_floats / kBlockElements,
+            sums.data() + norm_groups(call.num_blocks), nullptr};
+    TM_RUN(*device_, sum_squares, &call);
+  }
   std::vector<double> groups(sums.size());
   TM_RUN(*device_, copy_out, groups.data(), sums.data(), groups.size() * sizeof(double));
   double total = 0;

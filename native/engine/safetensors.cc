@@ -176,10 +176,11 @@ void write_safetensors(const std::string& path, const SafetensorsContent& conten
   }
   size_t offset = 0;
   for (const SafetensorsEntry& entry : content.entries) {
-    size_t num_bytes = 4;
+    size_t num_bytes = entry.is_bfloat16 ? 2 : 4;
     for (const size_t extent : entry.shape) num_bytes *= extent;
     header += std::string(header.size() > 1 ? "," : "") + json_quote(entry.name) +
-              ":{\"dtype\":\"F32\",\"shape\":" + shape_text(entry.shape) + ",\"data_offsets\":[" +
+              ":{\"dtype\":\"" + (entry.is_bfloat16 ? "BF16" : "F32") +
+              "\",\"shape\":" + shape_text(entry.shape) + ",\"data_offsets\":[" +
               std::to_string(offset) + "," + std::to_string(offset + num_bytes) + "]}";
     offset += num_bytes;
   }
@@ -190,7 +191,7 @@ void write_safetensors(const std::string& path, const SafetensorsContent& conten
   file.write(&header_bytes, 8);
   file.write(header.data(), header.size());
   for (const SafetensorsEntry& entry : content.entries) {
-    entry.write([&](const float* values, size_t count) { file.write(values, 4 * count); });
+    entry.write([&](const void* bytes, size_t size) { file.write(bytes, size); });
   }
   if (file.written() != 8 + header_bytes + offset) {
     throw EngineError("INTERNAL",

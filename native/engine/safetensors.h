@@ -52,12 +52,13 @@ class SafetensorsFile {
 struct SafetensorsEntry {
   std::string name;
   std::vector<size_t> shape;
-  // Writes the tensor's float32 values through the sink, in order.
-  std::function<void(const std::function<void(const float*, size_t)>& sink)> write;
+  // Writes the tensor's bytes through the sink, in order.
+  std::function<void(const std::function<void(const void*, size_t)>& sink)> write;
+  bool is_bfloat16 = false;  // else float32
 };
 
 struct SafetensorsContent {
-  std::vector<SafetensorsEntry> entries;  // all float32
+  std::vector<SafetensorsEntry> entries;
   std::vector<std::pair<std::string, std::string>> metadata;
 };
 

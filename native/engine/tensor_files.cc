@@ -1,27 +1,28 @@
 #include "engine/tensor_files.h"
 
-#include "engine/stream_out.h"
-#include "engine/trained_vector.h"
+#include <utility>
 
 namespace tunemesh {
 namespace {
 constexpr const char* kStateCode = "BLOB_CORRUPT";
 }  // namespace
 
-void add_entries(const Device& device, const VectorEntries& vector, SafetensorsContent& content) {
-  for (const TrainedTensor& tensor : vector.layout.tensors) {
-    const float* values = vector.values + tensor.offset();
-    const size_t count = tensor.num_elements;
-    auto write = [&device, values, count](const std::function<void(const float*, size_t)>& sink) {
-      stream_out(device, {values, count}, sink);
+void add_entries(const Device& device, const StateEntries& states, SafetensorsContent& content) {
+  const TrainedVector& trained = states.trained;
+  for (size_t i = 0; i < trained.layout->tensors.size(); ++i) {
+    const TrainedTensor& tensor = trained.layout->tensors[i];
+    auto write = [&device, &trained, i, kind = states.kind](const ByteSink& sink) {
+      stream_state(device, {trained, i, kind}, sink);
     };
-    content.entries.push_back({vector.prefix + tensor.name, tensor.shape, write});
+    const bool is_half = is_half_state({trained, i, states.kind});
+    content.entries.push_back({states.prefix + tensor.name, tensor.shape, write, is_half});
   }
 }
 
-void read_tensors(const Device& device, const VectorRead& read) {
+void read_tensors(const Device& device, const StateRead& read) {
   std::vector<float> values;
-  for (const TrainedTensor& tensor : read.layout.tensors) {
+  for (size_t i = 0; i < read.trained.layout->tensors.size(); ++i) {
+    const TrainedTensor& tensor = read.trained.layout->tensors[i];
     const std::string name = read.prefix + tensor.name;
     if (read.file.tensor(name).shape != tensor.shape) {
       read.file.fail("tensor " + name + " has another shape than the job's " + tensor.name +
@@ -29,17 +30,37 @@ void read_tensors(const Device& device, const VectorRead& read) {
     }
     values.resize(tensor.num_elements);
     read.file.read(name, 0, tensor.num_elements, values.data());
-    TM_RUN(device, copy_in, read.values + tensor.offset(), values.data(),
-           values.size() * sizeof(float));
+    set_state(device, {read.trained, i, read.kind}, values);
   }
 }
+
+namespace {
+
+constexpr std::pair<StateKind, const char*> kStateParts[] = {{StateKind::kWeight, "weight."},
+                                                             {StateKind::kFirstMoment, "m."},
+                                                             {StateKind::kSecondMoment, "v."}};
+
+void check_types(const SafetensorsFile& file, const TrainedVector& trained) {
+  for (const auto& [kind, prefix] : kStateParts) {
+    for (size_t i = 0; i < trained.layout->tensors.size(); ++i) {
+      const std::string name = prefix + trained.layout->tensors[i].name;
+      const std::string wanted = is_half_state({trained, i, kind}) ? "BF16" : "F32";
+      const std::string& found = file.tensor(name).dtype;
+      if (found == wanted) continue;
+      file.fail("tensor " + name + " is of dtype " + found + ", the job's state of " + wanted +
+                ". Resume it with the fp32_master that it began with.");
+    }
+  }
+}
+
+}  // namespace
 
 void write_state_file(const Device& device, const TrainedVector& trained, const StateFile& state) {
   SafetensorsContent content;
   content.metadata = {{"step", std::to_string(state.step)}};
-  add_entries(device, {*trained.layout, "weight.", trained.weights}, content);
-  add_entries(device, {*trained.layout, "m.", trained.m}, content);
-  add_entries(device, {*trained.layout, "v.", trained.v}, content);
+  for (const auto& [kind, prefix] : kStateParts) {
+    add_entries(device, {trained, kind, prefix}, content);
+  }
   write_safetensors(state.path, content);
 }
 
@@ -55,9 +76,10 @@ size_t read_state_file(const Device& device, const TrainedVector& trained,
     file.fail("has " + std::to_string(file.tensors().size()) + " tensors, the job's state has " +
               std::to_string(3 * trained.layout->tensors.size()) + ".");
   }
-  read_tensors(device, {file, *trained.layout, "weight.", trained.weights});
-  read_tensors(device, {file, *trained.layout, "m.", trained.m});
-  read_tensors(device, {file, *trained.layout, "v.", trained.v});
+  check_types(file, trained);
+  for (const auto& [kind, prefix] : kStateParts) {
+    read_tensors(device, {file, trained, kind, prefix});
+  }
   return std::stoul(step->second);
 }
 

@@ -1,32 +1,31 @@
-// Canonical vectors to and from safetensors files.
+// Trained states to and from safetensors files.
 #pragma once
 #include <string>
 
-#include "engine/canonical_layout.h"
-#include "engine/device.h"
 #include "engine/safetensors.h"
+#include "engine/trained_states.h"
 
 namespace tunemesh {
 
-struct VectorEntries {
-  const CanonicalLayout& layout;
+struct StateEntries {
+  const TrainedVector& trained;
+  StateKind kind;
   std::string prefix;  // of the names in the file
-  const float* values;
 };
-// Entries that stream the vector's tensors from the device when the file is written.
-void add_entries(const Device& device, const VectorEntries& vector, SafetensorsContent& content);
+// Entries that stream the tensors, as they are stored, from the device when the file is written.
+void add_entries(const Device& device, const StateEntries& states, SafetensorsContent& content);
 
-struct VectorRead {
+struct StateRead {
   const SafetensorsFile& file;
-  const CanonicalLayout& layout;
+  const TrainedVector& trained;
+  StateKind kind;
   std::string prefix;
-  float* values;
 };
 // Throws the file's error where a tensor is missing or has another shape.
-void read_tensors(const Device& device, const VectorRead& read);
+void read_tensors(const Device& device, const StateRead& read);
 
-// Trained weights and both moments: weight.<name>, m.<name>, v.<name>, metadata step.
-struct TrainedVector;
+// Trained weights and both moments: weight.<name>, m.<name>, v.<name>, metadata step. Reading
+// refuses a file of other types than the job's states: a resume is exact.
 struct StateFile {
   std::string path;
   size_t step;

@@ -16,6 +16,8 @@ struct LossRows {
   size_t count = 0;
 };
 
+void clear(const Device& device, const std::vector<MemoryRange>& ranges);
+void embedding_backward(const Pass& pass);
 LossRows select_trained_rows(const Pass& pass, const TokenBatch& batch);
 TmElement* loss_gradient(const Workspace& work);
 void loss_chunks(const Pass& pass, LossRows rows, float grad_scale);
@@ -31,14 +33,17 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
                       std::pair<GradientVector, double> gradient_and_divisor) {
   const auto& [gradient, divisor] = gradient_and_divisor;
   const Workspace& work = model.work;
-  TM_RUN(model.device, fill_zero, gradient.values, gradient.num_floats * sizeof(float));
+  clear(model.device, gradient.added);
 
   Pass pass = begin_pass(model, batch, 0);
   pass.has_backward = true;
   forward_layers(pass);
   // The host goes on while the device computes: no call waits up to the losses.
   const LossRows rows = select_trained_rows(pass, batch);
-  if (rows.count == 0) return {};
+  if (rows.count == 0) {
+    clear(model.device, gradient.all);
+    return {};
+  }
 
   const size_t hidden_bytes = model.config.hidden_size * model.device.element_bytes();
   TM_RUN(model.device, fill_zero, loss_gradient(work), pass.n * hidden_bytes);
@@ -51,10 +56,7 @@ LossResult train_step(const StepModel& model, const TokenBatch& batch,
   }
   tell_final(gradient, 0);
   backward_layers(pass, gradient);
-  if (model.weights.embedding_grad != nullptr) {
-    TM_RUN(model.device, embedding_backward_add, work.tokens, pass.n, work.dx,
-           model.config.hidden_size, model.config.vocab_size, model.weights.embedding_grad);
-  }
+  if (model.weights.embedding_grad != nullptr) embedding_backward(pass);
   const LossResult result = read_losses(pass, rows);
   tell_final(gradient, model.config.num_layers + 1);
   return result;
@@ -168,6 +170,23 @@ void check_batch(const TokenBatch& batch, const BatchLimits& limits) {
 
 namespace {
 
+void clear(const Device& device, const std::vector<MemoryRange>& ranges) {
+  for (const MemoryRange& range : ranges) TM_RUN(device, fill_zero, range.at, range.bytes);
+}
+
+// Sums of a row of the table are floats either way, rounded once where they are kept as elements.
+void embedding_backward(const Pass& pass) {
+  const Workspace& work = pass.work;
+  const size_t hidden = pass.config.hidden_size;
+  if (pass.weights.has_element_grads) {
+    TM_RUN(pass.device, scatter_rows_add, work.dx, work.tokens, pass.n, hidden,
+           static_cast<TmElement*>(pass.weights.embedding_grad));
+    return;
+  }
+  TM_RUN(pass.device, embedding_backward_add, work.tokens, pass.n, work.dx, hidden,
+         pass.config.vocab_size, static_cast<float*>(pass.weights.embedding_grad));
+}
+
 LossRows select_trained_rows(const Pass& pass, const TokenBatch& batch) {
   std::vector<int32_t> rows;
   std::vector<int32_t> targets;
@@ -228,9 +247,17 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
   const size_t vocabulary = pass.config.vocab_size;
   const LinearWeights& head = pass.weights.head;
   if (head.weight_grad != nullptr) {
-    const TmLinearWeightGrad call = {work.logits,           vocabulary, work.loss_normed, hidden,
-                                     head.weight_grad,      num_rows,   vocabulary,       hidden,
-                                     first_row > 0 ? 1 : 0, 1.0f};
+    const TmLinearWeightGrad call = {work.logits,
+                                     vocabulary,
+                                     work.loss_normed,
+                                     hidden,
+                                     head.weight_grad,
+                                     num_rows,
+                                     vocabulary,
+                                     hidden,
+                                     first_row > 0 ? 1 : 0,
+                                     1.0f,
+                                     head.has_element_grad ? 1 : 0};
     TM_RUN(pass.device, linear_weight_grad, &call);
   }
   // d normed goes to loss_dx, d x of the chunk then over loss_normed, which is read no more.

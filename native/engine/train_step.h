@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/decoder_layer.h"
+#include "engine/trained_vector.h"
 
 namespace tunemesh {
 
@@ -39,11 +40,9 @@ struct StepModel {
 };
 
 // Gradient of loss_sum / loss_divisor into the weights' gradient pointers, overwriting them.
-// `gradient` is the whole canonical vector, which is cleared first: norms, biases and embeddings
-// are added into.
+// What is added into (norms, biases, embeddings) is cleared first; where no row is trained all is.
 struct GradientVector {
-  float* values;
-  size_t num_floats;
+  std::vector<MemoryRange> added, all;
   // Told of each part (gradient_parts) as soon as nothing of the step writes to it any more, in
   // order; of none where no row is trained: the gradient is zero then.
   std::function<void(size_t part)> on_final_part = {};

@@ -67,6 +67,9 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas, const ActivationP
   buffers.trained.layout = &layout_;
   buffers.trained.groups = groups_;
   buffers.trained.num_full_layers = spec_.is_full && groups_.is_used ? config_.num_layers : 0;
+  buffers.trained.is_half = spec_.is_full && spec_.has_half_states;
+  buffers.trained.has_half_gradient =
+      buffers.trained.is_half && spec_.is_local && reads_half_weights(*device_);
   buffers.trained.reserve(*device_, arena);
   buffers.work.spec = {spec_.tokens_per_micro_batch,
                        spec_.longest_document,
@@ -78,7 +81,8 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas, const ActivationP
                        layers};
   buffers.work.reserve(config_, *device_, {arena, &arenas.host});
   if (spec_.is_local) {
-    const size_t count = (layout_.num_blocks + TM_NORM_GROUP_BLOCKS - 1) / TM_NORM_GROUP_BLOCKS;
+    const size_t num_vector_blocks = buffers.trained.half.num_vector_floats / kBlockElements;
+    const size_t count = norm_groups(layout_.num_blocks) + norm_groups(num_vector_blocks);
     buffers.norm_sums = {arena.take<double>("gradient norm", count), count};
   } else {
     take_exchange(arenas, buffers);
@@ -95,7 +99,8 @@ void TrainingState::take_exchange(Arenas& arenas, Buffers& buffers) const {
   buffers.exchange.frames = arenas.frames->take_bytes("frames", plan.frame_bytes);
   buffers.exchange.scratch = host.take_bytes("exchange scratch", plan.scratch_bytes);
   if (!device_->is_host()) {
-    const size_t count = std::min(layout_.num_floats(), kStagingFloats);
+    const size_t least = (TM_COPY_LANES - TM_GRADIENT_LANE) * kBlockElements;
+    const size_t count = std::clamp(layout_.num_floats(), least, kStagingFloats);
     buffers.staging = {host.take<float>("gradient staging", count), count};
   }
 }

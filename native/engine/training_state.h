@@ -28,6 +28,8 @@ struct TrainSpec {
   int significant_bits = 24;  // codec q24, q12, q8
   double beta1 = 0, beta2 = 0;
   float epsilon = 0, weight_decay = 0;
+  // Full only: bfloat16 weights and moments under stochastic rounding, without float32 masters.
+  bool has_half_states = false;
   // `local` mode: one worker, nothing is exchanged; the fields below are then not read. Reached by
   // the engine's local_* calls only.
   bool is_local = false;
@@ -39,6 +41,11 @@ struct TrainSpec {
   size_t device_memory_bytes = 0;   // what the job may take; 0: what is free but a reserve
   ActivationPlan layers;            // empty: chosen by the three above
 };
+
+// Groups of blocks whose squares are summed apart.
+constexpr size_t norm_groups(size_t num_blocks) {
+  return (num_blocks + TM_NORM_GROUP_BLOCKS - 1) / TM_NORM_GROUP_BLOCKS;
+}
 
 struct MemoryPlan {
   size_t total_bytes = 0;  // the device's

@@ -6,6 +6,7 @@
 
 #include "engine/safetensors.h"
 #include "engine/stream_out.h"
+#include "engine/trained_states.h"
 
 namespace tunemesh {
 namespace {
@@ -40,7 +41,8 @@ std::vector<WeightChange> full_weight_change(const Device& device, const WeightS
                                              const TrainedVector& trained) {
   std::vector<WeightChange> changes;
   std::vector<float> part;
-  for (const TrainedTensor& tensor : trained.layout->tensors) {
+  for (size_t index = 0; index < trained.layout->tensors.size(); ++index) {
+    const TrainedTensor& tensor = trained.layout->tensors[index];
     // Quantised files are read in whole rows.
     const size_t row = tensor.shape.back();
     const size_t step = std::max(row, kStreamFloats / row * row);
@@ -50,7 +52,7 @@ std::vector<WeightChange> full_weight_change(const Device& device, const WeightS
       part.resize(count);
       source.read(tensor.name, first, count, part.data());
       const std::vector<float> now =
-          copied_out(device, {trained.weights + tensor.offset() + first, count});
+          state_values(device, {trained, index, StateKind::kWeight}, {first, count});
       for (size_t i = 0; i < count; ++i) part[i] = now[i] - part[i];
       sum += sum_abs(part.data(), count);
     }
@@ -74,8 +76,8 @@ std::vector<WeightChange> adapter_weight_change(const Device& device, const Adap
       const std::string b_name = adapter_tensor_name(layer, linear, 'B');
       const CanonicalLayout& layout = *change.trained.layout;
       const auto now = [&](const std::string& name) {
-        const TrainedTensor& tensor = *layout.find(name);
-        return copied_out(device, {change.trained.weights + tensor.offset(), tensor.num_elements});
+        const auto index = static_cast<size_t>(layout.find(name) - layout.tensors.data());
+        return state_values(device, {change.trained, index, StateKind::kWeight});
       };
       const std::vector<float> a = now(a_name);
       const std::vector<float> b = now(b_name);

@@ -93,10 +93,11 @@ typedef struct {
   size_t dy_stride;  // [n, out]
   const TmElement* x;
   size_t x_stride;  // [n, in]
-  float* dw;        // [out, in] row-major
+  void* dw;         // [out, in] row-major: floats, or elements where is_element
   size_t n, out, in;
   int accumulate;
   float alpha;
+  int is_element;
 } TmLinearWeightGrad;  // dw = alpha dy^T x, chain over tokens ascending
 
 typedef struct {
@@ -283,7 +284,8 @@ typedef struct {
 typedef struct {
   const float* values;  // [num_blocks * 256]
   size_t num_blocks;
-  double* group_sums;  // [ceil(num_blocks / TM_NORM_GROUP_BLOCKS)]
+  double* group_sums;           // [ceil(num_blocks / TM_NORM_GROUP_BLOCKS)]
+  const uint16_t* half_values;  // instead of `values` where not null: bfloat16
 } TmSumSquares;
 
 // A linear group: linears that read the same input (q, k and v; gate and up; or one alone) as one
@@ -406,7 +408,9 @@ typedef struct {
 
 // A copy beside the operations: it starts after all that were given before it, and those given
 // later do not wait for it. Copies run in order. The host's side is memory of allocate_host().
-#define TM_COPY_LANES 2
+// Lanes from TM_GRADIENT_LANE on are for gradients on their way to the exchange.
+#define TM_COPY_LANES 4
+#define TM_GRADIENT_LANE 2
 typedef struct {
   void* to;
   const void* from;
@@ -517,6 +521,8 @@ typedef struct TmBackend {
   TmStatus (*start_copy)(TmContext*, const TmSideCopy*);
   // Operations given from here on start when the lane's last copy has ended.
   TmStatus (*await_copy)(TmContext*, size_t lane);
+  // Returns when the lane's last copy has ended.
+  TmStatus (*finish_copy)(TmContext*, size_t lane);
   // Of the device's own memory, what nobody has taken yet; null: it uses the host's.
   size_t (*free_bytes)(TmContext*);
 

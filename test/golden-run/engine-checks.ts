@@ -165,12 +165,13 @@ async function openAt(
     precision,
   })
   await engine.load()
-  await engine.prepare({ ...specFor(method, batch), precision })
+  const states = method === 'full' && precision === 'bf16' ? 'bf16' : 'fp32'
+  await engine.prepare({ ...specFor(method, batch), precision, states })
   if (method === 'lora') await engine.loadAdapter(join(folder, 'adapter'))
   return engine
 }
 
-function specFor(method: Method, batch: TokenBatch): Omit<TrainSpec, 'precision'> {
+function specFor(method: Method, batch: TokenBatch): Omit<TrainSpec, 'precision' | 'states'> {
   const targetModules = [
     'q_proj',
     'k_proj',

@@ -279,6 +279,7 @@ const inferenceSpec = (expected: ExpectedReal): TrainSpec => ({
     useRslora: false,
   },
   precision: 'fp32',
+  states: 'fp32',
   seed: 0,
   tokensPerMicroBatch: 512,
   longestDocument: 512,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <optional>
 
+#include "device_like_backend.h"
 #include "engine/contribution_writer.h"
 #include "engine_case.h"
 #include "test_check.h"
@@ -75,6 +76,45 @@ void test_same_contribution(uint64_t seed, const std::vector<std::string>& modul
     });
     CHECK(modules.empty() || in_order, what + ": slices out of backward's order");
   }
+}
+
+// A device's gradient arrives by late copies, in pieces of a staging buffer that holds half the
+// vector: the same slot, slice by slice, as from memory of the host.
+void test_contribution_of_device(uint64_t seed, const std::vector<std::string>& modules) {
+  const Case made = random_case(seed);
+  const std::string what =
+      "device, seed " + std::to_string(seed) + (modules.empty() ? " full" : "");
+  const auto host = engine_of(made, {2, "auto", host_group_backend()});
+  const auto device = engine_of(made, {2, "auto", device_like_backend()});
+  for (Engine* each : {host.get(), device.get()}) each->prepare(spec_of(made, modules));
+  const size_t started = late_copies.num_started;
+  for (const bool last_is_empty : {false, true}) {
+    const auto wanted = told_of(*host, made, last_is_empty);
+    const auto told = told_of(*device, made, last_is_empty);
+    CHECK(told.size() == wanted.size(), what + ": not every slice is told");
+    for (size_t i = 0; i < wanted.size() && i < told.size(); ++i) {
+      CHECK(told[i].slice.slice == wanted[i].slice.slice, what + ": another order");
+      CHECK(told[i].slice.measure.digest == wanted[i].slice.measure.digest &&
+                told[i].slice.measure.packed_bytes == wanted[i].slice.measure.packed_bytes,
+            what + ": another measure");
+      CHECK(told[i].values == wanted[i].values, what + ": other sums");
+    }
+  }
+  CHECK(late_copies.num_started >= started + 3 * made.config.num_layers,
+        what + ": the gradient comes in one piece");
+  CHECK(late_copies.waiting.empty(), what + ": copies are under way after a step");
+}
+
+// A step that fails half-way leaves no copy under way, and the next one is right.
+void test_failed_step_of_device() {
+  const Case made = random_case(2);
+  const auto device = engine_of(made, {2, "auto", device_like_backend()});
+  device->prepare(spec_of(made, {}));
+  CHECK_THROWS(device->micro_batch(made.batch(), 1e-12, 0), "GRADIENT_OUT_OF_RANGE", "32768");
+  CHECK(late_copies.waiting.empty(), "copies are under way after a failed step");
+  device->exchange()->clear_slot(0);
+  device->micro_batch(made.batch(), 3, 0);
+  CHECK(!device->exchange()->is_poisoned(0), "the step after a failed one fails");
 }
 
 // The largest magnitude of each layer's adapters, and the first tensor that reaches `limit`.
@@ -160,5 +200,10 @@ int main() {
     test_same_contribution(seed, kAllModules);
   }
   test_failure_after_told_slices();
+  for (uint64_t seed = 1; seed <= 4; ++seed) {
+    test_contribution_of_device(seed, {});
+    test_contribution_of_device(seed, kAllModules);
+  }
+  test_failed_step_of_device();
   return finish("contribution_test");
 }

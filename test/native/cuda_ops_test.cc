@@ -86,7 +86,8 @@ std::vector<OpCase> linear_cases() {
                                below(2) == 0 ? 1.0f : random.normal(1),
                                below(2) == 0,
                                below(20),
-                               below(2) == 0 || Random::rounds_to_bf16};
+                               below(2) == 0 || Random::rounds_to_bf16,
+                               i % 2 == 0};
     cases.push_back(linear_case(Random(seed++), shape));
   }
   return cases;
@@ -214,6 +215,7 @@ void run_fp32(const Device& cuda, Tally& tally) {
   Device cpu = {tm_cpu_backend(), nullptr, "cpu"};
   require(cpu.backend->create(&options, &cpu.context), cpu);
   compare_sum_squares({staged_device, cuda.context, "cuda"}, cpu, tally);
+  compare_half_squares({{staged_device, cuda.context, "cuda"}}, cpu, tally);
   cpu.backend->destroy(cpu.context);
   compare_roundings({cuda.backend, cuda.context, "sums on the device", false}, tally);
   compare_roundings({staged_device, cuda.context, "sums on the host", true}, tally);

@@ -75,9 +75,15 @@ const TmBackend* failing_backend() {
       faults.line = "attention: head size 320 is above 256";
       return SIZE_MAX;
     };
+    device.start_copy = [](TmContext* context, const TmSideCopy* copy) {
+      return tm_cpu_backend()->copy_out(context, copy->to, copy->from, copy->num_bytes);
+    };
+    device.finish_copy = [](TmContext*, size_t) {
+      return faults.is_broken ? fail(TM_DEVICE_ERROR, "illegal access") : TM_OK;
+    };
     device.linear_weight_grad = [](TmContext* context, const TmLinearWeightGrad* args) {
       const TmStatus status = tm_cpu_backend()->linear_weight_grad(context, args);
-      poison(args->dw);
+      poison(static_cast<float*>(args->dw));
       return status;
     };
     device.group_adapter_grads = [](TmContext* context, const TmGroupAdapterGrads* args) {
@@ -132,7 +138,7 @@ void test_late_failure() {
   const auto engine = prepared_engine(made);
   faults.calls_to_failure = 2;
   const Failure found = failure_of([&] { engine->micro_batch(made.batch(), 7, 0); });
-  CHECK(found.code == "DEVICE_FAILED" && found.subject == "copy_out",
+  CHECK(found.code == "DEVICE_FAILED" && found.subject == "finish_copy",
         "an unchecked failure is told by the call that waits: " + found.code + found.message);
   CHECK(has(found.message, "earlier operation"), "nobody says that the call may be innocent");
   CHECK(engine->exchange()->is_poisoned(0), "the slot stays usable");

@@ -76,7 +76,7 @@ inline const TmBackend* device_like_backend() {
       late_copies.start(*copy);
       return TM_OK;
     };
-    device.await_copy = [](TmContext*, size_t lane) {
+    device.finish_copy = device.await_copy = [](TmContext*, size_t lane) {
       late_copies.await(lane);
       return TM_OK;
     };

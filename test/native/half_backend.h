@@ -126,6 +126,7 @@ inline void add_half_linears(TmBackend& half) {
     TmLinearWeightGrad a = *args;
     a.dy = w.in(a.dy, {a.n, a.dy_stride, a.out});
     a.x = w.in(a.x, {a.n, a.x_stride, a.in});
+    if (a.is_element) a.dw = w.in_out(static_cast<TmElement*>(a.dw), flat(a.out * a.in));
     return w.finish(half_host()->linear_weight_grad(context, &a));
   };
   half.bias_add = [](TmContext* context, TmElement* y, size_t n, size_t c, size_t stride,

@@ -16,7 +16,8 @@ struct LinearShape {
   float alpha;
   bool accumulate;
   size_t gap;
-  bool packed;  // the weight comes from pack_weight
+  bool packed;              // the weight comes from pack_weight
+  bool is_element = false;  // of a weight's gradient: elements, not floats
 };
 
 // x [n, in], w [out, in], y [n, out]; the product's result is one of them.
@@ -40,7 +41,8 @@ inline Outputs linear_kernel(const Device& d, const LinearShape& s, LinearOperan
                                      s.out,
                                      s.in,
                                      s.accumulate ? 1 : 0,
-                                     s.alpha};
+                                     s.alpha,
+                                     s.is_element ? 1 : 0};
     require(d.backend->linear_weight_grad(d.context, &call), d);
     return {o.w.values};
   }
@@ -102,7 +104,8 @@ inline Exact tensor_core_weight_grad(const LinearShape& s, const LinearOperands&
 
 template <typename Real>
 inline Exact linear_reference(const LinearShape& s, LinearOperands o) {
-  if (std::is_same_v<Real, float> && Random::rounds_to_bf16 && s.product == Product::kWeightGrad) {
+  if (std::is_same_v<Real, float> && Random::rounds_to_bf16 && s.product == Product::kWeightGrad &&
+      !s.is_element) {
     return tensor_core_weight_grad(s, o);
   }
   const auto x = as<Real>(o.x.values), w = as<Real>(o.w.values), y = as<Real>(o.y.values);
@@ -136,7 +139,7 @@ inline OpCase linear_case(Random random, const LinearShape& s) {
   const char* const names[] = {"linear forward", "linear backward input", "linear weight grad"};
   return make_case(
       named(names[static_cast<int>(s.product)],
-            {s.n, s.in, s.out, s.gap, s.accumulate, s.packed, size_t(s.alpha * 100)}),
+            {s.n, s.in, s.out, s.gap, s.accumulate, s.packed, s.is_element, size_t(s.alpha * 100)}),
       [=](const Device& d) { return linear_kernel(d, s, operands); },
       [=](auto real) { return linear_reference<decltype(real)>(s, operands); });
 }

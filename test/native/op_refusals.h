@@ -130,19 +130,52 @@ inline void compare_sum_squares(const Device& cuda, const Device& cpu, Tally& ta
     values[i] = std::sin(static_cast<float>(i)) * std::exp2(static_cast<float>(i % 41) - 20.0f);
   }
   double wanted[kGroups], found[kGroups];
-  const TmSumSquares host = {values.data(), kBlocks, wanted};
+  const TmSumSquares host = {values.data(), kBlocks, wanted, nullptr};
   tally.check(cpu.backend->sum_squares(cpu.context, &host) == TM_OK, "sum_squares on the CPU");
   const TmBackend& ops = *cuda.backend;
   void *in = nullptr, *out = nullptr;
   ops.allocate(cuda.context, values.size() * sizeof(float), &in);
   ops.allocate(cuda.context, sizeof found, &out);
   ops.copy_in(cuda.context, in, values.data(), values.size() * sizeof(float));
-  const TmSumSquares device = {static_cast<float*>(in), kBlocks, static_cast<double*>(out)};
+  const TmSumSquares device = {static_cast<float*>(in), kBlocks, static_cast<double*>(out),
+                               nullptr};
   tally.check(ops.sum_squares(cuda.context, &device) == TM_OK, "sum_squares");
   ops.copy_out(cuda.context, found, out, sizeof found);
   ops.release(cuda.context, in);
   ops.release(cuda.context, out);
   tally.check(memcmp(wanted, found, sizeof found) == 0, "sums of squares equal the CPU's bits");
+}
+
+// Of bf16 values as of the floats that they are.
+inline void compare_half_squares(const std::vector<Device>& devices, const Device& cpu,
+                                 Tally& tally) {
+  constexpr size_t kBlocks = TM_NORM_GROUP_BLOCKS + 3, kGroups = 2;
+  std::vector<uint16_t> halves(kBlocks * 256);
+  Floats floats(halves.size());
+  for (size_t i = 0; i < halves.size(); ++i) {
+    const auto place = static_cast<float>(i);
+    halves[i] = to_bf16(std::sin(place) * std::exp2(static_cast<float>(i % 41) - 20.0f));
+    floats[i] = from_bf16(halves[i]);
+  }
+  double wanted[kGroups];
+  const TmSumSquares call = {floats.data(), kBlocks, wanted, nullptr};
+  require(cpu.backend->sum_squares(cpu.context, &call), cpu);
+  for (const Device& device : devices) {
+    double found[kGroups];
+    const TmBackend& ops = *device.backend;
+    void *in = nullptr, *out = nullptr;
+    require(ops.allocate(device.context, halves.size() * 2, &in), device);
+    require(ops.allocate(device.context, sizeof found, &out), device);
+    require(ops.copy_in(device.context, in, halves.data(), halves.size() * 2), device);
+    const TmSumSquares half = {nullptr, kBlocks, static_cast<double*>(out),
+                               static_cast<uint16_t*>(in)};
+    require(ops.sum_squares(device.context, &half), device);
+    require(ops.copy_out(device.context, found, out, sizeof found), device);
+    ops.release(device.context, in);
+    ops.release(device.context, out);
+    tally.check(memcmp(wanted, found, sizeof found) == 0,
+                "squares of bf16 values on " + device.name);
+  }
 }
 
 // Floats of the host as elements of the device, longer than one piece of the way there and back,

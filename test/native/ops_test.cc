@@ -7,6 +7,7 @@
 #include "adamw_checks.h"
 #include "kernels/cpu/dispatch.h"
 #include "op_cases.h"
+#include "op_refusals.h"
 
 namespace tunemesh {
 namespace {
@@ -137,6 +138,7 @@ int run(const std::string& vectors) {
   for (const OpCase& op : all_cases()) run_case(op, devices, tally);
   adamw_vectors(devices, vectors, tally);
   compare_updates(devices, false, tally);
+  compare_half_squares(devices, devices[0], tally);
   const uint32_t step = getenv("OPS_FULL_SCAN") ? 1 : 997;
   for (const Device& device : devices) {
     refusals(device, tally);

@@ -79,8 +79,9 @@ void test_round_trip(const Folder& folder) {
   const std::vector<float> values = {1.5f, -2.0f, 0.0f, 3e-8f, 7.0f, -0.25f};
   SafetensorsContent content;
   content.metadata = {{"format", "pt"}, {"odd", "quote \" and \n"}};
-  content.entries.push_back(
-      {"x.weight", {2, 3}, [&](const auto& sink) { sink(values.data(), values.size()); }});
+  content.entries.push_back({"x.weight", {2, 3}, [&](const auto& sink) {
+                               sink(values.data(), values.size() * sizeof(float));
+                             }});
   const std::string path = folder.file("true.safetensors");
   write_safetensors(path, content);
   const SafetensorsFile file(path);

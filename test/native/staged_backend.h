@@ -182,7 +182,8 @@ inline void stage_linear_entries(TmBackend& staged) {
     TmLinearWeightGrad a = *args;
     a.dy = s.elements_in(a.dy, extent(a.n, a.dy_stride, a.out));
     a.x = s.elements_in(a.x, extent(a.n, a.x_stride, a.in));
-    a.dw = s.in_out(a.dw, a.out * a.in);
+    a.dw = a.is_element ? s.elements_in_out(static_cast<TmElement*>(a.dw), a.out * a.in)
+                        : s.in_out(static_cast<float*>(a.dw), a.out * a.in);
     return s.finish(staged_device->linear_weight_grad(context, &a));
   };
 }

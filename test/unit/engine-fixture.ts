@@ -49,6 +49,7 @@ export const goldenSpec: TrainSpec = {
   finetuning: 'full',
   lora: null,
   precision: 'fp32',
+  states: 'fp32',
   seed: 1,
   tokensPerMicroBatch: 48,
   longestDocument: 24,

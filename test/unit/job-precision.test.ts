@@ -8,9 +8,11 @@ import {
   placeOfPrecision,
   precisionAmong,
   settlePrecision,
+  statesOf,
   workerFor,
 } from '../../coordinator/job-precision.js'
 import type { JobRecord } from '../../coordinator/job-store.js'
+import type { SettledJob } from '../../coordinator/prepared-job.js'
 import type { Hello__Output } from '../../proto/gen/tunemesh/v1/Hello.js'
 import { readJobFile } from '../../proto/job-file.js'
 import { version } from '../../proto/version.js'
@@ -37,8 +39,9 @@ function fleetOf(...kinds: (keyof typeof devices)[]): Fleet {
   return fleet
 }
 
-const fileOf = (bf16: string) =>
-  readJobFile({ text: `model: m\ndata: d\nbf16: ${bf16}`, fileName: 'job.yaml' })
+const fileWith = (keys: string) =>
+  readJobFile({ text: `model: m\ndata: d\n${keys}`, fileName: 'job.yaml' })
+const fileOf = (bf16: string) => fileWith(`bf16: ${bf16}`)
 
 describe('the precision that a job computes in', () => {
   it('auto: bf16 where every worker has it, float32 as soon as one has not', () => {
@@ -197,5 +200,17 @@ describe('a worker for a job that began in bf16', () => {
     const { signal } = new AbortController()
     const expected = { code: 'NO_WORKERS', message: /Attach one with a GPU/ }
     await assert.rejects(workerFor(mesh, job, { ...wait, signal }), expected)
+  })
+})
+
+describe('what trained weights and moments are kept in', () => {
+  const statesIn = (precision: 'fp32' | 'bf16', keys: string) =>
+    statesOf({ spec: fileWith(keys), precision } as SettledJob)
+
+  it('bf16 for full fine-tuning in bf16, float32 for adapters, in float32, and by fp32_master', () => {
+    assert.equal(statesIn('bf16', 'finetuning: full'), 'bf16')
+    assert.equal(statesIn('bf16', 'finetuning: full\nfp32_master: true'), 'fp32')
+    assert.equal(statesIn('bf16', 'finetuning: lora'), 'fp32')
+    assert.equal(statesIn('fp32', 'finetuning: full'), 'fp32')
   })
 })

@@ -70,6 +70,7 @@ describe('job file', () => {
       gradient_codec: 'q24',
       bf16: 'auto',
       load_in_fp8: false,
+      fp32_master: false,
       dtype: 'float32',
       gradient_checkpointing: 'auto',
       activation_offloading: 'auto',

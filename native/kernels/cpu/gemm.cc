@@ -157,7 +157,7 @@ TmStatus linear_weight_grad(TmContext* context, const TmLinearWeightGrad* args) 
   task.k = args->n;
   task.a_layout = GemmA::kDepth;
   task.b_layout = GemmB::kDepth;
-  task.c = args->dw;
+  task.c = static_cast<float*>(args->dw);
   task.c_stride = args->in;
   task.accumulate = args->accumulate != 0;
   // A low, wide gradient is computed as its transpose, so that the long side is the one read in

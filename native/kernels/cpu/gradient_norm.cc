@@ -4,6 +4,7 @@
 //   order   a product of two float32 is exact in float64, so every lane is one chain of additions
 //   floor   4 bytes an element: bound by memory
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cpu/dispatch.h"
 #include "kernels/cpu/ops_table.h"
@@ -14,11 +15,17 @@ namespace {
 constexpr size_t kBlockElements = 256;
 constexpr size_t kLanes = 8;
 
-double block_squares(const float* values) {
+float value_at(const float* values, size_t i) { return values[i]; }
+float value_at(const uint16_t* values, size_t i) {
+  return std::bit_cast<float>(uint32_t{values[i]} << 16);
+}
+
+template <typename Value>
+double block_squares(const Value* values) {
   double lanes[kLanes] = {};
   for (size_t first = 0; first < kBlockElements; first += kLanes) {
     for (size_t lane = 0; lane < kLanes; ++lane) {
-      const double value = static_cast<double>(values[first + lane]);
+      const double value = static_cast<double>(value_at(values, first + lane));
       lanes[lane] += value * value;
     }
   }
@@ -35,7 +42,9 @@ TmStatus sum_squares(TmContext* context, const TmSumSquares* args) {
     const size_t end = std::min(args->num_blocks, first + TM_NORM_GROUP_BLOCKS);
     double sum = 0;
     for (size_t block = first; block < end; ++block) {
-      sum += block_squares(args->values + block * kBlockElements);
+      const size_t at = block * kBlockElements;
+      sum += args->half_values == nullptr ? block_squares(args->values + at)
+                                          : block_squares(args->half_values + at);
     }
     args->group_sums[group] = sum;
   });

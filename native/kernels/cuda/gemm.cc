@@ -111,7 +111,8 @@ void Gemm::weight_grad(const TmLinearWeightGrad& args, cudaStream_t stream) {
                                            stated("in", args.in) + stated("out", args.out));
   }
   multiply({args.x, args.dy, args.dw, false, true, args.in, args.out, args.n, args.x_stride,
-            args.dy_stride, args.in, args.alpha, args.accumulate != 0, CUDA_R_32F},
+            args.dy_stride, args.in, args.alpha, args.accumulate != 0,
+            args.is_element ? element_ : CUDA_R_32F},
            stream);
 }
 

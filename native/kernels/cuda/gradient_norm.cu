@@ -1,4 +1,5 @@
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/element.cuh"
 #include "kernels/cuda/gradient_norm.cuh"
 
 namespace tunemesh::cuda {
@@ -10,11 +11,12 @@ constexpr int kLanes = 8;
 constexpr size_t kGroup = TM_NORM_GROUP_BLOCKS;
 
 // All threads of an octet get the block's sum.
-__device__ double block_squares(const float* values, int lane) {
+template <typename Value>
+__device__ double block_squares(const Value* values, int lane) {
   double sum = 0;
 #pragma unroll 16
   for (size_t first = 0; first < kBlockElements; first += kLanes) {
-    const double value = static_cast<double>(values[first + lane]);
+    const double value = static_cast<double>(to_float(values[first + lane]));
     sum = __dadd_rn(sum, __dmul_rn(value, value));
   }
   for (int offset = 1; offset < kLanes; offset *= 2) {  // (0+1), then pairs, then halves
@@ -32,7 +34,11 @@ __global__ void sum_squares_kernel(TmSumSquares a) {
   // Octets beyond the group's end read its last block: all lanes of a warp must meet in the sum.
   for (size_t i = threadIdx.x / kLanes; i < kGroup; i += kThreads / kLanes) {
     const size_t block = first + (i < count ? i : count - 1);
-    const double sum = block_squares(a.values + block * kBlockElements, lane);
+    const size_t at = block * kBlockElements;
+    const double sum =
+        a.half_values == nullptr
+            ? block_squares(a.values + at, lane)
+            : block_squares(reinterpret_cast<const Bfloat16*>(a.half_values) + at, lane);
     if (lane == 0) squares[i] = sum;
   }
   __syncthreads();

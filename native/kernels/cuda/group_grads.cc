@@ -66,10 +66,10 @@ void by_library(TmContext* context, const TmGroupAdapterGrads& args) {
   for_each_adapter(shape, [&](size_t part, size_t column, size_t rank) {
     gemm.weight_grad(
         {at(args.dy, column), args.dy_stride, at(args.x_tail, rank), args.x_tail_stride,
-         args.lora_b[part], args.n, shape.out[part], shape.rank, 0, 1.0f},
+         args.lora_b[part], args.n, shape.out[part], shape.rank, 0, 1.0f, 0},
         context->stream());
     gemm.weight_grad({at(args.dy, out_width(shape) + rank), args.dy_stride, args.x, args.x_stride,
-                      args.lora_a[part], args.n, shape.rank, shape.in, 0, 1.0f},
+                      args.lora_a[part], args.n, shape.rank, shape.in, 0, 1.0f, 0},
                      context->stream());
   });
 }

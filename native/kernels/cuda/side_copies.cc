@@ -25,6 +25,13 @@ TmStatus await_copy(TmContext* context, size_t lane) {
   });
 }
 
+TmStatus finish_copy(TmContext* context, size_t lane) {
+  return guarded(context, [&] {
+    check_lane(lane);
+    context->side_copies().finish(lane);
+  });
+}
+
 size_t free_bytes(TmContext* context) {
   size_t free = 0, total = 0;
   guarded(context, [&] { CUDA_CHECK(cudaMemGetInfo(&free, &total)); });
@@ -45,9 +52,12 @@ void SideCopies::await(size_t lane, cudaStream_t operations) {
   CUDA_CHECK(cudaStreamWaitEvent(operations, ended_[lane].get(), 0));
 }
 
+void SideCopies::finish(size_t lane) { CUDA_CHECK(cudaEventSynchronize(ended_[lane].get())); }
+
 void fill_side_copies(TmBackend& backend) {
   backend.start_copy = start_copy;
   backend.await_copy = await_copy;
+  backend.finish_copy = finish_copy;
   backend.free_bytes = free_bytes;
 }
 

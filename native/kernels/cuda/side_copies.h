@@ -12,6 +12,8 @@ class SideCopies {
   void start(const TmSideCopy& copy, cudaStream_t operations);
   // What `operations` is given from here on waits for the lane's last copy.
   void await(size_t lane, cudaStream_t operations);
+  // The host waits for it.
+  void finish(size_t lane);
 
  private:
   Stream stream_;
