@@ -28,9 +28,9 @@ export class CommitLog {
   }
 
   /**
-   * `unknown` is not failure: the record may be stored, now or a little later. Read the last one and
-   * compare; where it does not stand, append again with the same `expectedLast`, so that at most one
-   * of the tries counts.
+   * `unknown` is not failure: the record may be stored, now or a little later. Read the last one
+   * and compare; where it does not stand, append again with the same `expectedLast`, so that at
+   * most one of the tries counts.
    */
   append(job: string, record: CommitLogRecord, expectedLast: number): Promise<AppendResult> {
     return this.connection.append(commitSubject(job), encodeRecord(record), expectedLast)

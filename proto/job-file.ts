@@ -1,8 +1,8 @@
 /** Reads a job file: YAML and `--set` in, a JobSpec or every problem with its line out. */
 import { isMap, isPair, isScalar, LineCounter, parseDocument, parse as parseYaml } from 'yaml'
 import { TunemeshError } from './errors.js'
+import { allowedValues } from './job-file-docs.js'
 import {
-  allowedValues,
   crossFieldProblems,
   foreignKeys,
   type JobKey,

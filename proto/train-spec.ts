@@ -7,8 +7,9 @@ import type { ModelConfig } from './model-config.js'
 type FinetuningMethod = 'lora' | 'full'
 type GradientCodec = 'q24' | 'q12' | 'q8'
 /**
- * Of activations and matrix products; sums and gradients are float32 in all. bf16 needs a GPU: a worker's Hello says what its device can. fp8 is bf16 with the linears of
- * LoRA's frozen base in e4m3, on Hopper.
+ * Of activations and matrix products; sums and gradients are float32 in all. bf16 needs a GPU: a
+ * worker's Hello says what its device can. fp8 is bf16 with the linears of LoRA's frozen base in
+ * e4m3, on Hopper.
  */
 export type Precision = 'fp32' | 'bf16' | 'fp8'
 

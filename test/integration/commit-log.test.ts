@@ -58,7 +58,7 @@ describe('commit log', () => {
     assert.equal((await log.readLast('long'))?.sequence, last)
   })
 
-  it('says unknown where nobody answers; a second append is refused, and the log tells', async () => {
+  it('says unknown where nobody answers; a second append is refused, the log tells', async () => {
     await stopWholly(pidOf(nats))
     const result = await log.append('paused', epoch(1), 0)
     process.kill(pidOf(nats), 'SIGCONT')

@@ -4,8 +4,8 @@
 // sqrt to float32 gives exactly the IEEE float32 result. Every number is the float32's bits as an
 // unsigned integer; of the float64 scalars beta1 and beta2 the high word, then the low word. In the
 // second file states and gradients are bfloat16 bits, rounded stochastically when they are stored
-// (kernels/stochastic_rounding.h); its scalars go on with the seed's high and low word, the step and
-// the canonical block where the elements start.
+// (kernels/stochastic_rounding.h); its scalars go on with the seed's high and low word, the step
+// and the canonical block where the elements start.
 // Run: node adamw_vectors.mjs
 import { writeFileSync } from 'node:fs'
 

@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path'
 import { describe, test } from 'node:test'
 import { pathToFileURL } from 'node:url'
 import { errorKinds } from '../../proto/errors.js'
-import { jobFileDocs } from '../../proto/job-spec.js'
+import { jobFileDocs } from '../../proto/job-file-docs.js'
 import { projectTop } from '../project-top.js'
 
 const read = (path: string): string => readFileSync(join(projectTop, path), 'utf8')

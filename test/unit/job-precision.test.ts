@@ -207,7 +207,7 @@ describe('what trained weights and moments are kept in', () => {
   const statesIn = (precision: 'fp32' | 'bf16', keys: string) =>
     statesOf({ spec: fileWith(keys), precision } as SettledJob)
 
-  it('bf16 for full fine-tuning in bf16, float32 for adapters, in float32, and by fp32_master', () => {
+  it('bf16 for full training in bf16, float32 for adapters, in float32 and by fp32_master', () => {
     assert.equal(statesIn('bf16', 'finetuning: full'), 'bf16')
     assert.equal(statesIn('bf16', 'finetuning: full\nfp32_master: true'), 'fp32')
     assert.equal(statesIn('bf16', 'finetuning: lora'), 'fp32')

@@ -2,13 +2,8 @@ import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { TunemeshError } from '../../proto/errors.js'
 import { keyPlaces, nearestName, readJobFile } from '../../proto/job-file.js'
-import {
-  foreignKeys,
-  type JobSpec,
-  jobFileDocs,
-  jobKeys,
-  peakLearningRate,
-} from '../../proto/job-spec.js'
+import { jobFileDocs } from '../../proto/job-file-docs.js'
+import { foreignKeys, type JobSpec, jobKeys, peakLearningRate } from '../../proto/job-spec.js'
 
 const minimal = 'model: base\ndata: rows.jsonl\n'
 
