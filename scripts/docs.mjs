@@ -22,7 +22,8 @@ What \`plan\` says of a job file: its rows, packs, optimizer steps and memory; n
 `
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const { jobFileDocs } = await import(pathToFileURL(join(top, 'build/proto/job-file-docs.js')).href)
+  const built = pathToFileURL(join(top, 'build/proto/job-file-docs.js')).href
+  const { jobFileDocs } = await import(built)
   const page = jobFilePage(jobFileDocs())
   if (!process.argv.includes('--check')) writeFileSync(path, page)
   else if (readFileSync(path, 'utf8') !== page) {
