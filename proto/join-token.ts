@@ -27,10 +27,12 @@ export function encodeJoinToken({ fingerprint, secret }: JoinToken): string {
 export function decodeJoinToken(text: string): JoinToken {
   const trimmed = text.trim()
   if (!trimmed.startsWith(prefix)) throw notToken(`it does not begin with ${prefix}`)
-  const bytes = Buffer.from(trimmed.slice(prefix.length), 'base64url')
+  const written = trimmed.slice(prefix.length)
+  const bytes = Buffer.from(written, 'base64url')
   const bodyBytes = fingerprintBytes + joinSecretBytes
   const body = bytes.subarray(0, bodyBytes)
-  const isWhole = bytes.length === bodyBytes + checkBytes
+  // Bits of the last character that no byte has would be overlooked otherwise.
+  const isWhole = bytes.length === bodyBytes + checkBytes && bytes.toString('base64url') === written
   if (!isWhole || !bytes.subarray(bodyBytes).equals(checkOf(body))) {
     throw notToken('a character is missing or changed')
   }

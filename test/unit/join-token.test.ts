@@ -25,7 +25,12 @@ describe('join token, the text', () => {
     }
   })
 
-  test('every changed character is noticed', () => {
+  test('every changed character is noticed, in whatever bits of it', () => {
+    const letters = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_'
+    for (const other of letters.replace(text.at(-1) ?? '', '')) {
+      const changed = text.slice(0, -1) + other
+      assert.throws(() => decodeJoinToken(changed), refused(/missing or changed/), other)
+    }
     for (let at = 5; at < text.length; at++) {
       const other = text[at] === 'A' ? 'B' : 'A'
       const changed = text.slice(0, at) + other + text.slice(at + 1)
