@@ -91,22 +91,22 @@ int in_process(void (*test)(const std::string&), const std::string& plugin) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
+int skip(const std::string& reason) {
+  std::printf("skipped: no CUDA %s\ncuda_fault_test: 0 passed, 0 failed, 1 skipped\n",
+              reason.c_str());
+  return 0;
+}
+
 }  // namespace
 }  // namespace tunemesh::test
 
 int main(int argc, char** argv) {
   using namespace tunemesh::test;
   const std::string plugin = argc > 1 ? argv[1] : "build/native/tunemesh_cuda.so";
-  if (access(plugin.c_str(), R_OK) != 0) {
-    std::printf("cuda_fault_test: skipped: no CUDA device (no plugin at %s)\n", plugin.c_str());
-    return 0;
-  }
+  if (access(plugin.c_str(), R_OK) != 0) return skip("plugin at " + plugin);
   for (const auto test : {test_late, test_checked, test_same_bits}) {
     const int status = in_process(test, plugin);
-    if (status == kSkipped) {
-      std::printf("cuda_fault_test: skipped: no CUDA device\n");
-      return 0;
-    }
+    if (status == kSkipped) return skip("device");
     CHECK(status == 0, "a case failed; its words are above");
   }
   return finish("cuda_fault_test");
