@@ -21,11 +21,7 @@ describe('a worker that is asked to leave', { skip: engineMissing(), timeout: 12
   beforeEach(() => {
     worker = new WorkerProcess(coordinator)
   })
-  afterEach(async () => {
-    worker.child.kill('SIGKILL')
-    await worker.ended
-    worker.removeFolder()
-  })
+  afterEach(() => worker.discard())
   after(async () => {
     await coordinator.kill()
     coordinator.removeState()

@@ -24,11 +24,7 @@ describe('a worker that shares no folder with the coordinator', { skip, timeout:
     for (const name of modelFiles) cpSync(join(examplesDir, 'tiny-llama', name), join(model, name))
     coordinator = await TestCoordinator.open()
   })
-  afterEach(async () => {
-    worker.child.kill('SIGKILL')
-    await worker.ended
-    worker.removeFolder()
-  })
+  afterEach(() => worker.discard())
   after(async () => {
     await coordinator.kill()
     coordinator.removeState()
@@ -98,9 +94,7 @@ describe('a worker that shares no folder with the coordinator', { skip, timeout:
     worker = new WorkerProcess(coordinator, { env: { XDG_CACHE_HOME: cache } })
     await attached()
     const expected = [await answerOf({ jobId: visible.jobId }), await answerOf({ model })]
-    worker.child.kill('SIGKILL')
-    await worker.ended
-    worker.removeFolder()
+    await worker.discard()
     worker = startHidden()
     await attached()
     assert.deepEqual(

@@ -21,11 +21,7 @@ describe('a worker whose coordinator is not there', {
   before(async () => {
     coordinator = await TestCoordinator.open()
   })
-  afterEach(async () => {
-    worker.child.kill('SIGKILL')
-    await worker.ended
-    worker.removeFolder()
-  })
+  afterEach(() => worker.discard())
   after(async () => {
     await coordinator.kill()
     coordinator.removeState()

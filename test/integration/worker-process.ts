@@ -64,6 +64,13 @@ export class WorkerProcess {
     return readdirSync(this.#temporary).filter((name) => name.startsWith('tunemesh-'))
   }
 
+  /** Ends it as a kill -9 does, and removes its folder. */
+  async discard(): Promise<void> {
+    this.child.kill('SIGKILL')
+    await this.ended
+    this.removeFolder()
+  }
+
   removeFolder(): void {
     rmSync(this.#temporary, { recursive: true, force: true })
   }

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/backend_plugin.h"
+#include "cuda_device.h"
 #include "engine_case.h"
 #include "host_groups.h"
 #include "test_check.h"
@@ -116,15 +116,8 @@ void test_refusals(const Choice& choice) {
 }
 
 void test_cuda(const std::string& path) {
-  if (!std::filesystem::exists(path)) {
-    std::printf("skipped: no CUDA plugin at %s\n", path.c_str());
-    return;
-  }
-  const TmBackend* backend = find_backend("cuda", path);
-  if (backend->num_devices() == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return;
-  }
+  const TmBackend* const backend = cuda_backend_or_skip(path);
+  if (backend == nullptr) return;
   const Choice choice = {0, "auto", backend, TM_FP8};
   for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAll, choice);
   test_case(7, {"q_proj", "v_proj"}, choice);

@@ -12,7 +12,7 @@
 #include <fstream>
 #include <iterator>
 
-#include "engine/backend_plugin.h"
+#include "cuda_device.h"
 #include "engine/engine.h"
 #include "engine_case.h"
 #include "host_groups.h"
@@ -198,15 +198,8 @@ void test_device_case(const Devices& devices, uint64_t seed, const Modules& modu
 }
 
 void test_cuda(const std::string& path, const Modules& all) {
-  if (!std::filesystem::exists(path)) {
-    std::printf("skipped: no CUDA plugin at %s\n", path.c_str());
-    return;
-  }
-  const TmBackend* backend = find_backend("cuda", path);
-  if (backend->num_devices() == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return;
-  }
+  const TmBackend* const backend = cuda_backend_or_skip(path);
+  if (backend == nullptr) return;
   static TmBackend single = *backend;
   single.group_forward = nullptr;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {

@@ -6,8 +6,8 @@
 #include <cstdio>
 #include <filesystem>
 
+#include "cuda_device.h"
 #include "device_like_backend.h"
-#include "engine/backend_plugin.h"
 #include "engine/engine.h"
 #include "engine/memory_choice.h"
 #include "engine_case.h"
@@ -225,15 +225,8 @@ void test_backend(const Where& where) {
 }
 
 void test_cuda(const std::string& path) {
-  if (!std::filesystem::exists(path)) {
-    std::printf("skipped: no CUDA plugin at %s\n", path.c_str());
-    return;
-  }
-  const TmBackend* backend = find_backend("cuda", path);
-  if (backend->num_devices() == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return;
-  }
+  const TmBackend* const backend = cuda_backend_or_skip(path);
+  if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     const std::string name = precision == TM_BF16 ? "cuda bf16" : "cuda fp32";
     test_same_bits({name, {0, "auto", backend, precision}, true}, 1, kAll);

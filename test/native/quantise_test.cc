@@ -5,7 +5,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/backend_plugin.h"
+#include "cuda_device.h"
 #include "group_case.h"
 #include "host_groups.h"
 #include "kernels/reference/reference.h"
@@ -124,16 +124,8 @@ void test_quantise(const Device& device) {
 }
 
 void test_cuda(const std::string& path) {
-  if (!std::filesystem::exists(path)) {
-    std::printf("skipped: no CUDA plugin at %s; node scripts/build.mjs cuda builds it\n",
-                path.c_str());
-    return;
-  }
-  const TmBackend* backend = find_backend("cuda", path);
-  if (backend->num_devices() == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return;
-  }
+  const TmBackend* const backend = cuda_backend_or_skip(path);
+  if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     DeviceOptions options;
     options.precision = precision;

@@ -8,7 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
-#include "engine/backend_plugin.h"
+#include "cuda_device.h"
 #include "engine/engine.h"
 #include "engine_case.h"
 #include "host_groups.h"
@@ -204,15 +204,8 @@ Steps card_steps(std::vector<std::string> modules) {
 }
 
 void test_cuda(const std::string& path, const std::vector<std::string>& all) {
-  if (!std::filesystem::exists(path)) {
-    std::printf("skipped: no CUDA plugin at %s\n", path.c_str());
-    return;
-  }
-  const TmBackend* backend = find_backend("cuda", path);
-  if (backend->num_devices() == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return;
-  }
+  const TmBackend* const backend = cuda_backend_or_skip(path);
+  if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     const Choice recorded = {0, "auto", backend, precision};
     const Choice direct = {0, "auto", backend, precision, false};

@@ -8,7 +8,7 @@
 //   numbers products exact; sums in the tensor cores' own accumulator ("fast accumulation", some 14
 //           bits, as DeepSeek-V3's report 3.5.2 found on Hopper): an error below e4m3's own.
 //           Scales, alpha and the addend in float32, one rounding to bfloat16
-//   order   as gemm.h: one algorithm for each shape, from the heuristic, no atomics
+//   order   as gemm.h: one algorithm for each shape, no atomics
 //   memory  the workspace of Gemm, whose calls are on the same stream
 //   floor   2 n m k flops at some 1.3 PFLOP/s (bench/peers/ceilings.py measures it)
 #pragma once
@@ -19,8 +19,6 @@
 #include "kernels/cuda/gemm.h"
 
 namespace tunemesh::cuda {
-
-struct Fp8Plan;  // descriptors and algorithm of one shape
 
 class Fp8Gemm {
  public:
@@ -42,12 +40,12 @@ class Fp8Gemm {
  private:
   using Key = std::tuple<size_t, size_t, size_t, size_t, size_t, uint64_t>;
 
-  const Fp8Plan* plan_for(const Product& product);
-  std::unique_ptr<Fp8Plan> make_plan(const Product& product) const;
+  const GemmPlan* plan_for(const Product& product);
+  std::unique_ptr<GemmPlan> make_plan(const Product& product) const;
 
   const CublasLt& library_;
   void* const workspace_;
-  std::map<Key, std::unique_ptr<Fp8Plan>> plans_;  // null: no algorithm
+  std::map<Key, std::unique_ptr<GemmPlan>> plans_;  // null: no algorithm
 };
 
 }  // namespace tunemesh::cuda

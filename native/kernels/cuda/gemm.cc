@@ -6,54 +6,7 @@
 
 namespace tunemesh::cuda {
 
-struct GemmPlan {
-  explicit GemmPlan(const CublasLt& owner) : library(owner) {}
-  ~GemmPlan() {
-    for (cublasLtMatrixLayout_t layout : {a, b, c, addend}) {
-      if (layout != nullptr) library.cublasLtMatrixLayoutDestroy(layout);
-    }
-    if (operation != nullptr) library.cublasLtMatmulDescDestroy(operation);
-  }
-  GemmPlan(const GemmPlan&) = delete;
-  GemmPlan& operator=(const GemmPlan&) = delete;
-
-  const CublasLt& library;
-  cublasLtMatmulDesc_t operation = nullptr;
-  cublasLtMatrixLayout_t a = nullptr, b = nullptr, c = nullptr;
-  cublasLtMatrixLayout_t addend = nullptr;  // null: as c
-  cublasLtMatmulAlgo_t algorithm = {};
-};
-
 namespace {
-
-// The largest power of two up to 256 that divides an address; the heuristic takes it into account.
-uint32_t alignment_of(const void* pointer) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer) | 256;
-  return static_cast<uint32_t>(address & (~address + 1));
-}
-
-class Preference {
- public:
-  explicit Preference(const CublasLt& library) : library_(library) {
-    library.check(library.cublasLtMatmulPreferenceCreate(&handle_),
-                  "cublasLtMatmulPreferenceCreate");
-  }
-  ~Preference() { library_.cublasLtMatmulPreferenceDestroy(handle_); }
-  Preference(const Preference&) = delete;
-  Preference& operator=(const Preference&) = delete;
-
-  template <typename Value>
-  void set(cublasLtMatmulPreferenceAttributes_t attribute, Value value) const {
-    library_.check(
-        library_.cublasLtMatmulPreferenceSetAttribute(handle_, attribute, &value, sizeof value),
-        "cublasLtMatmulPreferenceSetAttribute");
-  }
-  cublasLtMatmulPreference_t get() const { return handle_; }
-
- private:
-  const CublasLt& library_;
-  cublasLtMatmulPreference_t handle_ = nullptr;
-};
 
 std::string stated(const char* name, size_t value) {
   return std::string(" ") + name + " " + std::to_string(value);
@@ -152,28 +105,27 @@ void Gemm::multiply(const Product& p, cudaStream_t stream) {
   const GemmPlan& plan = plan_for(p);
   const bool has_addend = p.addend != nullptr;
   const float beta = p.accumulates || has_addend ? 1.0f : 0.0f;
-  if (p.bias != nullptr) {
-    library_.check(library_.cublasLtMatmulDescSetAttribute(
-                       plan.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &p.bias, sizeof p.bias),
-                   "cublasLtMatmulDescSetAttribute");
-  }
-  library_.check(library_.cublasLtMatmul(
-                     library_.handle(), plan.operation, &p.alpha, p.a, plan.a, p.b, plan.b, &beta,
-                     has_addend ? p.addend : p.c, has_addend ? plan.addend : plan.c, p.c, plan.c,
-                     &plan.algorithm, workspace_.data(), workspace_.bytes(), stream),
-                 "cublasLtMatmul");
+  if (p.bias != nullptr) plan.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+  library_.check(
+      library_.cublasLtMatmul(library_.handle(), plan.operation, &p.alpha, p.a, plan.a, p.b, plan.b,
+                              &beta, has_addend ? p.addend : p.c, plan.added(), p.c, plan.c,
+                              &plan.algorithm, workspace_.data(), workspace_.bytes(), stream),
+      "cublasLtMatmul");
 }
 
 const GemmPlan& Gemm::plan_for(const Product& p) {
-  // Alignments of at most 256, a power of two each: nine bits apiece.
-  const uint64_t alignments = uint64_t{alignment_of(p.a)} | uint64_t{alignment_of(p.b)} << 9 |
-                              uint64_t{alignment_of(p.c)} << 18 |
-                              uint64_t{alignment_of(p.addend)} << 27;
   const int kind = (p.transposes_a ? 1 : 0) | (p.transposes_b ? 2 : 0) |
                    (p.result == element_ ? 4 : 0) | (p.bias != nullptr ? 8 : 0) |
                    (p.addend != nullptr ? 16 : 0);
-  const Key key{kind,      p.m, p.n, p.k, p.a_stride, p.b_stride, p.c_stride, p.addend_stride,
-                alignments};
+  const Key key{kind,
+                p.m,
+                p.n,
+                p.k,
+                p.a_stride,
+                p.b_stride,
+                p.c_stride,
+                p.addend_stride,
+                GemmOperands{p.a, p.b, p.addend, p.c}.alignments()};
   const auto known = plans_.find(key);
   if (known != plans_.end()) return *known->second;
   if (plans_.size() >= kMostGemmPlans) plans_.clear();
@@ -182,57 +134,21 @@ const GemmPlan& Gemm::plan_for(const Product& p) {
 
 std::unique_ptr<GemmPlan> Gemm::make_plan(const Product& p) const {
   auto plan = std::make_unique<GemmPlan>(library_);
-  const auto layout = [&](cublasLtMatrixLayout_t* out, size_t rows, size_t columns, size_t stride) {
-    const cudaDataType_t type = out == &plan->c || out == &plan->addend ? p.result : element_;
-    library_.check(
-        library_.cublasLtMatrixLayoutCreate(out, type, rows, columns, static_cast<int64_t>(stride)),
-        "cublasLtMatrixLayoutCreate");
-  };
-  library_.check(
-      library_.cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F),
-      "cublasLtMatmulDescCreate");
-  const auto transpose = [&](cublasLtMatmulDescAttributes_t attribute, bool is_transposed) {
-    const cublasOperation_t value = is_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    library_.check(
-        library_.cublasLtMatmulDescSetAttribute(plan->operation, attribute, &value, sizeof value),
-        "cublasLtMatmulDescSetAttribute");
-  };
-  transpose(CUBLASLT_MATMUL_DESC_TRANSA, p.transposes_a);
-  transpose(CUBLASLT_MATMUL_DESC_TRANSB, p.transposes_b);
-  layout(&plan->a, p.transposes_a ? p.k : p.m, p.transposes_a ? p.m : p.k, p.a_stride);
-  layout(&plan->b, p.transposes_b ? p.n : p.k, p.transposes_b ? p.k : p.n, p.b_stride);
-  layout(&plan->c, p.m, p.n, p.c_stride);
-  if (p.addend != nullptr) layout(&plan->addend, p.m, p.n, p.addend_stride);
-  if (p.bias != nullptr) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    library_.check(library_.cublasLtMatmulDescSetAttribute(
-                       plan->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue),
-                   "cublasLtMatmulDescSetAttribute");
-  }
-  const cublasLtMatrixLayout_t added = p.addend != nullptr ? plan->addend : plan->c;
-
-  const Preference preference(library_);
-  preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t{workspace_.bytes()});
-  preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
-                 static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(p.a));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(p.b));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                 alignment_of(p.addend != nullptr ? p.addend : p.c));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(p.c));
-  cublasLtMatmulHeuristicResult_t best = {};
-  int num_found = 0;
-  const cublasStatus_t status = library_.cublasLtMatmulAlgoGetHeuristic(
-      library_.handle(), plan->operation, plan->a, plan->b, added, plan->c, preference.get(), 1,
-      &best, &num_found);
-  if (status != CUBLAS_STATUS_SUCCESS || num_found == 0) {
-    throw CudaFailure(TM_DEVICE_ERROR, "cuBLASLt " + library_.version() +
-                                           " has no algorithm for a product of" + stated("m", p.m) +
-                                           stated("n", p.n) + stated("k", p.k) + ": " +
-                                           library_.cublasLtGetStatusString(status));
-  }
-  plan->algorithm = best.algo;
-  return plan;
+  plan->set(CUBLASLT_MATMUL_DESC_TRANSA, p.transposes_a ? CUBLAS_OP_T : CUBLAS_OP_N);
+  plan->set(CUBLASLT_MATMUL_DESC_TRANSB, p.transposes_b ? CUBLAS_OP_T : CUBLAS_OP_N);
+  plan->lay_out(&plan->a, element_, p.transposes_a ? p.k : p.m, p.transposes_a ? p.m : p.k,
+                p.a_stride);
+  plan->lay_out(&plan->b, element_, p.transposes_b ? p.n : p.k, p.transposes_b ? p.k : p.n,
+                p.b_stride);
+  plan->lay_out(&plan->c, p.result, p.m, p.n, p.c_stride);
+  if (p.addend != nullptr) plan->lay_out(&plan->addend, p.result, p.m, p.n, p.addend_stride);
+  if (p.bias != nullptr) plan->set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
+  const cublasStatus_t status = plan->choose_algorithm({p.a, p.b, p.addend, p.c});
+  if (status == CUBLAS_STATUS_SUCCESS) return plan;
+  throw CudaFailure(TM_DEVICE_ERROR, "cuBLASLt " + library_.version() +
+                                         " has no algorithm for a product of" + stated("m", p.m) +
+                                         stated("n", p.n) + stated("k", p.k) + ": " +
+                                         library_.cublasLtGetStatusString(status));
 }
 
 }  // namespace tunemesh::cuda

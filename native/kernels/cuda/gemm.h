@@ -9,10 +9,8 @@
 //           once, after alpha and what is added to it
 //   skinny  bfloat16 products of up to 64 columns that add nothing, as a group's tails are: by the
 //           plugin's own kernel (skinny_product.cuh)
-//   order   one algorithm for each shape: the first that the library's heuristic gives for the
-//           shape, strides, alignment and a workspace of kGemmWorkspaceBytes, kept as long as the
-//           context lives. Sums split over the inner size are added by a second kernel in a fixed
-//           order, never by atomics. The same library on the same kind of card gives the same bits
+//   order   one algorithm for each shape (gemm_plan.h), kept as long as the context lives. The same
+//           library on the same kind of card gives the same bits
 //   memory  one workspace, made with the context; calls follow each other on one stream
 //   floor   2 n in out flops
 #pragma once
@@ -21,16 +19,10 @@
 #include <tuple>
 
 #include "kernels/backend.h"
-#include "kernels/cuda/cublaslt.h"
 #include "kernels/cuda/device_memory.h"
+#include "kernels/cuda/gemm_plan.h"
 
 namespace tunemesh::cuda {
-
-constexpr size_t kGemmWorkspaceBytes = size_t{32} << 20;
-// Shapes of one run are few; a caller with ever new ones starts over here.
-constexpr size_t kMostGemmPlans = 4096;
-
-struct GemmPlan;  // descriptors and algorithm of one shape
 
 class Gemm {
  public:
