@@ -5,6 +5,8 @@
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
  *   --graphs on|off        parts of a step as one launch (on)
+ *   --mode both|deterministic|free   sums in a fixed order, or in whatever order is fastest; by
+ *                          default both, one after the other, and what the fixed order costs
  *   --memory-gib X         what the engine may take of the card: it recomputes or offloads to fit
  *   --profile              a table of every operation's time beside its floor
  *   --peers LIST           of plain (the default), compile, liger and checkpoint: transformers'
@@ -59,6 +61,7 @@ const { values } = parseArgs({
     threads: text,
     'loss-rows': text,
     graphs: text,
+    mode: { type: 'string', default: 'both' },
     'memory-gib': text,
     out: { type: 'string', default: `${top}build/bench-gpu.jsonl` },
     program: { type: 'string', default: `${top}build/native-cmake/gpu_step_bench` },
@@ -118,7 +121,15 @@ function rowsOf(): Row[] {
   return [rowOf({ model, method, batch, seq, precision })]
 }
 
-function stepProgram(): StepProgram {
+type Mode = 'deterministic' | 'free'
+
+function modesOf(wanted: string): Mode[] {
+  if (wanted === 'both') return ['deterministic', 'free']
+  if (wanted === 'deterministic' || wanted === 'free') return [wanted]
+  throw new RangeError(`--mode is ${wanted}; use both, deterministic or free.`)
+}
+
+function stepProgram(mode: Mode): StepProgram {
   const passedOn = [
     'steps',
     'warmup',
@@ -134,6 +145,7 @@ function stepProgram(): StepProgram {
     const value = (values as { [name: string]: string | boolean | undefined })[name]
     return typeof value === 'string' ? [`--${name}`, value] : []
   })
+  options.push('--mode', mode)
   if (values.profile) options.push('--profile', '1')
   if (!values['no-ceilings']) options.push('--ceilings', '1')
   return { path: values.program, options }
@@ -239,30 +251,47 @@ function variantsOf(list: string): string[] {
   return list === 'all' ? fastVariants : list.split(',')
 }
 
-/** The file up to `size`, then the record: a row without its peer gives way to the whole one. */
-function write(record: Record, size: number): void {
+/** The file up to `size`, then the records: those without a peer give way to the whole ones. */
+function write(row: Row, found: Found[], size: number): void {
   if (existsSync(values.out)) truncateSync(values.out, size)
-  appendFileSync(values.out, `${JSON.stringify(record)}\n`)
+  for (const one of found) appendFileSync(values.out, `${JSON.stringify(recordOf(row, one))}\n`)
 }
 
+/** The modes one after the other, then the peers beside both. */
 async function measure(row: Row, card: Ceilings | null, runs: PeerRuns | null): Promise<boolean> {
-  const step = await runStep(stepProgram(), row)
-  if (step === null) {
-    console.error(`${row.name} did not run`)
-    return false
-  }
-  const found: Found = { step, card, peers: [] }
+  const found: Found[] = []
   const size = statSync(values.out, { throwIfNoEntry: false })?.size ?? 0
-  write(recordOf(row, found), size)
+  for (const mode of modesOf(values.mode)) {
+    const step = await runStep(stepProgram(mode), row)
+    if (step === null) {
+      console.error(`${row.name} did not run`)
+      return false
+    }
+    found.push({ step, card, peers: [] })
+    write(row, found, size)
+  }
   const variants = variantsOf(values.peers)
   if (runs !== null && variants.length > 0) {
     // Peers take minutes where they compile: what is known stands already.
-    console.log(`\n${row.name}  ${step.ms.toFixed(2)} ms a step; now the peers`)
-    found.peers = await runPeers(runs, row, variants)
-    write(recordOf(row, found), size)
+    const times = found.map(({ step }) => `${step.ms.toFixed(2)} ms`).join(' and ')
+    console.log(`\n${row.name}  ${times} a step; now the peers`)
+    const peers = await runPeers(runs, row, variants)
+    for (const one of found) one.peers = peers
+    write(row, found, size)
   }
-  print(row, recordOf(row, found), found)
+  for (const one of found) print(row, recordOf(row, one), one)
+  printCost(found)
   return true
+}
+
+/** What the same bits cost. */
+function printCost([fixed, free]: Found[]): void {
+  if (fixed === undefined || free === undefined) return
+  const [slow, fast] = [fixed.step.ms, free.step.ms]
+  console.log(
+    `modes      deterministic ${slow.toFixed(2)} ms, free ${fast.toFixed(2)} ms: ` +
+      `the same bits cost ${((slow / fast - 1) * 100).toFixed(1)} %`,
+  )
 }
 
 function peerRuns(packages: PeerPackages): PeerRuns {
@@ -274,7 +303,7 @@ function peerRuns(packages: PeerPackages): PeerRuns {
 
 async function main(): Promise<number> {
   const rows = rowsOf()
-  const { path } = stepProgram()
+  const path = values.program
   if (!existsSync(path)) {
     console.error(`${path} is not there. Build it with: npm run build`)
     return 2

@@ -4,8 +4,9 @@
 //
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32|fp8]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
-//                  [--memory-gib X] [--graphs on|off] [--device cuda|cpu] [--plugin PATH]
-//                  [--libraries DIR] [--threads N] [--fp32-master 1]
+//                  [--memory-gib X] [--graphs on|off] [--mode deterministic|free]
+//                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
+//                  [--fp32-master 1]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -81,6 +82,11 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
     throw EngineError("JOB_INVALID", "--graphs is " + graphs + "; use on or off.");
   }
   result.device.records_calls = graphs == "on";
+  const std::string mode = options.text("mode", "deterministic");
+  if (mode != "deterministic" && mode != "free") {
+    throw EngineError("JOB_INVALID", "--mode is " + mode + "; use deterministic or free.");
+  }
+  result.device.is_deterministic = mode == "deterministic";
   result.device.num_threads =
       options.is_set("threads") ? static_cast<int>(options.count("threads", 1)) : 0;
   return result;
@@ -164,12 +170,13 @@ struct StepTimes {
   double load_seconds = 0;
   std::vector<double> seconds;
   std::optional<double> outside_share;  // of the profiled step, whose calls are issued one by one
-  bool has_graphs = false;
+  bool has_graphs = false, is_deterministic = true;
 };
 
 StepTimes measure(Engine& engine, const Options& options, const StepWork& work) {
   StepTimes times;
   times.has_graphs = engine.device().records_calls();
+  times.is_deterministic = engine.device().is_deterministic();
   const RandomTokens tokens(work, engine.config().vocab_size);
   const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
   for (size_t step = 1; step <= warmup + steps; ++step) {
@@ -191,8 +198,8 @@ void print_step(const StepTimes& times, const StepWork& work) {
   std::printf("{\"ms\":%.4f,\"min_ms\":%.4f,\"tokens_per_second\":%.1f,\"load_s\":%.2f",
               middle * 1e3, *std::min_element(times.seconds.begin(), times.seconds.end()) * 1e3,
               static_cast<double>(work.num_tokens()) / middle, times.load_seconds);
-  // Every operation repeats bit for bit, cuDNN's backward included: there is no other mode.
-  std::printf(",\"mode\":\"deterministic%s\"", times.has_graphs ? "" : ", no graphs");
+  std::printf(",\"mode\":\"%s%s\"", times.is_deterministic ? "deterministic" : "free",
+              times.has_graphs ? "" : ", no graphs");
   print_optional("outside_share", times.outside_share);
 }
 

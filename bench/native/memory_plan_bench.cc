@@ -5,7 +5,7 @@
 //   memory_plan_bench --model NAME --method lora|full --batch N --seq N [--memory-gib X]
 //                     [--checkpointing auto|never|always] [--offloading auto|never|always]
 //                     [--embedding auto|never|always (on the host)] [--loss-rows N]
-//                     [--fp32-master 1]
+//                     [--fp32-master 1] [--mode deterministic|free]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -39,10 +39,12 @@ size_t group_packed_elements(const TmGroupShape* shape) {
          (shape->has_bias ? rounded_to_64(out) : 0);
 }
 
+bool g_is_free = false;  // --mode free
+
 // As kernels/cuda/attention_cudnn.cc takes it.
 size_t attention_scratch_bytes(TmContext*, const TmAttentionJob* job) {
   constexpr size_t kAlign = 256, kLimit = size_t{3} << 29;
-  const cuda::AttentionHeads heads = {job->num_heads, job->num_kv_heads, job->head_size};
+  const cuda::AttentionHeads heads = {job->num_heads, job->num_kv_heads, job->head_size, g_is_free};
   const size_t least = cuda::least_chunk_bytes(std::min(job->tokens, job->longest_document), heads);
   const size_t best = cuda::best_chunk_bytes(job->tokens, job->longest_document, heads);
   const size_t room = kLimit - cuda::kChunkSlack - kAlign;
@@ -109,6 +111,7 @@ void run(const Options& options) {
   }
   const StepWork work = {method == "full", count(options, "batch", "1"),
                          count(options, "seq", "512"), count(options, "loss-rows", "2048")};
+  g_is_free = text(options, "mode", "deterministic") == "free";
   EngineOptions engine_options;
   engine_options.config = config_of(*shape, work.row_tokens);
   static const TmBackend card = planned_card();

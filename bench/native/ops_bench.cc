@@ -54,8 +54,8 @@ double cpu_seconds() {
 class Bench {
  public:
   explicit Bench(const Options& options) : options_(options), backend_(tm_cpu_backend()) {
-    const TmContextOptions context = {sizeof context, options.threads, options.path, 0,
-                                      TM_FP32,        nullptr};
+    const TmContextOptions context = {
+        sizeof context, options.threads, options.path, 0, TM_FP32, nullptr, 0};
     if (backend_->create(&context, &context_) != TM_OK) {
       fprintf(stderr, "%s\n", backend_->last_error());
       exit(2);

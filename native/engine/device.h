@@ -16,6 +16,7 @@ struct DeviceOptions {
   TmPrecision precision = TM_FP32;  // TM_FP8: bf16, with frozen linears in fp8
   std::string library_folder;       // GPU: where its libraries are looked for first
   bool records_calls = true;        // GPU: parts of a step as one launch (recorded_calls.h)
+  bool is_deterministic = true;     // else sums in whatever order is fastest (backend.h, is_free)
 };
 
 class Device {
@@ -23,6 +24,7 @@ class Device {
   Device(const TmBackend* ops, const DeviceOptions& from)
       : ops_(ops),
         records_calls_(from.records_calls && ops->calls_begin != nullptr),
+        is_deterministic_(from.is_deterministic),
         has_fp8_base_(from.precision == TM_FP8) {
     TmContextOptions options = {};
     options.size = sizeof options;
@@ -31,6 +33,7 @@ class Device {
     options.device_index = from.device_index;
     options.precision = from.precision;
     options.library_folder = from.library_folder.empty() ? nullptr : from.library_folder.c_str();
+    options.is_free = from.is_deterministic ? 0 : 1;
     check(ops_->create(&options, &context_), "create");
     element_bytes_ = ops_->element_bytes(context_);
   }
@@ -49,6 +52,8 @@ class Device {
   bool has_groups() const { return ops_->group_forward != nullptr; }
   // Are parts of a step that repeat launched as one? It changes no bit.
   bool records_calls() const { return records_calls_; }
+  // Do the same calls give the same bits? If not, nothing may compare what was computed twice.
+  bool is_deterministic() const { return is_deterministic_; }
   // Are the groups of a frozen model's linears fp8?
   bool has_fp8_base() const { return has_fp8_base_; }
   // The element `count` after `first`.
@@ -93,6 +98,7 @@ class Device {
 
   const TmBackend* ops_;
   const bool records_calls_;
+  const bool is_deterministic_;
   const bool has_fp8_base_;
   TmContext* context_ = nullptr;
   size_t element_bytes_ = 0;

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define TM_BACKEND_ABI 6
+#define TM_BACKEND_ABI 7
 
 // Opaque to the engine, which computes no address from it but through element_bytes(). A backend
 // whose elements are always float says so before it includes this header.
@@ -60,6 +60,9 @@ typedef struct {
   int device_index;
   int precision;               // TmPrecision; the CPU knows float only, TM_FP8 needs Hopper
   const char* library_folder;  // GPU: where its libraries are looked for first; null: nowhere
+  // 0: the same calls give the same bits. 1: free mode, in which a sum may be taken in whatever
+  // order is fastest; only the backward of a GPU's attention has such a form.
+  int is_free;
 } TmContextOptions;
 
 // A weight matrix [out, in]. `packed` is the layout of pack_weight, null where the weight changes

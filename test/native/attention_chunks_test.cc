@@ -30,6 +30,7 @@ Pack random_pack(std::mt19937& random) {
   Pack pack;
   const size_t groups = 1 + random() % 8;
   pack.heads = {groups * (1 + random() % 4), groups, random() % 2 == 0 ? 64u : 128u};
+  pack.heads.is_free = random() % 2 == 0;
   const bool equal = random() % 3 == 0;
   const int32_t all = 128 * static_cast<int32_t>(1 + random() % 8);
   for (size_t count = 1 + random() % 30; count > 0; --count) {
@@ -85,6 +86,36 @@ void check_rounding() {
   CHECK(round_tokens(2048) == 2048 && round_tokens(2049) == 2560, "powers of two stay");
 }
 
+// Unequal documents whose scores do not fit at once: a recording holds the calls of all packs of
+// one bucket.
+void check_bucket() {
+  const AttentionHeads heads = {32, 8, 64};
+  const Pack first = {{0, 900, 2000, 4000, 5500, 7000}, heads};
+  const Pack second = {{0, 1700, 1800, 3800, 5500, 6900, 7100}, heads};
+  const size_t bytes = best_chunk_bytes(8192, 2048, heads) / 3;
+  const auto chunks = backward_chunks(first.spans(), heads, bytes);
+  CHECK(chunks.size() == 8 && fault_of(first, chunks, bytes).empty(), "one for each group");
+  const auto others = backward_chunks(second.spans(), heads, bytes);
+  CHECK(others.size() == chunks.size(), "as many for another pack of the bucket");
+  for (size_t i = 0; i < std::min(chunks.size(), others.size()); ++i) {
+    CHECK(chunks[i].num_documents == 5 && others[i].num_documents == 6, "all documents");
+    CHECK(chunks[i].batch == others[i].batch && chunks[i].length == others[i].length &&
+              chunks[i].total_tokens == others[i].total_tokens &&
+              chunks[i].first_kv_head == others[i].first_kv_head &&
+              chunks[i].num_kv_heads == others[i].num_kv_heads,
+          "the same plan");
+  }
+}
+
+// Free mode keeps no scores: its bytes grow with the tokens, whatever the documents' length.
+void check_free() {
+  const AttentionHeads fixed = {32, 8, 64}, free = {32, 8, 64, true};
+  CHECK(best_chunk_bytes(16384, 2048, fixed) > size_t{2} << 30, "scores of 8 x 2048");
+  CHECK(best_chunk_bytes(16384, 2048, free) < size_t{512} << 20, "none in free mode");
+  CHECK(best_chunk_bytes(16384, 16384, free) <= best_chunk_bytes(16384, 2048, free),
+        "one long document takes no more than eight");
+}
+
 void check_too_long() {
   const Pack pack = {{0, 4096}, {32, 8, 128}};
   const size_t least = least_chunk_bytes(4096, pack.heads);
@@ -98,6 +129,8 @@ void check_too_long() {
 int main() {
   tunemesh::check_rounding();
   tunemesh::check_random_packs();
+  tunemesh::check_bucket();
+  tunemesh::check_free();
   tunemesh::check_too_long();
   return tunemesh::test::finish("attention_chunks_test");
 }

@@ -118,7 +118,7 @@ std::vector<Device> open_devices() {
   const TmBackend* backend = tm_cpu_backend();
   for (const char* path : {"avx512", "avx2", "generic"}) {
     for (int threads : {1, 2, 3}) {
-      const TmContextOptions options = {sizeof options, threads, path, 0, TM_FP32, nullptr};
+      const TmContextOptions options = {sizeof options, threads, path, 0, TM_FP32, nullptr, 0};
       TmContext* context = nullptr;
       if (backend->create(&options, &context) != TM_OK) {
         printf("skipped: %s\n", backend->last_error());

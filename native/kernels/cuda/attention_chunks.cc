@@ -6,6 +6,7 @@ namespace tunemesh::cuda {
 namespace {
 
 constexpr size_t kTile = 128;
+constexpr size_t kMostHeadGroups = 8;
 
 size_t divide_up(size_t a, size_t b) { return (a + b - 1) / b; }
 size_t round_up(size_t a, size_t b) { return divide_up(a, b) * b; }
@@ -80,12 +81,33 @@ bool add_by_heads(std::vector<AttentionChunk>& chunks, AttentionChunk chunk,
   return true;
 }
 
+// Whether that is possible depends on the bucket alone.
+bool add_all_by_heads(std::vector<AttentionChunk>& chunks, const DocumentSpans& documents,
+                      const AttentionHeads& heads, size_t bytes) {
+  const AttentionChunk all = longest_ragged(documents, heads, 0, SIZE_MAX);
+  const size_t step = heads_that_fit(all, heads, bytes);
+  if (step * kMostHeadGroups < heads.num_kv_heads) return false;
+  return add_by_heads(chunks, all, heads, bytes);
+}
+
 // Documents in runs of nearly one size, so that two plans serve.
 size_t dense_step(const DocumentSpans& documents, const AttentionHeads& heads, size_t bytes) {
   const size_t one = chunk_bytes(dense_chunk(documents, heads, {0, 1}), heads);
   const size_t count = documents.num_documents;
   const size_t most = std::clamp<size_t>(bytes / one, 1, count);
   return divide_up(count, divide_up(count, most));
+}
+
+// Rows of queries' gradients hold those of keys and values and a border of adapters too, at most.
+size_t query_sum_bytes(const AttentionChunk& chunk, const AttentionHeads& heads) {
+  constexpr size_t kMostBorder = 256;
+  const size_t ratio = heads.num_heads / heads.num_kv_heads;
+  if (!chunk.ragged) {
+    const size_t rows = chunk.batch * chunk.num_kv_heads * ratio * round_up(chunk.length, kTile);
+    return rows * heads.head_size * sizeof(float);
+  }
+  const size_t width = (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_size + kMostBorder;
+  return round_up(chunk.total_tokens, kTile) * width * sizeof(float);
 }
 
 }  // namespace
@@ -103,14 +125,16 @@ size_t round_tokens(size_t count) {
   return round_up(std::max(count, kTile), std::max(power / 4, kTile));
 }
 
-// The scores' gradients in tiles of 64 x 128; keys' and values' gradients of each query head before
+// The scores' gradients in tiles of 64 x 128, or in free mode float sums of the queries' gradients,
+// in rows as wide as theirs where ragged; keys' and values' gradients of each query head before
 // they are added up (cuDNN's frontend counts four bytes for each where ragged) and after, in narrow
 // rows; two floats for each row.
 size_t chunk_bytes(const AttentionChunk& chunk, const AttentionHeads& heads) {
   const size_t ratio = heads.num_heads / heads.num_kv_heads;
   const size_t run_heads = chunk.num_kv_heads * ratio;
-  const size_t scores =
-      chunk.batch * run_heads * round_up(chunk.length, 64) * round_up(chunk.length, kTile) * 2;
+  const size_t scores = heads.is_free ? query_sum_bytes(chunk, heads)
+                                      : chunk.batch * run_heads * round_up(chunk.length, 64) *
+                                            round_up(chunk.length, kTile) * 2;
   const size_t rows = chunk.batch * run_heads * chunk.length;
   size_t partials = 0;
   if (ratio > 1) {
@@ -145,6 +169,7 @@ std::vector<AttentionChunk> backward_chunks(const DocumentSpans& documents,
                                             const AttentionHeads& heads, size_t bytes) {
   std::vector<AttentionChunk> chunks;
   const bool dense = is_dense(documents);
+  if (!dense && add_all_by_heads(chunks, documents, heads, bytes)) return chunks;
   const size_t step = dense ? dense_step(documents, heads, bytes) : 0;
   for (size_t first = 0; first < documents.num_documents;) {
     const size_t end = std::min(first + step, documents.num_documents);

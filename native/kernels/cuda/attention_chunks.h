@@ -1,9 +1,17 @@
 // How cuDNN's attention is cut into runs, on the host: no CUDA here.
 //
 // cuDNN's deterministic backward keeps the scores' gradients in memory (before 9.25, on Hopper):
-// documents x heads x longest^2 x 2 bytes. So a call is cut into chunks of neighbouring documents,
-// and a document that is too long alone into groups of heads, that run one after another. A plan is
-// built for each shape: numbers are rounded up so that shapes are few.
+// documents x heads x longest^2 x 2 bytes. In free mode it keeps float sums of the queries'
+// gradients instead, which grow with the tokens alone. So a call is cut into chunks that run one
+// after another:
+//
+//   equal documents    neighbours, as many as fit
+//   unequal documents  all in up to 8 groups of heads, so that the chunks are those of the bucket
+//   and
+//                      not of the pack, and can be recorded; else neighbours, and a document that
+//                      is too long alone in groups of heads
+//
+// A plan is built for each shape: numbers are rounded up so that shapes are few.
 //
 //   dense   all documents of the call have one length, a multiple of 128: exact
 //   ragged  else: documents to 1, 2, 3, 4, 6, 8, 12, 16 ...; the longest and the tokens to quarters
@@ -18,6 +26,7 @@ namespace tunemesh::cuda {
 
 struct AttentionHeads {
   size_t num_heads, num_kv_heads, head_size;
+  bool is_free = false;
 };
 
 struct AttentionChunk {

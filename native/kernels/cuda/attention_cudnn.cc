@@ -26,8 +26,6 @@ struct Call {
   const TmAttentionBackward* backward;
 };
 
-AttentionHeads heads_of(const TmAttention& a) { return {a.num_heads, a.num_kv_heads, a.head_size}; }
-
 // One of the nine tensors of a call; empty where the direction has it not.
 struct CallTensor {
   void* rows = nullptr;
@@ -157,8 +155,10 @@ size_t table_bytes(const AttentionChunk& chunk, const Call& call) {
 
 class CudnnAttentionOnCard : public CudnnAttention {
  public:
-  CudnnAttentionOnCard(const std::string& library_folder, cudaStream_t stream)
-      : library_(library_folder, stream), stream_(stream) {
+  explicit CudnnAttentionOnCard(const Options& options)
+      : library_(options.library_folder, options.stream),
+        stream_(options.stream),
+        is_free_(options.is_free) {
     int device = 0;
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&major_, cudaDevAttrComputeCapabilityMajor, device));
@@ -182,6 +182,9 @@ class CudnnAttentionOnCard : public CudnnAttention {
     refusal_ = why;
     return false;
   }
+  AttentionHeads heads_of(const TmAttention& a) const {
+    return {a.num_heads, a.num_kv_heads, a.head_size, is_free_};
+  }
   bool has_fit_form(const Call& call);
   bool prepare(const Call& call);
   bool find_plans(const Call& call, const std::vector<AttentionChunk>& chunks);
@@ -200,6 +203,7 @@ class CudnnAttentionOnCard : public CudnnAttention {
 
   CudnnLibrary library_;
   cudaStream_t stream_;
+  const bool is_free_;
   int major_ = 0;
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<Step> steps_;  // of the call that is prepared
@@ -210,7 +214,7 @@ class CudnnAttentionOnCard : public CudnnAttention {
 };
 
 size_t CudnnAttentionOnCard::scratch_bytes(const TmAttentionJob& job) const {
-  const AttentionHeads heads = {job.num_heads, job.num_kv_heads, job.head_size};
+  const AttentionHeads heads = {job.num_heads, job.num_kv_heads, job.head_size, is_free_};
   const size_t least = least_chunk_bytes(std::min(job.tokens, job.longest_document), heads);
   const size_t best = best_chunk_bytes(job.tokens, job.longest_document, heads);
   const size_t room = kWorkspaceLimit - kChunkSlack - kAlign;
@@ -271,7 +275,9 @@ bool CudnnAttentionOnCard::find_plans(const Call& call, const std::vector<Attent
     if (chunk_tokens(call, chunk) == 0) continue;
     if (chunk.ragged && major_ != 9 && major_ != 10)
       return refuse("unequal documents on this card");
-    Plan* const plan = plan_for(shape_of(call, chunk));
+    AttentionShape shape = shape_of(call, chunk);
+    shape.is_free = is_free_ && shape.backward;
+    Plan* const plan = plan_for(shape);
     if (plan->graph == nullptr) return refuse(plan->refusal);
     steps_.push_back({chunk, plan});
   }
@@ -331,11 +337,11 @@ bool CudnnAttentionOnCard::run(const Call& call) {
 }
 
 // What the host knows of the documents goes into a capture only where it is the same for all calls
-// of one attention_key: that all of them are one chunk.
+// of one attention_key: their number and length where they are equal, else that they are one chunk.
 void CudnnAttentionOnCard::check_recordable(const Call& call) {
   for (const Step& step : steps_) {
-    if (!covers_all(call, step.chunk)) {
-      throw CudaFailure(TM_BAD_ARGUMENT, "attention of cuDNN: documents in several chunks");
+    if (step.chunk.ragged && !covers_all(call, step.chunk)) {
+      throw CudaFailure(TM_BAD_ARGUMENT, "attention of cuDNN: unequal documents in several chunks");
     }
     if (call.backward != nullptr && !step.plan->is_checked) {
       throw CudaFailure(TM_BAD_ARGUMENT, "attention of cuDNN: a plan is not checked yet");
@@ -465,9 +471,8 @@ bool CudnnAttentionOnCard::check_gradients(const Call& call, const Step& step) {
 
 }  // namespace
 
-std::unique_ptr<CudnnAttention> CudnnAttention::open(const std::string& library_folder,
-                                                     cudaStream_t stream, std::string* why) try {
-  return std::make_unique<CudnnAttentionOnCard>(library_folder, stream);
+std::unique_ptr<CudnnAttention> CudnnAttention::open(const Options& options, std::string* why) try {
+  return std::make_unique<CudnnAttentionOnCard>(options);
 } catch (const CudaFailure& failure) {
   *why = failure.what();
   return nullptr;

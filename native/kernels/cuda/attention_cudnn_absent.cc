@@ -3,8 +3,7 @@
 
 namespace tunemesh::cuda {
 
-std::unique_ptr<CudnnAttention> CudnnAttention::open(const std::string&, cudaStream_t,
-                                                     std::string* why) {
+std::unique_ptr<CudnnAttention> CudnnAttention::open(const Options&, std::string* why) {
   *why = "this plugin was built without cuDNN's headers";
   return nullptr;
 }

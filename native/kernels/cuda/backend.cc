@@ -39,9 +39,7 @@ TmStatus create(const TmContextOptions* options, TmContext** out) {
       refuse("precision ", options->precision,
              " is unknown; use 0 (fp32), 1 (bf16) or 2 (bf16 with an fp8 base)");
     }
-    const auto precision = static_cast<TmPrecision>(options->precision);
-    const char* folder = options->library_folder;
-    *out = new TmContext(options->device_index, precision, folder != nullptr ? folder : "");
+    *out = new TmContext(*options);
   });
 }
 

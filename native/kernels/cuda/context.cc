@@ -53,6 +53,10 @@ cudaDeviceProp select_device(int index) {
   return properties;
 }
 
+std::string folder_of(const TmContextOptions& options) {
+  return options.library_folder != nullptr ? options.library_folder : "";
+}
+
 std::string text_of(const DeviceFault& fault) {
   static const char* const names[] = {"gather", "scatter", "cross_entropy", "attention"};
   const std::string name = names[static_cast<int>(fault.operation)];
@@ -75,15 +79,15 @@ constexpr const char* kOwnAttention =
 
 }  // namespace
 
-TmContext::TmContext(int device_index, TmPrecision precision, const std::string& library_folder)
-    : device_((select_device(device_index), device_index)),
-      precision_(precision == TM_FP8 ? TM_BF16 : precision),
+TmContext::TmContext(const TmContextOptions& options)
+    : device_((select_device(options.device_index), options.device_index)),
+      precision_(options.precision == TM_FP32 ? TM_FP32 : TM_BF16),
       free_at_start_(tunemesh::cuda::free_device_bytes()),
       fault_(sizeof(DeviceFault)),
       outcome_(sizeof(unsigned long long)),
       staging_(kStagedBlocks * kBlockElements * sizeof(int64_t)),
       host_(kHostBytes),
-      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision_, library_folder)),
+      gemm_(std::make_unique<tunemesh::cuda::Gemm>(precision_, folder_of(options))),
       recorded_(stream()) {
   cudaDeviceProp properties{};
   int driver = 0;
@@ -91,8 +95,11 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
   CUDA_CHECK(cudaDriverGetVersion(&driver));
   std::string attention, why;
   if (precision_ == TM_BF16) {
-    cudnn_ = tunemesh::cuda::CudnnAttention::open(library_folder, stream(), &why);
-    attention = cudnn_ != nullptr ? ", cuDNN " + cudnn_->version() : ", no cuDNN";
+    const bool is_free = options.is_free != 0;
+    cudnn_ = tunemesh::cuda::CudnnAttention::open({folder_of(options), stream(), is_free}, &why);
+    attention = cudnn_ == nullptr
+                    ? ", no cuDNN"
+                    : ", cuDNN " + cudnn_->version() + (is_free ? " (free mode)" : "");
     if (cudnn_ == nullptr) {
       notes_.add("no cuDNN", "attention runs without cuDNN: " + why + ". " + kOwnAttention +
                                  " Install it: tunemesh doctor --install-libs DIR.");
@@ -101,12 +108,13 @@ TmContext::TmContext(int device_index, TmPrecision precision, const std::string&
   const std::string card = std::string(properties.name) + " (sm_" +
                            std::to_string(properties.major) + std::to_string(properties.minor) +
                            ")";
-  if (precision == TM_FP8) {
+  const bool has_fp8 = options.precision == TM_FP8;
+  if (has_fp8) {
     fp8_gemm_ = std::make_unique<tunemesh::cuda::Fp8Gemm>(*gemm_, card);
   }
   instruction_path_ = card + ", cuBLASLt " + gemm_->library().version() + attention +
                       (precision_ == TM_BF16 ? ", bf16" : "") +
-                      (precision == TM_FP8 ? " with an fp8 base" : "");
+                      (has_fp8 ? " with an fp8 base" : "");
   description_ = "cuda: " + instruction_path_ + ", driver CUDA " + cuda_text(driver);
   memory_bytes_ = properties.totalGlobalMem;
   CUDA_CHECK(cudaMemsetAsync(fault_.data(), 0, fault_.bytes(), stream()));

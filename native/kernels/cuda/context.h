@@ -20,7 +20,7 @@
 inline constexpr int kOldestMajor = 8;
 
 struct TmContext {
-  TmContext(int device_index, TmPrecision precision, const std::string& library_folder);
+  explicit TmContext(const TmContextOptions& options);
   ~TmContext() = default;
 
   cudaStream_t stream() const { return stream_.get(); }

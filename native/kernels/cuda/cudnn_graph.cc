@@ -112,7 +112,7 @@ void add_backward(fe::graph::Graph& graph, const AttentionShape& shape) {
   Builder builder(graph, shape);
   auto options = fe::graph::SDPA_backward_attributes()
                      .set_name("attention_backward")
-                     .set_deterministic_algorithm(true);
+                     .set_deterministic_algorithm(!shape.is_free);
   set_options(options, shape, builder);
   if (shape.ragged) {
     options.set_max_total_seq_len_q(shape.total_tokens)

@@ -16,6 +16,7 @@ namespace tunemesh::cuda {
 //           and where their rows begin come with each run
 struct AttentionShape {
   bool backward = false, ragged = false;
+  bool is_free = false;  // backward: sums in whatever order is fastest
   int64_t batch = 0, length = 0, total_tokens = 0;
   int64_t num_heads = 0, num_kv_heads = 0, head_size = 0;
   int64_t window = 0;  // 0: none
