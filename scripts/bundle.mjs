@@ -38,7 +38,7 @@ const nativePrograms = /(_test|_bench)$/
 const launcher = `#!/bin/sh
 # Runs tunemesh from this folder, through symbolic links too; nothing is installed.
 #   ./tunemesh VERB …            as everywhere
-#   ./tunemesh dev golden|bench|bench:gpu|test …   what \`npm run\` and \`npm test\` run
+#   ./tunemesh dev golden|bench|bench:gpu|sanitize|test …   what \`npm run\` runs
 here=$(dirname "$(readlink -f "$0")")
 : "\${TUNEMESH_NATS_SERVER:=$here/nats-server}"
 export TUNEMESH_NATS_SERVER
@@ -49,8 +49,9 @@ if [ "$1" = dev ]; then
     golden) program=build/test/golden-run/golden.js ;;
     bench) program=build/bench/bench.js ;;
     bench:gpu) program=build/bench/gpu.js ;;
+    sanitize) program=scripts/sanitize.mjs ;;
     test) program=scripts/test.mjs ;;
-    *) echo "tunemesh dev: golden, bench, bench:gpu or test, not \\"$what\\"." >&2; exit 2 ;;
+    *) echo "tunemesh dev: golden, bench, bench:gpu, sanitize or test, not \\"$what\\"." >&2; exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"
 fi

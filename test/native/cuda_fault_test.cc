@@ -2,7 +2,9 @@
 // operation and kernel that caused it, and it stays with the context. Each case is a process of its
 // own, because the error also stays with that.
 //
-//   cuda_fault_test [tunemesh_cuda.so]     without a card it says that it skips
+//   cuda_fault_test [tunemesh_cuda.so] [--provoke]   without a card it says that it skips
+//
+// --provoke: one error in this process, for a sanitizer to see.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -104,6 +106,11 @@ int main(int argc, char** argv) {
   using namespace tunemesh::test;
   const std::string plugin = argc > 1 ? argv[1] : "build/native/tunemesh_cuda.so";
   if (access(plugin.c_str(), R_OK) != 0) return skip("plugin at " + plugin);
+  if (argc > 2 && std::string(argv[2]) == "--provoke") {
+    if (tunemesh::find_backend("cuda", plugin)->num_devices() == 0) return skip("device");
+    test_late(plugin);
+    return finish("cuda_fault_test");
+  }
   for (const auto test : {test_late, test_checked, test_same_bits}) {
     const int status = in_process(test, plugin);
     if (status == kSkipped) return skip("device");

@@ -1,13 +1,12 @@
 // The operations of linear groups (kernels/backend.h), by loops on the host and, where there is a
 // card, on the CUDA backend with float and bfloat16 elements.
 //
-//   groups_test [tunemesh_cuda.so]
-#include <filesystem>
-
+//   groups_test [tunemesh_cuda.so] [--small] [--precision fp32|bf16]
 #include "adapter_grads_case.h"
 #include "cuda_device.h"
 #include "group_case.h"
 #include "host_groups.h"
+#include "test_options.h"
 
 namespace tunemesh::test {
 namespace {
@@ -299,7 +298,7 @@ void test_head_norm(const Device& device) {
   CHECK_BELOW(error, 1e-5, name + " gain gradient of heads inside wider rows");
 }
 
-void test_device(const Device& device) {
+void test_device(const Device& device, bool is_small) {
   const GroupCase cases[] = {
       {{24, 3, {12, 6, 6}, {1, 1, 1}, 4, 0, 0}, 9, 3, false, false},
       {{40, 3, {24, 8, 8}, {1, 0, 1}, 3, 1, 0}, 33, 5, false, false},
@@ -315,20 +314,23 @@ void test_device(const Device& device) {
       {{128, 1, {640}, {1, 0, 0}, 64, 0, 0}, 64, 8, false, false},
   };
   uint64_t seed = 40;
-  for (const GroupCase& made : cases) test_group(device, made, seed++);
+  for (const GroupCase& made : cases) {
+    if (!is_small || made.n * made.shape.in < 10'000) test_group(device, made, seed++);
+  }
   test_adapter_grads(device);
   test_copy_rows(device);
   test_head_norm(device);
 }
 
-void test_cuda(const std::string& path) {
-  const TmBackend* const backend = cuda_backend_or_skip(path);
+void test_cuda(const TestOptions& test_options) {
+  const TmBackend* const backend = cuda_backend_or_skip(test_options.plugin);
   if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     DeviceOptions options;
     options.precision = precision;
+    if (!test_options.wants_precision(precision == TM_BF16 ? "bf16" : "fp32")) continue;
     const Device device(backend, options);
-    test_device(device);
+    test_device(device, test_options.is_small);
   }
 }
 
@@ -338,8 +340,8 @@ void test_cuda(const std::string& path) {
 int main(int argc, char** argv) {
   using namespace tunemesh;
   using namespace tunemesh::test;
-  test_device(Device(host_group_backend(), DeviceOptions{}));
-  const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
-  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so");
+  const TestOptions options = options_of(argc, argv);
+  if (!options.is_small) test_device(Device(host_group_backend(), DeviceOptions{}), false);
+  test_cuda(options);
   return finish("groups_test");
 }
