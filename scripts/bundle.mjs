@@ -38,7 +38,7 @@ const nativePrograms = /(_test|_bench)$/
 const launcher = `#!/bin/sh
 # Runs tunemesh from this folder, through symbolic links too; nothing is installed.
 #   ./tunemesh VERB …            as everywhere
-#   ./tunemesh dev golden|bench|bench:gpu|sanitize|test …   what \`npm run\` runs
+#   ./tunemesh dev golden|same-bits|bench|bench:gpu|sanitize|test …   what \`npm run\` runs
 here=$(dirname "$(readlink -f "$0")")
 : "\${TUNEMESH_NATS_SERVER:=$here/nats-server}"
 export TUNEMESH_NATS_SERVER
@@ -47,11 +47,12 @@ if [ "$1" = dev ]; then
   [ $# -ge 2 ] && shift 2
   case $what in
     golden) program=build/test/golden-run/golden.js ;;
+    same-bits) program=build/test/golden-run/same-bits.js ;;
     bench) program=build/bench/bench.js ;;
     bench:gpu) program=build/bench/gpu.js ;;
     sanitize) program=scripts/sanitize.mjs ;;
     test) program=scripts/test.mjs ;;
-    *) echo "tunemesh dev: golden, bench, bench:gpu, sanitize or test, not \\"$what\\"." >&2; exit 2 ;;
+    *) echo "tunemesh dev: golden, same-bits, bench, bench:gpu, sanitize or test, not \\"$what\\"." >&2; exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"
 fi

@@ -1,0 +1,151 @@
+/**
+ * `node build/test/golden-run/same-bits.js [--device cpu|cuda] [--workers 1,1,2,3] [--only WORD]
+ *   [--steps N] [--json]`; in the bundle `./tunemesh dev same-bits …`
+ *
+ * Trains a Llama of a million elements in every method and precision that the device has, through
+ * meshes of one worker, one again, two and three on that one device, and compares the SHA-256 of
+ * the final weights: they must be equal. Exit 1 where any differ, or a worker had nothing to do.
+ */
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { connect, type TunemeshClient } from '../../client/client.js'
+import { startEmbedded } from '../../client/embedded.js'
+import { tinyJob } from '../integration/open-coordinator.js'
+import { readCommitLog } from '../integration/read-commit-log.js'
+import { writeModel } from '../integration/same-bits-model.js'
+
+const { values } = parseArgs({
+  options: {
+    device: { type: 'string', default: 'cpu' },
+    workers: { type: 'string', default: '1,1,2,3' },
+    only: { type: 'string', default: '' },
+    steps: { type: 'string', default: '6' },
+    json: { type: 'boolean', default: false },
+  },
+})
+const device = values.device === 'cuda' ? 'cuda:0' : values.device
+const microBatchesPerStep = 12
+
+interface Kind {
+  name: string
+  /** A CPU computes in float32 alone. */
+  needsGpu: boolean
+  settings: Record<string, unknown>
+}
+
+const lora = { finetuning: 'lora', r: 16 }
+const full = { finetuning: 'full' }
+const kinds: Kind[] = [
+  { name: 'lora fp32', needsGpu: false, settings: { ...lora, bf16: false } },
+  { name: 'full fp32', needsGpu: false, settings: { ...full, bf16: false } },
+  { name: 'lora bf16', needsGpu: true, settings: { ...lora, bf16: true } },
+  { name: 'full bf16', needsGpu: true, settings: { ...full, bf16: true } },
+  {
+    name: 'full bf16, fp32 master',
+    needsGpu: true,
+    settings: { ...full, bf16: true, fp32_master: true },
+  },
+  { name: 'lora fp8', needsGpu: true, settings: { ...lora, load_in_fp8: true } },
+]
+
+/** What one mesh came to: the digest, or why there is none. */
+interface Trained {
+  digest: string
+  problem: string
+  seconds: number
+}
+
+async function train(
+  {
+    client,
+    stateDir,
+    numWorkers,
+  }: { client: TunemeshClient; stateDir: string; numWorkers: number },
+  { name, settings }: Kind,
+): Promise<Trained> {
+  const startedMs = performance.now()
+  const { jobId } = await client.submit(
+    tinyJob(join(stateDir, 'output', name.replaceAll(/\W/g, '-')), {
+      ...settings,
+      model: join(folder, 'model'),
+      max_steps: Number(values.steps),
+      gradient_accumulation_steps: microBatchesPerStep,
+      learning_rate: 1e-3,
+      max_grad_norm: 0.1,
+      save_steps: 0,
+    }),
+  )
+  for await (const _ of client.watch(jobId));
+  const { state, weightsSha256, error } = await client.get(jobId)
+  const seconds = (performance.now() - startedMs) / 1000
+  if (state !== 'SUCCEEDED')
+    return { digest: '', problem: `${state} ${error?.code ?? ''} ${error?.message ?? ''}`, seconds }
+  const computed = new Set<string>()
+  for (const { record } of await readCommitLog(stateDir, jobId))
+    for (const { workerId, microBatches } of record.kind === 'commit' ? record.leases : [])
+      if (microBatches.length > 0) computed.add(workerId)
+  const isIdle = computed.size !== numWorkers
+  const problem = isIdle ? `only ${computed.size} of ${numWorkers} workers computed` : ''
+  return { digest: weightsSha256, problem, seconds }
+}
+
+/** Every kind through one mesh of so many workers, one job after the other. */
+async function trainAll(numWorkers: number, wanted: Kind[]): Promise<Trained[]> {
+  const stateDir = mkdtempSync(join(tmpdir(), 'tunemesh-same-bits-'))
+  const mesh = await startEmbedded({
+    stateDir,
+    numWorkers,
+    threadsPerWorker: 1,
+    device,
+    dashboardPort: null,
+    natsServerPath: process.env.TUNEMESH_NATS_SERVER,
+  })
+  const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+  try {
+    const trained: Trained[] = []
+    for (const kind of wanted) {
+      const done = await train({ client, stateDir, numWorkers }, kind)
+      trained.push(done)
+      console.error(
+        `${numWorkers} worker${numWorkers > 1 ? 's' : ''}, ${kind.name}: ` +
+          `${done.digest.slice(0, 16)} ${done.problem} (${done.seconds.toFixed(1)} s)`,
+      )
+    }
+    return trained
+  } finally {
+    client.close()
+    await mesh.close()
+    rmSync(stateDir, { recursive: true, force: true })
+  }
+}
+
+const folder = mkdtempSync(join(tmpdir(), 'tunemesh-same-bits-model-'))
+process.once('exit', () => rmSync(folder, { recursive: true, force: true }))
+writeModel(join(folder, 'model'))
+const isCpu = values.device === 'cpu'
+const chosen = kinds.filter(({ name }) => name.includes(values.only))
+const wanted = chosen.filter(({ needsGpu }) => !(isCpu && needsGpu))
+const counts = values.workers.split(',').map(Number)
+const meshes: Trained[][] = []
+for (const count of counts) meshes.push(await trainAll(count, wanted))
+
+console.log(
+  `${'SHA-256 of the weights'.padEnd(26)}${counts.map((n) => `${n} of them`.padEnd(11)).join('')}`,
+)
+let numDifferent = 0
+for (const [index, kind] of wanted.entries()) {
+  const row = meshes.map((mesh) => mesh[index] as Trained)
+  const problem = row.find((trained) => trained.problem !== '')?.problem ?? ''
+  const isSame = problem === '' && new Set(row.map(({ digest }) => digest)).size === 1
+  if (!isSame) ++numDifferent
+  const digests = row.map(({ digest }) => (digest.slice(0, 8) || '–').padEnd(11)).join('')
+  if (values.json) console.log(JSON.stringify({ kind: kind.name, counts, row, isSame }))
+  else console.log(`${kind.name.padEnd(26)}${digests}${isSame ? 'the same' : `FAILED ${problem}`}`)
+}
+for (const { name } of chosen.filter((kind) => !wanted.includes(kind)))
+  console.log(`${name.padEnd(26)}skipped: a CPU computes in float32 alone`)
+const numSkipped = chosen.length - wanted.length
+console.log(`${wanted.length - numDifferent} passed, ${numDifferent} failed, ${numSkipped} skipped`)
+process.exit(numDifferent === 0 ? 0 : 1)
