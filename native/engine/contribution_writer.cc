@@ -10,7 +10,7 @@ namespace tunemesh {
 namespace {
 
 // Of the staging buffer: one is rounded while the other is filled.
-constexpr size_t kPlaces = TM_COPY_LANES - TM_GRADIENT_LANE;
+constexpr size_t kPlaces = 2;
 
 }  // namespace
 

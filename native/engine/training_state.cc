@@ -99,7 +99,7 @@ void TrainingState::take_exchange(Arenas& arenas, Buffers& buffers) const {
   buffers.exchange.frames = arenas.frames->take_bytes("frames", plan.frame_bytes);
   buffers.exchange.scratch = host.take_bytes("exchange scratch", plan.scratch_bytes);
   if (!device_->is_host()) {
-    const size_t least = (TM_COPY_LANES - TM_GRADIENT_LANE) * kBlockElements;
+    const size_t least = 2 * kBlockElements;
     const size_t count = std::clamp(layout_.num_floats(), least, kStagingFloats);
     buffers.staging = {host.take<float>("gradient staging", count), count};
   }

@@ -280,6 +280,34 @@ typedef struct {
   size_t* bad_block;
 } TmRoundAndAdd;
 
+// The same on a device, without waiting: rounds and adds, or overwrites as if zeros had been there.
+// `outcome` gathers the failures of all calls since it was zero: ~(block << 8 | status) of the
+// first bad block of the vector, whatever the order of the calls.
+typedef struct {
+  const float* gradient;
+  int64_t* accumulator;
+  size_t num_blocks;
+  int significant_bits;
+  int overwrites;
+  size_t first_block;  // the range's first one in the whole vector
+  uint64_t* outcome;   // on the device
+} TmRoundBlocks;
+
+// Packs fixed-point blocks as frames carry them, with their digests (engine/codec.h has both, to
+// the bit), into buffers of the device. Chunks follow each other without gaps, their words too.
+typedef struct {
+  const int64_t* values;    // [num_blocks * 256]
+  size_t first_block;       // in the whole vector: digests depend on it
+  size_t num_blocks;        // up to 2^31
+  size_t chunk_blocks;      // the last chunk may have less
+  const uint64_t* outcome;  // of round_blocks; null: 0
+  // [1 + 2 * number of chunks]: *outcome, then digest and bytes of words of each chunk
+  uint64_t* told;
+  uint8_t* shapes;          // [num_blocks]: (shift, width) pairs
+  uint8_t* words;           // room for 2048 * num_blocks bytes; of the rest nothing is written
+  uint64_t* block_digests;  // [num_blocks] for the call's own use
+} TmPackBlocks;
+
 // Sum of squares in float64, for a gradient's norm where no exchange computes it. A block is 256
 // elements: element j goes to lane j % 8, each lane one chain ascending from 0, lanes are added
 // ((0+1)+(2+3))+((4+5)+(6+7)). A group's blocks are added ascending from 0; the caller adds groups.
@@ -412,7 +440,7 @@ typedef struct {
 // A copy beside the operations: it starts after all that were given before it, and those given
 // later do not wait for it. Copies run in order. The host's side is memory of allocate_host().
 // Lanes from TM_GRADIENT_LANE on are for gradients on their way to the exchange.
-#define TM_COPY_LANES 4
+#define TM_COPY_LANES 6
 #define TM_GRADIENT_LANE 2
 typedef struct {
   void* to;
@@ -420,6 +448,7 @@ typedef struct {
   size_t num_bytes;
   int to_host;  // else from the host
   size_t lane;  // what await_copy() names; a lane's copy is awaited before its next one
+  int at_once;  // what it reads stands: it does not wait for the operations
 } TmSideCopy;
 
 typedef enum {
@@ -559,6 +588,10 @@ typedef struct TmBackend {
   TmStatus (*quantise_rows)(TmContext*, const TmQuantiseRows*);
   // What a group's forward and backward of n tokens need; null: nothing.
   size_t (*group_scratch_bytes)(const TmGroupShape*, size_t n);
+
+  // Of the exchange on a device with memory of its own; both null where the host rounds and packs.
+  TmStatus (*round_blocks)(TmContext*, const TmRoundBlocks*);
+  TmStatus (*pack_blocks)(TmContext*, const TmPackBlocks*);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

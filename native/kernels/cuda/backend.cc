@@ -18,6 +18,7 @@
 #include "kernels/cuda/guard.h"
 #include "kernels/cuda/linear_group.h"
 #include "kernels/cuda/pack.cuh"
+#include "kernels/cuda/pack_blocks.cuh"
 #include "kernels/cuda/plugin.h"
 #include "kernels/cuda/rmsnorm.cuh"
 #include "kernels/cuda/rope.cuh"
@@ -440,6 +441,7 @@ TmBackend assemble() {
   fill_groups(backend);
   fill_side_copies(backend);
   fill_group_grads(backend);
+  fill_exchange(backend);
   backend.sum_squares = squares;
   backend.calls_begin = calls_begin;
   backend.calls_end = calls_end;

@@ -237,14 +237,15 @@ TmStatus TmContext::round_and_add(const TmRoundAndAdd& args) {
 }
 
 TmStatus TmContext::round_on_device(const TmRoundAndAdd& args) {
-  using tunemesh::cuda::kNoBadBlock;
-  auto* outcome = static_cast<unsigned long long*>(outcome_.data());
-  CUDA_CHECK(cudaMemsetAsync(outcome, 0xff, sizeof kNoBadBlock, stream()));
-  tunemesh::cuda::round_and_add(args, outcome, stream());
-  auto* found = static_cast<unsigned long long*>(host_.data());
+  auto* outcome = static_cast<uint64_t*>(outcome_.data());
+  CUDA_CHECK(cudaMemsetAsync(outcome, 0, sizeof *outcome, stream()));
+  tunemesh::cuda::round_blocks(
+      {args.gradient, args.accumulator, args.num_blocks, args.significant_bits, 0, 0, outcome},
+      stream());
+  auto* found = static_cast<uint64_t*>(host_.data());
   CUDA_CHECK(cudaMemcpyAsync(found, outcome, sizeof *found, cudaMemcpyDeviceToHost, stream()));
   CUDA_CHECK(cudaStreamSynchronize(stream()));
-  if (*found == kNoBadBlock) return TM_OK;
-  if (args.bad_block != nullptr) *args.bad_block = static_cast<size_t>(*found >> 8);
-  return static_cast<TmStatus>(*found & 0xff);
+  if (*found == 0) return TM_OK;
+  if (args.bad_block != nullptr) *args.bad_block = static_cast<size_t>(~*found >> 8);
+  return static_cast<TmStatus>(~*found & 0xff);
 }

@@ -1,14 +1,13 @@
-// Rounds blocks of a gradient to fixed point and adds them to int64, to the bit as
-// engine/codec_loops.h does on the CPU (backend.h, TmRoundAndAdd).
+// Rounds blocks of a gradient to fixed point and adds them to int64, or overwrites, to the bit as
+// engine/codec_rounding.h does on the CPU (backend.h, TmRoundBlocks and TmRoundAndAdd).
 //
 //   shapes  gradient f32 [num_blocks, 256]; accumulator i64 [num_blocks, 256]
-//   launch  grid num_blocks, block 256: an element a thread
+//   launch  grid ceil(num_blocks / 8), block 256: a warp a block of the vector, 8 elements a thread
 //   numbers the scaling is a product with a power of two in double, exact; adding 1.5 * 2^52 rounds
 //           it to the nearest integer, ties to even
-//   failure `outcome` starts as kNoBadBlock and becomes the smallest of (block << 8 | status): the
-//           first bad block, whatever the order of execution. The accumulator is then partly
-//           changed
-//   floor   20 bytes an element
+//   failure `outcome` becomes the largest of ~(block << 8 | status): the first bad block, whatever
+//           the order of execution. The accumulator is then partly changed
+//   floor   20 bytes an element, 12 where it overwrites
 #pragma once
 #include <cuda_runtime_api.h>
 
@@ -16,8 +15,6 @@
 
 namespace tunemesh::cuda {
 
-constexpr unsigned long long kNoBadBlock = ~0ull;
-
-void round_and_add(const TmRoundAndAdd& args, unsigned long long* outcome, cudaStream_t stream);
+void round_blocks(const TmRoundBlocks& args, cudaStream_t stream);
 
 }  // namespace tunemesh::cuda

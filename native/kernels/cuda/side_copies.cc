@@ -41,8 +41,10 @@ size_t free_bytes(TmContext* context) {
 }  // namespace
 
 void SideCopies::start(const TmSideCopy& copy, cudaStream_t operations) {
-  CUDA_CHECK(cudaEventRecord(given_.get(), operations));
-  CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), given_.get(), 0));
+  if (copy.at_once == 0) {
+    CUDA_CHECK(cudaEventRecord(given_.get(), operations));
+    CUDA_CHECK(cudaStreamWaitEvent(stream_.get(), given_.get(), 0));
+  }
   const cudaMemcpyKind kind = copy.to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
   CUDA_CHECK(cudaMemcpyAsync(copy.to, copy.from, copy.num_bytes, kind, stream_.get()));
   CUDA_CHECK(cudaEventRecord(ended_[copy.lane].get(), stream_.get()));

@@ -8,7 +8,7 @@ namespace tunemesh::cuda {
 
 class SideCopies {
  public:
-  // Starts after all that `operations` has been given.
+  // Starts after all that `operations` has been given, unless it is at_once.
   void start(const TmSideCopy& copy, cudaStream_t operations);
   // What `operations` is given from here on waits for the lane's last copy.
   void await(size_t lane, cudaStream_t operations);
