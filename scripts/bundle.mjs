@@ -52,7 +52,9 @@ if [ "$1" = dev ]; then
     bench:gpu) program=build/bench/gpu.js ;;
     sanitize) program=scripts/sanitize.mjs ;;
     test) program=scripts/test.mjs ;;
-    *) echo "tunemesh dev: golden, same-bits, bench, bench:gpu, sanitize or test, not \\"$what\\"." >&2; exit 2 ;;
+    *)
+      echo "tunemesh dev: golden, same-bits, bench, bench:gpu, sanitize, test; not $what." >&2
+      exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"
 fi
