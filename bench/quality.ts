@@ -12,7 +12,8 @@
  *   --held-out N (128)     rows               --learning-rate X (2e-4)
  *   --time-limit SECONDS   starts no training that would not end in it
  *   --out FILE             a JSON object a line; what it has is not trained again
- *   --device cuda:0, --threads N     to the worker
+ *   --jobs N (1)           so many trainings at once, each on a mesh of its own: the same numbers
+ *   --device cuda:0, --threads N     to each worker
  *   --json                 the rows and nothing else
  */
 import { spawnSync } from 'node:child_process'
@@ -57,6 +58,7 @@ const { values } = parseArgs({
     'held-out': { type: 'string', default: '128' },
     'learning-rate': { type: 'string', default: '2e-4' },
     'time-limit': text,
+    jobs: { type: 'string', default: '1' },
     out: { type: 'string', default: join(top, 'build/bench-quality.jsonl') },
     device: { type: 'string', default: 'auto' },
     threads: { type: 'string', default: '0' },
@@ -64,7 +66,7 @@ const { values } = parseArgs({
   },
 })
 
-function countOf(name: 'steps' | 'last' | 'batch' | 'max-length' | 'held-out'): number {
+function countOf(name: 'steps' | 'last' | 'batch' | 'max-length' | 'held-out' | 'jobs'): number {
   const value = Number(values[name])
   if (Number.isInteger(value) && value >= 1) return value
   throw new RangeError(`--${name} is ${values[name]}; use a whole number from 1 on.`)
@@ -133,33 +135,46 @@ async function runOne(client: TunemeshClient, key: RunKey, rows: RowSet): Promis
   }
 }
 
-/** Answers how many could not be trained. */
-async function runAll(client: TunemeshClient, sets: RowSet[]): Promise<number> {
-  const known = new Set(rowsOfFile().map(keyOf))
-  const missing = runsOf(sets).filter((key) => !known.has(keyOf(key)))
-  const endMs = performance.now() + 1e3 * Number(values['time-limit'] ?? Number.POSITIVE_INFINITY)
-  const longest = new Map<Precision, number>()
-  let failed = 0
-  for (const key of missing) {
-    const title = `${key.data} ${key.precision} seed ${key.seed}`
-    if (performance.now() + 1e3 * (longest.get(key.precision) ?? 0) > endMs) {
-      say(`${title}: no time left; the same command goes on with it`)
-      continue
+/** What several meshes train from, each the next one; the order is that of the runs. */
+class Queue {
+  numFailed = 0
+  readonly #missing: RunKey[]
+  readonly #longestMs = new Map<Precision, number>()
+  readonly #endMs = performance.now() + 1e3 * Number(values['time-limit'] ?? Infinity)
+
+  constructor(private readonly sets: RowSet[]) {
+    const known = new Set(rowsOfFile().map(keyOf))
+    this.#missing = runsOf(sets).filter((key) => !known.has(keyOf(key)))
+  }
+
+  async trainOn(client: TunemeshClient): Promise<void> {
+    for (let key = this.#missing.shift(); key !== undefined; key = this.#missing.shift()) {
+      const title = `${key.data} ${key.precision} seed ${key.seed}`
+      if (performance.now() + (this.#longestMs.get(key.precision) ?? 0) > this.#endMs) {
+        say(`${title}: no time left; the same command goes on with it`)
+        continue
+      }
+      const rows = this.sets.find(({ name }) => name === key.data)
+      if (rows !== undefined) await this.#trainOne(client, { key, rows, title })
     }
-    const rows = sets.find(({ name }) => name === key.data)
-    if (rows === undefined) continue
+  }
+
+  async #trainOne(
+    client: TunemeshClient,
+    { key, rows, title }: { key: RunKey; rows: RowSet; title: string },
+  ): Promise<void> {
     try {
       const row = await runOne(client, key, rows)
-      longest.set(key.precision, Math.max(row.seconds, longest.get(key.precision) ?? 0))
+      const longestMs = this.#longestMs.get(key.precision) ?? 0
+      this.#longestMs.set(key.precision, Math.max(1e3 * row.seconds, longestMs))
       appendFileSync(values.out, `${JSON.stringify(row)}\n`)
       if (values.json) console.log(JSON.stringify(row))
       say(`${title}: last ${row.last_loss.toFixed(4)}, held out ${heldOut(row)}, ${took(row)}`)
     } catch (error) {
-      failed += 1
+      this.numFailed += 1
       console.error(`${title}: ${(error as Error).message}`)
     }
   }
-  return failed
 }
 
 const heldOut = (row: QualityRow) =>
@@ -211,8 +226,35 @@ async function main(): Promise<number> {
   const sources = { gsm8k: values.gsm8k, drugNames: values['drug-names'], heldOutRows }
   const sets = await writeRowSets(sources, workDir)
   runsOf(sets)
+  const numMeshes = countOf('jobs')
+  const starts = Array.from({ length: numMeshes }, (_, index) => openMesh(index))
+  const meshes = await allOrNone(starts)
+  // Cut off, it leaves no process and no temporary file; the rows that it has stand in the file.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const)
+    process.once(signal, () => {
+      void Promise.all(meshes.map((mesh) => mesh.close())).finally(() => {
+        rmSync(workDir, { recursive: true, force: true })
+        process.exit(130)
+      })
+    })
+  try {
+    const queue = new Queue(sets)
+    await Promise.all(meshes.map(({ client }) => queue.trainOn(client)))
+    const isGood = report(sets)
+    return queue.numFailed === 0 && isGood ? 0 : 1
+  } finally {
+    await Promise.all(meshes.map((mesh) => mesh.close()))
+  }
+}
+
+interface OpenMesh {
+  client: TunemeshClient
+  close(): Promise<void>
+}
+
+async function openMesh(index: number): Promise<OpenMesh> {
   const mesh = await startEmbedded({
-    stateDir: join(workDir, 'state'),
+    stateDir: join(workDir, `state-${index}`),
     numWorkers: 1,
     threadsPerWorker: Number(values.threads),
     device: values.device,
@@ -220,23 +262,21 @@ async function main(): Promise<number> {
     natsServerPath: process.env.TUNEMESH_NATS_SERVER || undefined,
   })
   const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
-  // Cut off, it leaves no process and no temporary file; the rows that it has stand in the file.
-  for (const signal of ['SIGINT', 'SIGTERM'] as const)
-    process.once(signal, () => {
-      client.close()
-      void mesh.close().finally(() => {
-        rmSync(workDir, { recursive: true, force: true })
-        process.exit(130)
-      })
-    })
-  try {
-    const failed = await runAll(client, sets)
-    const isGood = report(sets)
-    return failed === 0 && isGood ? 0 : 1
-  } finally {
+  const close = async () => {
     client.close()
     await mesh.close()
   }
+  return { client, close }
+}
+
+/** One that can not start ends those that did. */
+async function allOrNone(starts: Promise<OpenMesh>[]): Promise<OpenMesh[]> {
+  const settled = await Promise.allSettled(starts)
+  const meshes = settled.flatMap((it) => (it.status === 'fulfilled' ? [it.value] : []))
+  const failed = settled.find((it) => it.status === 'rejected')
+  if (failed === undefined) return meshes
+  await Promise.all(meshes.map((mesh) => mesh.close()))
+  throw failed.reason
 }
 
 const workDir = mkdtempSync(join(tmpdir(), 'tunemesh-quality-'))
