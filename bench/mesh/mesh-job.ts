@@ -4,7 +4,6 @@ import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { connect, type JobEvent, type TunemeshClient } from '../../client/client.js'
 import { startEmbedded } from '../../client/embedded.js'
-import { medicineEntries } from '../../examples/drug-names/build-rows.js'
 
 export const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
 export const demoModel = join(cacheDir, 'models', 'SmolLM2-135M-Instruct.Q4_1.gguf')
@@ -14,6 +13,8 @@ export interface MeshJob {
   model: string
   numRows: number
   tokensPerPack: number
+  /** Of the workers; by default "cpu". */
+  device?: string
   /** Further lines of the job file. */
   settings: string[]
 }
@@ -32,11 +33,13 @@ export async function runMeshJob(job: MeshJob, observer: MeshObserver): Promise<
     stateDir: join(workDir, 'state'),
     numWorkers: job.numWorkers,
     threadsPerWorker: 1,
+    device: job.device ?? 'cpu',
     dashboardPort: null,
+    natsServerPath: process.env.TUNEMESH_NATS_SERVER || undefined,
   })
   const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
   try {
-    writeTextRows(join(workDir, 'rows.jsonl'), job.numRows)
+    writeTextRows(join(workDir, 'rows.jsonl'), job)
     const jobFile = [
       `model: ${job.model}`,
       'data: rows.jsonl',
@@ -58,18 +61,23 @@ export async function runMeshJob(job: MeshJob, observer: MeshObserver): Promise<
   }
 }
 
-/** Long rows of dictionary text: each fills one pack to its last token. */
-function writeTextRows(path: string, numRows: number): void {
-  const glosses = medicineEntries().map(({ name, gloss }) => `${name}: ${gloss}.`)
+/** Rows of words that each fill one pack to its last token; no two begin alike. */
+function writeTextRows(path: string, { numRows, tokensPerPack }: MeshJob): void {
   const rows = Array.from({ length: numRows }, (_, row) =>
     JSON.stringify({
-      text: Array.from({ length: 40 }, (_, i) => glosses[(row * 37 + i) % glosses.length]).join(
-        ' ',
-      ),
+      text: Array.from(
+        { length: tokensPerPack },
+        (_, i) => words[(row * 37 + i * (row + 1)) % words.length],
+      ).join(' '),
     }),
   )
   writeFileSync(path, `${rows.join('\n')}\n`)
 }
+
+const words =
+  'a of the river stone carries warm light over green hills while small birds sing near old walls'
+    .concat(' and every morning someone walks slowly down toward the harbour to count white boats')
+    .split(' ')
 
 /** Ends the program where the demo's model is not there. */
 export function requireDemoModel(): void {
