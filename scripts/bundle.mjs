@@ -38,7 +38,7 @@ const nativePrograms = /(_test|_bench)$/
 const launcher = `#!/bin/sh
 # Runs tunemesh from this folder, through symbolic links too; nothing is installed.
 #   ./tunemesh VERB …            as everywhere
-#   ./tunemesh dev golden|same-bits|bench|bench:gpu|sanitize|test …   what \`npm run\` runs
+#   ./tunemesh dev product|golden|same-bits|bench|bench:gpu|sanitize|test …   what \`npm run\` runs
 here=$(dirname "$(readlink -f "$0")")
 : "\${TUNEMESH_NATS_SERVER:=$here/nats-server}"
 export TUNEMESH_NATS_SERVER
@@ -46,6 +46,7 @@ if [ "$1" = dev ]; then
   what=$2
   [ $# -ge 2 ] && shift 2
   case $what in
+    product) program=build/test/product-run/product.js ;;
     golden) program=build/test/golden-run/golden.js ;;
     same-bits) program=build/test/golden-run/same-bits.js ;;
     bench) program=build/bench/bench.js ;;
@@ -53,7 +54,7 @@ if [ "$1" = dev ]; then
     sanitize) program=scripts/sanitize.mjs ;;
     test) program=scripts/test.mjs ;;
     *)
-      echo "tunemesh dev: golden, same-bits, bench, bench:gpu, sanitize, test; not $what." >&2
+      echo "tunemesh dev: product, golden, same-bits, bench, bench:gpu, sanitize, test; not $what." >&2
       exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"

@@ -1,11 +1,19 @@
 /** Runs the command line as a user does: a process, its output, its signals. */
 import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { extname } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 const extension = extname(fileURLToPath(import.meta.url))
 const main = fileURLToPath(new URL(`../../cli/main${extension}`, import.meta.url))
 const loader = extension === '.ts' ? ['--import', 'tsx'] : []
+/** In an unpacked bundle the program that its users start. */
+const bundled = ['node', 'tunemesh'].map((name) =>
+  fileURLToPath(new URL(`../../../../${name}`, import.meta.url)),
+)
+const program = bundled.every((path) => existsSync(path))
+  ? bundled.slice(1)
+  : [process.execPath, ...loader, main]
 
 export interface CliResult {
   code: number | null
@@ -23,9 +31,9 @@ export class CliProcess {
 
   /** @param wrapper a command that is to run the program's */
   constructor(args: string[], env: NodeJS.ProcessEnv = {}, wrapper: string[] = []) {
-    const command = [...wrapper, process.execPath, ...loader, main, ...args]
-    const [program, ...rest] = command as [string, ...string[]]
-    this.child = spawn(program, rest, {
+    const command = [...wrapper, ...program, ...args]
+    const [first, ...rest] = command as [string, ...string[]]
+    this.child = spawn(first, rest, {
       stdio: ['pipe', 'pipe', 'pipe'],
       env: { ...process.env, NO_COLOR: '1', ...env },
     })
