@@ -18,6 +18,7 @@
 #include "op_small_cases.h"
 #include "staged_backend.h"
 #include "test_options.h"
+#include "torch_cases.h"
 
 namespace tunemesh {
 namespace {
@@ -205,6 +206,7 @@ void run_bf16(const Device& cuda, const TestOptions& options, Tally& tally) {
       "bf16: elements of 2 bytes, and rows of floats are not read");
   Random::rounds_to_bf16 = true;
   run_cases({cuda, {cuda.backend, cuda.context, cuda.name + ", again"}}, options, tally);
+  if (!options.is_small && options.wants("torch")) compare_with_torch(cuda, tally);
   if (options.only.empty()) {
     compare_updates({cuda}, true, tally);
     check_packing(cuda, tally);
@@ -217,6 +219,7 @@ void run_bf16(const Device& cuda, const TestOptions& options, Tally& tally) {
 void run_fp32(const Device& cuda, const TestOptions& test_options, Tally& tally) {
   const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
   run_cases(devices, test_options, tally);
+  if (!test_options.is_small && test_options.wants("torch")) compare_with_torch(cuda, tally);
   if (!test_options.only.empty()) return;
   if (!test_options.is_small) adamw_vectors({cuda}, "", tally);
   compare_updates(devices, false, tally);

@@ -8,6 +8,7 @@
 #include "kernels/cpu/dispatch.h"
 #include "op_cases.h"
 #include "op_refusals.h"
+#include "op_small_cases.h"
 
 namespace tunemesh {
 namespace {
@@ -136,6 +137,7 @@ int run(const std::string& vectors) {
   Tally tally;
   std::vector<Device> devices = open_devices();
   for (const OpCase& op : all_cases()) run_case(op, devices, tally);
+  for (const OpCase& op : small_cases()) run_case(op, {devices[0]}, tally);
   adamw_vectors(devices, vectors, tally);
   compare_updates(devices, false, tally);
   compare_half_squares(devices, devices[0], tally);
