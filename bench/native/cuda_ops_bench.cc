@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/native/adamw_bench.h"
 #include "bench/native/adapter_bench.h"
 #include "bench/native/cuda_bench.h"
 #include "kernels/cuda/plugin.h"
@@ -163,6 +164,8 @@ void run_all(Bench& b) {
   b.release_all();
   if (b.wants("adapters")) time_all_adapters(b);
   if (b.wants("tails")) time_tails(b);
+  b.release_all();
+  if (b.wants("adamw")) time_adamw(b);
   if (b.wants("packing")) time_packing(b);
   b.release_all();
   if (!b.wants("products")) return;

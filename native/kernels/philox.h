@@ -35,9 +35,7 @@ enum class PhiloxStream : uint32_t {
   kAdapterInit = 1,
   kSampling = 2,
   kTest = 3,
-  kWeightRounding = 4,
-  kFirstMomentRounding = 5,
-  kSecondMomentRounding = 6,
+  kRounding = 7,  // 4, 5, 6 were of weights and moments apart
 };
 
 // Block `block` of a stream; `step` keeps the steps of a job apart and is 0 where there is none.

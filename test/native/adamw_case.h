@@ -2,6 +2,7 @@
 // states of floats and of bf16, rows with gaps, copies, gradients of both types; and an update of
 // one vector of floats.
 #pragma once
+#include <bit>
 #include <memory>
 
 #include "op_layer_cases.h"
@@ -70,6 +71,24 @@ class UpdateCase {
     args.seed = 0x123456789abcdef0;
     args.step = step;
     return args;
+  }
+  // Of half states and gradients: every fourth run of 64 gets magnitudes from 1e-38 to 1e18, every
+  // fourth is zero, the others stay as a training has them.
+  void spread_magnitudes() {
+    const auto spread = [this](uint16_t& half, size_t i) {
+      if (i / 64 % 4 == 1) half = half & 0x8000;
+      if (i / 64 % 4 != 3) return;
+      half = static_cast<uint16_t>(half & 0x807f) | static_cast<uint16_t>(random_.next() % 186 + 1)
+                                                        << 7;
+    };
+    for (auto& memory : memory_) {
+      auto* const halves = reinterpret_cast<uint16_t*>(memory->data());
+      for (size_t i = 0; i < memory->size() / 2; ++i) spread(halves[i], i);
+    }
+    for (size_t i = 0; i < half_gradient_.size(); ++i) {
+      spread(half_gradient_[i], i);
+      gradient_[i] = std::bit_cast<float>(uint32_t{half_gradient_[i]} << 16);
+    }
   }
   // Every buffer that an update may write, byte by byte.
   std::vector<std::vector<char>> bytes() const {

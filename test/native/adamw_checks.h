@@ -148,4 +148,24 @@ inline void compare_updates(const std::vector<Device>& devices, bool rounds_copi
   }
 }
 
+// A large matrix of bf16 states against the CPU: magnitudes as in training, and every size that a
+// float has, so that a kernel with a way of its own for usual ones takes both.
+inline void compare_large_update(const Device& device, const Device& cpu, Tally& tally) {
+  for (const bool is_half_gradient : {true, false}) {
+    const std::vector<TensorShape> shapes = {{2048, 512, 0, kNoCopy, true, is_half_gradient}};
+    UpdateCase want(shapes, 5), got(shapes, 5);
+    want.spread_magnitudes();
+    got.spread_magnitudes();
+    for (uint32_t step = 1; step <= 3; ++step) {
+      run_adamw(&cpu, want.call(step, 0.01f));
+      run_adamw(&device, got.call(step, 0.01f));
+    }
+    const auto found = got.bytes(), wanted = want.bytes();
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      tally.check(found[i] == wanted[i],
+                  "adamw, a large matrix: buffer " + std::to_string(i) + " on " + device.name);
+    }
+  }
+}
+
 }  // namespace tunemesh

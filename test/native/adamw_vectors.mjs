@@ -135,13 +135,16 @@ function philox(counter, key) {
   return [c0, c1, c2, c3]
 }
 
-/** The 16 bits that are added to element `number` of the canonical vector before it is cut. */
-function noise({ seed, step: jobStep }, stream, number) {
+/**
+ * The 16 bits that are added before it is cut to element `number` of the canonical vector: of its
+ * weight, first and second moment (`what` 0, 1, 2).
+ */
+function noise({ seed, step: jobStep }, what, number) {
   const group = number / 8n
-  const counter = [group & 0xffffffffn, group >> 32n, stream, BigInt(jobStep)]
+  const counter = [group & 0xffffffffn, group >> 32n, 7n, BigInt(jobStep)]
   const words = philox(counter, [seed & 0xffffffffn, seed >> 32n])
-  const k = Number(number % 8n)
-  return Number((words[k >> 1] >> BigInt(16 * (k % 2))) & 0xffffn)
+  const halfWord = (Number(number % 8n) + 2 * what) % 8
+  return Number((words[halfWord >> 1] >> BigInt(16 * (halfWord % 2))) & 0xffffn)
 }
 
 function rounded(x, draw) {
@@ -158,7 +161,7 @@ const fromHalf = (half) => {
 function updateHalf(c, row, index) {
   const number = BigInt(c.firstBlock) * 256n + BigInt(index)
   const after = update(c.scalars, row.map(fromHalf))
-  return after.map((x, k) => rounded(x, noise(c, BigInt(4 + k), number)))
+  return after.map((x, k) => rounded(x, noise(c, k, number)))
 }
 
 const halfCases = [

@@ -228,6 +228,7 @@ void run_fp32(const Device& cuda, const TestOptions& test_options, Tally& tally)
   Device cpu = {tm_cpu_backend(), nullptr, "cpu"};
   require(cpu.backend->create(&options, &cpu.context), cpu);
   compare_sum_squares({staged_device, cuda.context, "cuda"}, cpu, tally);
+  compare_large_update(cuda, cpu, tally);
   compare_half_squares({{staged_device, cuda.context, "cuda"}}, cpu, tally);
   cpu.backend->destroy(cpu.context);
   compare_roundings({cuda.backend, cuda.context, "sums on the device", false}, tally);

@@ -34,15 +34,6 @@ float gradient_at(const Part& part, size_t i) {
                                       : part.call.gradient[at];
 }
 
-// The eight noises of each kind of a group of elements.
-struct GroupNoise {
-  PhiloxBlock weight, first, second;
-  GroupNoise(const TmAdamW& call, uint64_t group)
-      : weight(philox_block(call.seed, PhiloxStream::kWeightRounding, group, call.step)),
-        first(philox_block(call.seed, PhiloxStream::kFirstMomentRounding, group, call.step)),
-        second(philox_block(call.seed, PhiloxStream::kSecondMomentRounding, group, call.step)) {}
-};
-
 void store_rounded(uint16_t* to, float value, uint32_t noise) {
   *to = stochastic_bfloat16(std::bit_cast<uint32_t>(value), noise);
 }
@@ -54,7 +45,8 @@ void update_half(const Part& part, const AdamWScalars& s) {
   auto* const vs = static_cast<uint16_t*>(t.v);
   const bool decays = t.decays && s.has_decay;
   for (size_t first = part.range.begin; first < part.range.end; first += kRoundingGroup) {
-    const GroupNoise noise(part.call, (t.first_block * kBlockElements + first) / kRoundingGroup);
+    const uint64_t group = (t.first_block * kBlockElements + first) / kRoundingGroup;
+    const PhiloxBlock noise = rounding_block(part.call.seed, group, part.call.step);
     const size_t end = std::min<size_t>(first + kRoundingGroup, part.range.end);
     for (size_t i = first; i < end; ++i) {
       const auto k = static_cast<unsigned>(i - first);
@@ -66,9 +58,10 @@ void update_half(const Part& part, const AdamWScalars& s) {
       const float m = before + (g - before) * s.one_minus_beta1;
       const float v = from_half(vs[i]) * s.beta2 + (g * g) * s.one_minus_beta2;
       const float denominator = std::sqrt(v) / s.correction2 + s.epsilon;
-      store_rounded(at, p - s.step_size * (m / denominator), rounding_noise(noise.weight, k));
-      store_rounded(ms + i, m, rounding_noise(noise.first, k));
-      store_rounded(vs + i, v, rounding_noise(noise.second, k));
+      store_rounded(at, p - s.step_size * (m / denominator),
+                    rounding_noise(noise, Rounded::kWeight, k));
+      store_rounded(ms + i, m, rounding_noise(noise, Rounded::kFirstMoment, k));
+      store_rounded(vs + i, v, rounding_noise(noise, Rounded::kSecondMoment, k));
     }
   }
 }

@@ -11,9 +11,12 @@ constexpr int kLanes = 32;
 constexpr int kBlocksOfGroup = kThreads / kLanes;  // canonical blocks a thread block
 constexpr size_t kBlockElements = 256;
 
+constexpr int kRun = 4;  // canonical blocks a warp updates one after another
+
 struct Scalars {
   float clip, decay, one_minus_beta1, beta2, one_minus_beta2, correction2, epsilon, step_size;
   bool has_decay;
+  bool is_usual;  // of a size for which usual_update() is right
 };
 
 __device__ float multiply(float a, float b) { return __fmul_rn(a, b); }
@@ -30,8 +33,60 @@ __device__ void update(float& p, float& m, float& v, float gradient, bool decays
   p = minus(p, multiply(s.step_size, __fdiv_rn(m, denominator)));
 }
 
+// The same bits without a branch, so that the elements of a lane overlap: root and quotients by
+// Newton's steps with exact remainders, right to the last bit where nothing leaves float's normal
+// range on the way. That holds if `s.is_usual`, and m and v afterwards are zero or of a magnitude
+// within [kSmallest, kLargest]; `extremes` collects what tells.
+constexpr float kSmallest = 0x1p-100f, kLargest = 0x1p+20f;
+struct Extremes {
+  uint32_t largest = 0;              // magnitude's bits
+  uint32_t smallest = ~uint32_t{0};  // magnitude's bits less one, so that zero is the largest
+  __device__ void take(uint32_t magnitude) {
+    largest = max(largest, magnitude);
+    smallest = min(smallest, magnitude - 1);
+  }
+  __device__ bool are_usual() const {
+    return largest <= __float_as_uint(kLargest) && smallest >= __float_as_uint(kSmallest) - 1;
+  }
+};
+
+__device__ float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+// 1 / b almost to the last bit, and a / b by it: what __fdiv_rn does for usual numbers.
+__device__ float inverse_of(float b) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(b));
+  return fused(fused(-b, inverse, 1.0f), inverse, inverse);
+}
+__device__ float quotient(float a, float b, float inverse) {
+  const float q = multiply(a, inverse);
+  return fused(fused(-b, q, a), inverse, q);
+}
+
+__device__ void usual_update(float& p, float& m, float& v, float gradient, bool decays,
+                             const Scalars& s, Extremes& extremes) {
+  const float g = multiply(gradient, s.clip);
+  if (decays) p = minus(p, multiply(p, s.decay));
+  m = plus(m, multiply(minus(g, m), s.one_minus_beta1));
+  v = plus(multiply(v, s.beta2), multiply(multiply(g, g), s.one_minus_beta2));
+  extremes.take(__float_as_uint(m) & 0x7fffffffu);
+  extremes.take(__float_as_uint(v));  // below zero: too large
+  float inverse_root;                 // as __fsqrt_rn does
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse_root) : "f"(fmaxf(v, kSmallest)));
+  const float near_root = multiply(v, inverse_root);
+  const float rest = fused(-near_root, near_root, v);
+  const float root = fused(rest, multiply(inverse_root, 0.5f), near_root);
+  const float denominator =
+      plus(quotient(root, s.correction2, inverse_of(s.correction2)), s.epsilon);
+  const float move = quotient(m, denominator, inverse_of(denominator));
+  // Of a negative zero the steps lose the sign.
+  const uint32_t signed_move = __float_as_uint(move) | (__float_as_uint(m) & 0x80000000u);
+  p = minus(p, multiply(s.step_size, __uint_as_float(signed_move)));
+  extremes.largest = max(extremes.largest, __float_as_uint(p) & 0x7fffffffu);
+}
+
 // The last tensor that starts at or before the block.
-__device__ const TmTrainedTensor& tensor_of(const TmAdamW& a, size_t block) {
+__device__ size_t tensor_of(const TmAdamW& a, size_t block) {
   size_t low = 0, high = a.num_tensors;
   while (high - low > 1) {
     const size_t middle = (low + high) / 2;
@@ -41,7 +96,7 @@ __device__ const TmTrainedTensor& tensor_of(const TmAdamW& a, size_t block) {
       high = middle;
     }
   }
-  return a.tensors[low];
+  return low;
 }
 
 // Where element i of [.., columns] lies in rows of `stride`.
@@ -53,39 +108,6 @@ __device__ size_t place(size_t i, size_t columns, size_t stride) {
   }
   return i / columns * stride + i % columns;
 }
-
-// `kCount` neighbouring elements of a tensor, in registers as floats. Elements whose row ends
-// within them are placed one by one.
-template <typename Element, int kCount>
-struct Values {
-  static constexpr int kWidth = Chunk<Element>::kWidth;
-  static_assert(kCount % kWidth == 0 || kWidth % kCount == 0);
-  float at[kCount];
-
-  __device__ Values() = default;
-  __device__ Values(const Element* from, size_t left) { load(from, left); }
-  __device__ void load(const Element* from, size_t left) {
-#pragma unroll
-    for (int first = 0; first < kCount; first += kWidth) {
-      const size_t rest = left > static_cast<size_t>(first) ? left - first : 0;
-      const Chunk<Element> chunk = Chunk<Element>::load(from + first, rest);
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) at[first + i] = chunk[i];
-    }
-  }
-  __device__ void load_rows(const Element* from, size_t i, size_t left, size_t columns,
-                            size_t stride) {
-    if (columns % kCount == 0 || stride == columns) {
-      load(from + place(i, columns, stride), left);
-      return;
-    }
-#pragma unroll
-    for (int k = 0; k < kCount; ++k) {
-      const bool is_there = static_cast<size_t>(k) < left;
-      at[k] = is_there ? to_float(from[place(i + k, columns, stride)]) : 0.0f;
-    }
-  }
-};
 
 // Rounded to nearest even; a row of the copy may end anywhere.
 template <typename Element, int kCount>
@@ -118,106 +140,169 @@ __device__ void update_floats(const TmAdamW& a, const TmTrainedTensor& t, size_t
   constexpr int kCount = 4;
   if (i >= t.n) return;
   const size_t left = t.n - i;
-  Values<float, kCount> p, m, v, g;
-  g.load(a.gradient + t.gradient_offset + i, left);
-  p.load(static_cast<float*>(t.p) + i, left);
-  m.load(static_cast<float*>(t.m) + i, left);
-  v.load(static_cast<float*>(t.v) + i, left);
+  const Chunk<float> g = Chunk<float>::load(a.gradient + t.gradient_offset + i, left);
+  Chunk<float> p = Chunk<float>::load(static_cast<float*>(t.p) + i, left);
+  Chunk<float> m = Chunk<float>::load(static_cast<float*>(t.m) + i, left);
+  Chunk<float> v = Chunk<float>::load(static_cast<float*>(t.v) + i, left);
 #pragma unroll
   for (int k = 0; k < kCount; ++k) {
     update(p.at[k], m.at[k], v.at[k], g.at[k], t.decays && s.has_decay, s);
   }
-  Chunk<float>::rounded(p.at).store(static_cast<float*>(t.p) + i, left);
-  Chunk<float>::rounded(m.at).store(static_cast<float*>(t.m) + i, left);
-  Chunk<float>::rounded(v.at).store(static_cast<float*>(t.v) + i, left);
+  p.store(static_cast<float*>(t.p) + i, left);
+  m.store(static_cast<float*>(t.m) + i, left);
+  v.store(static_cast<float*>(t.v) + i, left);
   if (t.copy != nullptr) store_copy<Element>(t, p.at, i, left);
 }
 
 constexpr int kGroup = static_cast<int>(kRoundingGroup);
 
-__device__ Chunk<Bfloat16> rounded(const float (&values)[kGroup], const PhiloxBlock& noise) {
-  Chunk<Bfloat16> chunk;
-#pragma unroll
-  for (unsigned k = 0; k < kGroup; ++k) {
-    chunk.at[k] = __ushort_as_bfloat16(
-        stochastic_bfloat16(__float_as_uint(values[k]), rounding_noise(noise, k)));
-  }
-  return chunk;
+// Half tensors lie in the device's memory: plain global accesses.
+template <typename T>
+__device__ T* global(T* at) {
+  __builtin_assume(__isGlobal(at));
+  return at;
 }
 
-struct HalfGradient {
+struct HalfPlaces {
+  Bfloat16 *p, *m, *v;
+  __device__ HalfPlaces(const TmTrainedTensor& t, size_t i)
+      : p(global(static_cast<Bfloat16*>(t.p) + place(i, t.columns, t.p_stride))),
+        m(global(static_cast<Bfloat16*>(t.m) + i)),
+        v(global(static_cast<Bfloat16*>(t.v) + i)) {}
+};
+
+__device__ PhiloxBlock noise_of(const TmAdamW& a, const TmTrainedTensor& t, size_t i) {
+  return rounding_block(a.seed, (t.first_block * kBlockElements + i) / kRoundingGroup, a.step);
+}
+
+__device__ Bfloat16 rounded(float value, const PhiloxBlock& noise, Rounded what, unsigned k) {
+  return __ushort_as_bfloat16(
+      stochastic_bfloat16(__float_as_uint(value), rounding_noise(noise, what, k)));
+}
+
+// A lane's elements one by one: any addresses, any values.
+template <typename Element>
+__device__ void update_half_slowly(const TmAdamW& a, const TmTrainedTensor& t, size_t first,
+                                   const Scalars& s) {
+  const PhiloxBlock noise = noise_of(a, t, first);
+  const auto* const gradients = reinterpret_cast<const Bfloat16*>(a.half_gradient);
+#pragma unroll 1
+  for (unsigned k = 0; k < kGroup && first + k < t.n; ++k) {
+    const size_t i = first + k, g = t.gradient_offset + i;
+    const HalfPlaces at(t, i);
+    const float gradient = t.is_half_gradient ? to_float(gradients[g]) : a.gradient[g];
+    float p = to_float(*at.p), m = to_float(*at.m), v = to_float(*at.v);
+    update(p, m, v, gradient, t.decays && s.has_decay, s);
+    *at.p = rounded(p, noise, Rounded::kWeight, k);
+    *at.m = rounded(m, noise, Rounded::kFirstMoment, k);
+    *at.v = rounded(v, noise, Rounded::kSecondMoment, k);
+    if (t.copy == nullptr) continue;
+    elements<Element>(t.copy)[place(i, t.columns, t.copy_stride)] =
+        from_float<Element>(to_float(*at.p));
+  }
+}
+
+// Eight values of 16 bytes in and out.
+struct HalfGroup {
   float at[kGroup];
-  __device__ HalfGradient(const TmAdamW& a, const TmTrainedTensor& t, size_t i, size_t left) {
-    const size_t first = t.gradient_offset + i;
-    if (t.is_half_gradient) {
-      copy(Values<Bfloat16, kGroup>(reinterpret_cast<const Bfloat16*>(a.half_gradient) + first,
-                                    left));
-    } else {
-      copy(Values<float, kGroup>(a.gradient + first, left));
+  __device__ explicit HalfGroup(const Bfloat16* from) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(from);
+    const uint32_t words[] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      at[k] = __uint_as_float(k % 2 == 0 ? words[k / 2] << 16 : words[k / 2] & 0xffff0000u);
     }
   }
-  template <typename Loaded>
-  __device__ void copy(const Loaded& values) {
+  __device__ explicit HalfGroup(const float* from) {
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) at[k] = values.at[k];
+    for (int k = 0; k < kGroup; k += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(from + k);
+      at[k] = four.x;
+      at[k + 1] = four.y;
+      at[k + 2] = four.z;
+      at[k + 3] = four.w;
+    }
+  }
+  // Of finite values: stochastic_bfloat16() of pairs.
+  __device__ void store(Bfloat16* to, const PhiloxBlock& noise, Rounded what) const {
+    uint32_t words[kGroup / 2];
+#pragma unroll
+    for (int k = 0; k < kGroup; k += 2) {
+      const uint32_t even = __float_as_uint(at[k]) + rounding_noise(noise, what, k);
+      const uint32_t odd = __float_as_uint(at[k + 1]) + rounding_noise(noise, what, k + 1);
+      words[k / 2] = __byte_perm(even, odd, 0x7632);
+    }
+    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
   }
 };
 
-// Eight neighbouring elements a lane: one group of the rounding's noise.
-template <typename Element>
-__device__ void update_half(const TmAdamW& a, const TmTrainedTensor& t, size_t i,
-                            const Scalars& s) {
-  if (i >= t.n) return;
-  const size_t left = t.n - i;
-  auto* const ps = static_cast<Bfloat16*>(t.p);
-  auto* const ms = static_cast<Bfloat16*>(t.m) + i;
-  auto* const vs = static_cast<Bfloat16*>(t.v) + i;
-  Values<Bfloat16, kGroup> p, m, v;
-  const HalfGradient g(a, t, i, left);
-  p.load_rows(ps, i, left, t.columns, t.p_stride);
-  m.load(ms, left);
-  v.load(vs, left);
+// False, with nothing written, where values or addresses are not usual.
+__device__ bool update_half_group(const TmAdamW& a, const TmTrainedTensor& t, size_t i,
+                                  const Scalars& s) {
+  const HalfPlaces at(t, i);
+  const size_t first = t.gradient_offset + i;
+  const auto* const half_gradient =
+      global(reinterpret_cast<const Bfloat16*>(a.half_gradient) + first);
+  const float* const gradient = global(a.gradient + first);
+  const bool is_whole = t.columns % kGroup == 0 || t.p_stride == t.columns;
+  const bool is_near = is_aligned(t.is_half_gradient ? static_cast<const void*>(half_gradient)
+                                                     : static_cast<const void*>(gradient));
+  if (!s.is_usual || !is_whole || t.n - i < kGroup || t.copy != nullptr || !is_near ||
+      !is_aligned(at.p) || !is_aligned(at.m) || !is_aligned(at.v)) {
+    return false;
+  }
+  HalfGroup p(at.p), m(at.m), v(at.v);
+  const HalfGroup g = t.is_half_gradient ? HalfGroup(half_gradient) : HalfGroup(gradient);
+  const bool decays = t.decays && s.has_decay;
+  Extremes extremes;
 #pragma unroll
   for (int k = 0; k < kGroup; ++k) {
-    update(p.at[k], m.at[k], v.at[k], g.at[k], t.decays && s.has_decay, s);
+    usual_update(p.at[k], m.at[k], v.at[k], g.at[k], decays, s, extremes);
   }
-  const uint64_t group = (t.first_block * kBlockElements + i) / kRoundingGroup;
-  const auto noise = [&](PhiloxStream stream) {
-    return philox_block(a.seed, stream, group, a.step);
-  };
-  rounded(m.at, noise(PhiloxStream::kFirstMomentRounding)).store(ms, left);
-  rounded(v.at, noise(PhiloxStream::kSecondMomentRounding)).store(vs, left);
-  const Chunk<Bfloat16> weight = rounded(p.at, noise(PhiloxStream::kWeightRounding));
-  if (t.columns % kGroup == 0 || t.p_stride == t.columns) {
-    weight.store(ps + place(i, t.columns, t.p_stride), left);
-  } else {
-#pragma unroll
-    for (int k = 0; k < kGroup; ++k) {
-      if (static_cast<size_t>(k) < left) ps[place(i + k, t.columns, t.p_stride)] = weight.at[k];
-    }
-  }
-  if (t.copy == nullptr) return;
-  float kept[kGroup];
-#pragma unroll
-  for (int k = 0; k < kGroup; ++k) kept[k] = weight[k];
-  store_copy<Element>(t, kept, i, left);
+  if (!extremes.are_usual()) return false;
+  const PhiloxBlock noise = noise_of(a, t, i);
+  p.store(at.p, noise, Rounded::kWeight);
+  m.store(at.m, noise, Rounded::kFirstMoment);
+  v.store(at.v, noise, Rounded::kSecondMoment);
+  return true;
 }
 
 template <typename Element>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(TmAdamW a, Scalars s) {
-  const size_t block = size_t{blockIdx.x} * kBlocksOfGroup + threadIdx.x / kLanes;
-  if (block >= a.num_blocks) return;
-  const TmTrainedTensor t = tensor_of(a, block);
-  const size_t first = (block - t.first_block) * kBlockElements;
+__device__ void update_block(const TmAdamW& a, const TmTrainedTensor& t, size_t first,
+                             const Scalars& s) {
   const size_t lane = threadIdx.x % kLanes;
   if (t.is_half) {
-    update_half<Element>(a, t, first + lane * kGroup, s);
+    // Eight neighbouring elements a lane: one group of the rounding's noise.
+    const size_t i = first + lane * kGroup;
+    if (i < t.n && !update_half_group(a, t, i, s)) update_half_slowly<Element>(a, t, i, s);
     return;
   }
 #pragma unroll
   for (size_t half = 0; half < kBlockElements; half += kBlockElements / 2) {
     update_floats<Element>(a, t, first + half + lane * 4, s);
   }
+}
+
+template <typename Element>
+__global__ void __launch_bounds__(kThreads) adamw_kernel(TmAdamW a, Scalars s) {
+  size_t block = size_t{blockIdx.x} * kBlocksOfGroup * kRun + threadIdx.x / kLanes;
+  size_t end = 0;  // of the tensor's blocks
+  TmTrainedTensor t;
+#pragma unroll 1
+  for (int run = 0; run < kRun && block < a.num_blocks; ++run, block += kBlocksOfGroup) {
+    if (block >= end) {
+      const size_t index = tensor_of(a, block);
+      t = a.tensors[index];
+      end = index + 1 < a.num_tensors ? a.tensors[index + 1].first_block : a.num_blocks;
+    }
+    update_block<Element>(a, t, (block - t.first_block) * kBlockElements, s);
+  }
+}
+
+// Are the steps of usual_update() exact with these?
+bool are_usual(const Scalars& s) {
+  return s.correction2 >= 0x1p-10f && s.correction2 <= 1.0f && s.epsilon >= 0x1p-60f &&
+         s.epsilon <= 1.0f;
 }
 
 }  // namespace
@@ -235,7 +320,9 @@ void adamw(const TmAdamW& args, cudaStream_t stream) {
   s.epsilon = args.epsilon;
   s.step_size = args.learning_rate / args.bias_correction1;
   s.has_decay = args.weight_decay != 0.0f;
-  const size_t grid = (args.num_blocks + kBlocksOfGroup - 1) / kBlocksOfGroup;
+  s.is_usual = are_usual(s);
+  constexpr size_t kBlocks = size_t{kBlocksOfGroup} * kRun;
+  const size_t grid = (args.num_blocks + kBlocks - 1) / kBlocks;
   adamw_kernel<Element><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(args, s);
   CUDA_CHECK_LAUNCH("adamw", stream);
 }

@@ -4,12 +4,13 @@
 //
 //   shapes  a table of tensors in device memory; each is whole canonical blocks of 256 elements but
 //           for its last one
-//   launch  a warp a canonical block, 8 a thread block; a warp finds its tensor by binary search in
-//           the table, which lies in the first cache after the first warp
+//   launch  a warp a canonical block, 8 a thread block, four times in a row; a warp finds its tensor
+//           by binary search in the table, once for blocks of one tensor
 //   order   every operation is one IEEE 754 float32 operation rounded to nearest even (__fadd_rn,
 //           __fmul_rn, __fdiv_rn, __fsqrt_rn); nothing is fused, subnormal numbers are kept. Half
-//           tensors are rounded by stochastic_rounding.h: a lane's 8 elements are one Philox block
-//           for each of weight, m and v
+//           tensors are rounded by stochastic_rounding.h: a lane's 8 elements are one Philox block.
+//           Where all 8 have usual magnitudes root and quotients are computed without the branches
+//           of __fdiv_rn and __fsqrt_rn, by the same steps; else one by one with them
 //   scalars products and quotients of scalars are made once, on the host
 //   needs   any alignment and any width; 16 bytes a lane where addresses allow
 //   floor   28 bytes an element of floats, and s for its copy; 14 of half ones with half gradients

@@ -20,16 +20,16 @@ struct Store {
   const TmTrainedTensor& tensor;
   size_t i;  // in the tensor
 
-  void put(void* to, size_t at, float value, PhiloxStream stream) const {
+  void put(void* to, size_t at, float value, Rounded what) const {
     if (!tensor.is_half) {
       static_cast<float*>(to)[at] = value;
       return;
     }
     const uint64_t number = tensor.first_block * 256 + i;
-    const PhiloxBlock noise = philox_block(call.seed, stream, number / kRoundingGroup, call.step);
+    const PhiloxBlock noise = rounding_block(call.seed, number / kRoundingGroup, call.step);
     const auto element = static_cast<unsigned>(number % kRoundingGroup);
     static_cast<uint16_t*>(to)[at] =
-        stochastic_bfloat16(std::bit_cast<uint32_t>(value), rounding_noise(noise, element));
+        stochastic_bfloat16(std::bit_cast<uint32_t>(value), rounding_noise(noise, what, element));
   }
 };
 
@@ -61,9 +61,9 @@ void update_tensor(const TmAdamW& a, const TmTrainedTensor& t) {
     const float denominator = root + a.epsilon;
     const float move = step_size * (m / denominator);
     const Store store = {a, t, i};
-    store.put(t.p, at, p - move, PhiloxStream::kWeightRounding);
-    store.put(t.m, i, m, PhiloxStream::kFirstMomentRounding);
-    store.put(t.v, i, v, PhiloxStream::kSecondMomentRounding);
+    store.put(t.p, at, p - move, Rounded::kWeight);
+    store.put(t.m, i, m, Rounded::kFirstMoment);
+    store.put(t.v, i, v, Rounded::kSecondMoment);
     if (t.copy != nullptr) t.copy[row * t.copy_stride + column] = widened(t.p, at, t.is_half);
   }
 }
