@@ -21,6 +21,7 @@ const requestSchema = z.strictObject({
   outputDir: z.string().optional(),
   gradientCodec: z.enum(['q24', 'q12', 'q8']).optional(),
   precision: z.enum(['fp32', 'bf16', 'fp8']).optional(),
+  fp32Master: z.boolean().optional(),
 })
 
 const trainingSchema = z.object({
@@ -165,6 +166,7 @@ function specOf(
     save_steps: 0,
     ...(request.outputDir === undefined ? {} : { output_dir: request.outputDir }),
     ...(request.gradientCodec === undefined ? {} : { gradient_codec: request.gradientCodec }),
+    ...(request.fp32Master === undefined ? {} : { fp32_master: request.fp32Master }),
   }
   return parse(jobSpecSchema, spec, 'the golden job') as JobSpec
 }

@@ -117,4 +117,6 @@ export interface GoldenRequest {
   outputDir?: string
   gradientCodec?: JobSpec['gradient_codec']
   precision?: Precision
+  /** bf16, full: weights and moments stay float32. */
+  fp32Master?: boolean
 }

@@ -16,7 +16,7 @@ import { type Check, CheckList } from './checks.js'
 import { checkEngine } from './engine-checks.js'
 import { checkRealModel, isRealModelFolder } from './real-model-checks.js'
 import { checkTokenizers } from './tokenizer-checks.js'
-import { checkTraining } from './training-checks.js'
+import { checkTraining, type GoldenMethod } from './training-checks.js'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
@@ -94,11 +94,13 @@ async function runFolder(folder: string, meshes: Meshes, list: CheckList): Promi
   }
   await checkEngine({ folder, device, precision }, list)
   const counts = values.workers ? [Number(values.workers)] : [1, 2]
-  for (const finetuning of ['full', 'lora'] as const)
+  const methods = [{ finetuning: 'full' }, { finetuning: 'lora' }] as GoldenMethod[]
+  if (precision === 'bf16') methods.push({ finetuning: 'full', fp32Master: true })
+  for (const method of methods)
     for (const numWorkers of counts)
       await checkTraining(
         await meshes.client(numWorkers),
-        { folder, finetuning, numWorkers, precision },
+        { folder, ...method, numWorkers, precision },
         list,
       )
 }

@@ -20,7 +20,10 @@ const limits = {
   changeEach: 1e-2,
 }
 
-/** With bf16 elements: of each of the 20 steps. AdamW makes the change of weights no measure. */
+/**
+ * With bf16 elements: of each of the 20 steps, with full fine-tuning's weights and moments in bf16
+ * and once more with float32 masters. AdamW makes the change of weights no measure.
+ */
 const halfLimits = { loss: 1e-2, gradNorm: 2e-2 }
 
 export interface GoldenJob {
@@ -30,6 +33,7 @@ export interface GoldenJob {
   outputDir: string
   gradientCodec?: 'q24' | 'q12' | 'q8'
   precision?: Precision
+  fp32Master?: boolean
 }
 
 export interface StepFigures {
@@ -53,25 +57,28 @@ export async function runGoldenJob(
   return { job: await client.get(submitted.jobId), steps }
 }
 
+export interface GoldenMethod {
+  finetuning: 'lora' | 'full'
+  /** Of full fine-tuning in bf16; by default its states are bf16, rounded stochastically. */
+  fp32Master?: boolean
+}
+
 export async function checkTraining(
   client: TunemeshClient,
-  what: {
-    folder: string
-    finetuning: 'lora' | 'full'
-    numWorkers: number
-    precision: Precision
-  },
+  what: GoldenMethod & { folder: string; numWorkers: number; precision: Precision },
   list: CheckList,
 ): Promise<void> {
-  const { folder, finetuning, numWorkers, precision } = what
+  const { folder, finetuning, numWorkers, precision, fp32Master = false } = what
   const most = precision === 'bf16' ? halfLimits : limits
-  const label = `${finetuning} 20 steps, ${numWorkers} worker${numWorkers > 1 ? 's' : ''}`
+  const method = fp32Master ? `${finetuning}, fp32 master,` : finetuning
+  const label = `${method} 20 steps, ${numWorkers} worker${numWorkers > 1 ? 's' : ''}`
   const outputDir = mkdtempSync(join(tmpdir(), 'tunemesh-golden-'))
   try {
     const { job, steps } = await runGoldenJob(client, {
       folder,
       finetuning,
       precision,
+      ...(fp32Master ? { fp32Master } : {}),
       outputDir: join(outputDir, 'out'),
     })
     if (job.state !== 'SUCCEEDED') {
