@@ -1,11 +1,14 @@
 /** One run of a job, from its place in the queue to its result on disk. */
+import { existsSync } from 'node:fs'
 import { DataOrder } from '../proto/data-order.js'
 import { TunemeshError } from '../proto/errors.js'
 import { failpoint } from '../proto/failpoint.js'
 import type { JobEvent } from '../proto/gen/tunemesh/v1/JobEvent.js'
+import { readGguf } from '../proto/gguf-metadata.js'
 import type { SliceLayout } from '../proto/slices.js'
 import type { Mesh } from './coordinator.js'
 import { workerMessage } from './fleet-report.js'
+import { companionsOfGguf } from './gguf-companions.js'
 import { planOn, settleJob, wantedWorkers } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
 import { settled, workerFor } from './job-precision.js'
@@ -259,7 +262,14 @@ async function settleSuccess(
   const commits = await mesh.commitLog.readAll(job.jobId)
   const workers = mesh.fleet.list()
   const record = runRecord({ job, prepared, outcome, events, commits, workers })
-  const texts = { [runRecordName]: `${JSON.stringify(record, null, 2)}\n` }
+  const { spec, modelPath, modelConfig } = prepared
+  // A folder's own companions come with the worker's files.
+  const isWholeFromGguf =
+    spec.finetuning === 'full' && modelPath.endsWith('.gguf') && existsSync(modelPath)
+  const companions = isWholeFromGguf
+    ? companionsOfGguf(readGguf(modelPath), modelPath, modelConfig)
+    : {}
+  const texts = { ...companions, [runRecordName]: `${JSON.stringify(record, null, 2)}\n` }
   failpoint('coordinator.before-output')
   await deliver(mesh.blobs, { jobId: job.jobId, outputDir: job.outputDir, artifacts, texts })
   failpoint('coordinator.after-output')

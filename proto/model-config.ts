@@ -45,6 +45,9 @@ const architectures: Record<ModelFamily, string> = {
   qwen3: 'Qwen3ForCausalLM',
 }
 
+/** As config.json names it. */
+export const architectureOf = (family: ModelFamily): string => architectures[family]
+
 /** What transformers assumes where config.json leaves a key out. */
 const familyDefaults: Record<ModelFamily, { maxPosition: number; slidingWindow: number }> = {
   llama: { maxPosition: 2048, slidingWindow: 0 },
