@@ -4,7 +4,8 @@
  *
  *   --device cpu|cuda:0   of the workers (auto: as `doctor` lists)
  *   --python PATH         with torch, transformers and peft (python3); without them that part skips
- *   --model FILE          a .gguf file or Hugging Face folder that answers and is tuned besides
+ *   --model FILE          a .gguf file or Hugging Face folder that answers, is trained whole for a
+ *                         step, and the whole model is tuned and answers again
  *   --data FILE           its rows (those of examples/tiny-llama)
  *   --keep DIR            where jobs, results and logs stay (by default they are deleted)
  *   --no-skips            a part that is skipped fails
@@ -179,17 +180,14 @@ async function trainOne(): Promise<string> {
 }
 
 /** In the precision that the job was computed in: bf16 where all workers have GPUs. */
-async function peft(): Promise<string> {
+async function peft(model: string, adapter: string): Promise<string> {
   const modules = 'import torch, transformers, peft'
   if (spawnSync(values.python, ['-c', modules], { stdio: 'ignore' }).status !== 0)
     throw new Skip(`${values.python} has no torch, transformers and peft`)
-  return comparedByPeft(example, join(folder, 'adapter'))
-}
-
-async function comparedByPeft(model: string, adapter: string): Promise<string> {
   const how = made.device.startsWith('cuda')
     ? ['--device', 'cuda:0', '--precision', 'bf16']
     : ['--device', 'cpu', '--precision', 'fp32']
+  if (model !== example) how.push('--fp32-limit', '2e-3')
   const script = join(top, 'bench/peers/adapter.py')
   const child = spawn(values.python, [script, model, adapter, ...how], { stdio: 'pipe' })
   let stdout = ''
@@ -209,31 +207,58 @@ async function comparedByPeft(model: string, adapter: string): Promise<string> {
   return text.join('; ')
 }
 
-/** A model that talks: two workers tune it, and it answers before and after. */
-async function realModel(): Promise<string> {
+const rowsOfReal = () => resolve(values.data ?? join(example, 'rows.jsonl'))
+const wholeModel = join(folder, 'real-model')
+const realAdapter = join(folder, 'real-adapter')
+const realState = join(folder, 'state-real')
+
+function realModel(): string {
   if (values.model === undefined) throw new Skip('no --model')
-  const model = resolve(values.model)
-  const rows = resolve(values.data ?? join(example, 'rows.jsonl'))
-  const output = join(folder, 'real-adapter')
+  return resolve(values.model)
+}
+
+async function trainReal(model: string, output: string, settings: string[]): Promise<Told[]> {
   const path = join(folder, 'real.yaml')
-  const lines = [`model: ${JSON.stringify(model)}`, `data: ${JSON.stringify(rows)}`]
-  lines.push('max_length: 256', 'on_long_row: drop', 'max_steps: 30', 'warmup_steps: 3')
-  lines.push('per_device_train_batch_size: 2', 'gradient_accumulation_steps: 2', 'save_steps: 0')
+  const lines = [`model: ${JSON.stringify(model)}`, `data: ${JSON.stringify(rowsOfReal())}`]
+  lines.push('max_length: 256', 'on_long_row: drop', 'save_steps: 0', ...settings)
   writeFileSync(path, `${lines.join('\n')}\n`)
-  const state = join(folder, 'state-real')
-  const args = ['--workers', '2', ...onDevice, '--output-dir', output]
-  const told = await tunemesh(['train', path, ...args], state)
-  const { job } = find<Result>(told, 'result')
-  assert.equal(job.state, 'SUCCEEDED')
+  const numWorkers = settings.includes('finetuning: full') ? '1' : '2'
+  const args = ['--workers', numWorkers, ...onDevice, '--output-dir', output]
+  const told = await tunemesh(['train', path, ...args], realState)
+  assert.equal(find<Result>(told, 'result').job.state, 'SUCCEEDED')
+  return told
+}
+
+async function answerOf(how: string[]): Promise<string> {
   const ask = ['--prompt', 'What is the capital of France?', '--max-new-tokens', '24', ...onDevice]
-  const base = find<{ text: string }>(
-    await tunemesh(['chat', '--model', model, ...ask], state),
-    'answer',
-  )
-  const tuned = find<{ text: string }>(await tunemesh(['chat', job.jobId, ...ask], state), 'answer')
-  assert.match(base.text, /Paris/)
-  const answers = `base ${JSON.stringify(base.text)}, tuned ${JSON.stringify(tuned.text)}`
-  return `${lossText(lossesOf(told))}; ${answers}`
+  return find<{ text: string }>(await tunemesh(['chat', ...how, ...ask], realState), 'answer').text
+}
+
+/** One step of all weights makes a Hugging Face folder, whatever the model came as. */
+async function trainWhole(): Promise<string> {
+  const settings = ['finetuning: full', 'max_steps: 1', 'learning_rate: 1e-6']
+  const told = await trainReal(realModel(), wholeModel, [
+    ...settings,
+    'gradient_accumulation_steps: 1',
+  ])
+  const base = await answerOf(['--model', realModel()])
+  const whole = await answerOf(['--model', wholeModel])
+  assert.match(base, /Paris/)
+  assert.match(whole, /Paris/)
+  return `loss ${lossesOf(told)[0]?.toFixed(4)}; base and trained say ${JSON.stringify(whole)}`
+}
+
+async function tuneWhole(): Promise<string> {
+  realModel()
+  const settings = ['max_steps: 30', 'warmup_steps: 3', 'per_device_train_batch_size: 2']
+  const told = await trainReal(wholeModel, realAdapter, [
+    ...settings,
+    'gradient_accumulation_steps: 2',
+  ])
+  const losses = lossesOf(told)
+  assert.ok((losses.at(-1) ?? Infinity) < (losses[0] ?? 0), 'the loss falls')
+  const tuned = await answerOf([find<Result>(told, 'result').job.jobId])
+  return `${lossText(losses)}; it says ${JSON.stringify(tuned)}`
 }
 
 async function run(name: string, part: () => Promise<string>): Promise<void> {
@@ -267,8 +292,10 @@ try {
   await run('chat with the adapter', chat)
   await run('up ends', stopMesh)
   await run('train on one worker', trainOne)
-  await run('adapter in peft and back', peft)
-  await run('a real model', realModel)
+  await run('adapter in peft and back', () => peft(example, join(folder, 'adapter')))
+  await run('a real model, whole', trainWhole)
+  await run('a real model, tuned', tuneWhole)
+  await run('its adapter in peft', async () => realModel() && peft(wholeModel, realAdapter))
 } finally {
   opened.up?.child.kill('SIGKILL')
   if (parts.some(({ outcome }) => outcome === 'FAILED')) console.error(logsOf(stateDir))
