@@ -1,6 +1,7 @@
 // npm run bundle: one archive that runs on a bare linux-x64 machine: Node, the compiled program,
 // its packages, the native libraries, nats-server, examples and tests. Prints the archive's path.
 // --sizes also packs each part alone and prints what it has: what to look at where it grows.
+// --fast packs in seconds what is unpacked at once, as a test does; larger, whatever the limit.
 import { spawnSync } from 'node:child_process'
 import {
   chmodSync,
@@ -24,6 +25,7 @@ const maxArchiveBytes = 40_000_000
  * code made comparable first.
  */
 const xzOptions = '-T1 --x86 --lzma2=preset=9,dict=192MiB'
+const isFast = process.argv.includes('--fast')
 const { version } = JSON.parse(readFileSync(join(top, 'package.json'), 'utf8'))
 const name = `tunemesh-${version}-linux-x64`
 const outDir = join(top, 'build/bundle')
@@ -38,7 +40,7 @@ const nativePrograms = /(_test|_bench)$/
 const launcher = `#!/bin/sh
 # Runs tunemesh from this folder, through symbolic links too; nothing is installed.
 #   ./tunemesh VERB …            as everywhere
-#   ./tunemesh dev product|golden|same-bits|bench|bench:gpu|sanitize|test …   what \`npm run\` runs
+#   ./tunemesh dev product|golden|same-bits|bench|bench:gpu|sanitize|test …   as \`npm run\` does
 here=$(dirname "$(readlink -f "$0")")
 : "\${TUNEMESH_NATS_SERVER:=$here/nats-server}"
 export TUNEMESH_NATS_SERVER
@@ -54,7 +56,7 @@ if [ "$1" = dev ]; then
     sanitize) program=scripts/sanitize.mjs ;;
     test) program=scripts/test.mjs ;;
     *)
-      echo "tunemesh dev: product, golden, same-bits, bench, bench:gpu, sanitize, test; not $what." >&2
+      echo "tunemesh dev: product, golden, same-bits, bench, bench:gpu, sanitize, test; no $what." >&2
       exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"
@@ -162,7 +164,7 @@ function checkPlugin() {
 function pack() {
   const archive = join(outDir, `${name}.tar.xz`)
   const bytes = tarOf(archive, [name])
-  if (bytes > maxArchiveBytes)
+  if (bytes > maxArchiveBytes && !isFast)
     throw new SetupError(
       `BUNDLE_TOO_LARGE ${archive} has ${bytes} bytes, more than ${maxArchiveBytes}.`,
     )
@@ -171,7 +173,7 @@ function pack() {
 
 function tarOf(archive, paths) {
   run('tar', ['-C', outDir, '--owner=0', '--group=0', '--sort=name', '-cJf', archive, ...paths], {
-    env: { ...process.env, XZ_OPT: xzOptions },
+    env: { ...process.env, XZ_OPT: isFast ? '-T0 -0' : xzOptions },
   })
   return statSync(archive).size
 }
