@@ -66,6 +66,7 @@ function specFor(layout: { sliceBlocks: number; chunkBlocks: number }): TrainSpe
     lora: { loraRank: 16, alpha: 32, targetModules: modules, useRslora: false },
     precision: isHalf ? 'bf16' : 'fp32',
     states: 'fp32',
+    deterministic: true,
     seed: 1,
     tokensPerMicroBatch,
     longestDocument: tokensPerPack,

@@ -85,7 +85,8 @@ export function renderPlan(plan: Plan, style: Style): string[] {
   const steps =
     `${formatCount(plan.numSteps)} steps of ${formatCount(plan.microBatchesPerStep)} ` +
     `micro-batches, ${formatLarge(plan.numTrainedParameters)} trained parameters` +
-    (plan.precision ? `, in ${plan.precision}` : '')
+    (plan.precision ? `, in ${plan.precision}` : '') +
+    (plan.freeMode ? ', in free mode: its bits are not promised' : '')
   return [
     labelled(style, 'Plan', steps),
     ...(plan.memory ? [labelled(style, 'Memory', memoryLines(plan.memory))] : []),

@@ -10,7 +10,7 @@ import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import { maxChunkBlocks, planSlices, type SliceLayout } from '../proto/slices.js'
 import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
 import { estimateTime } from './job-estimate.js'
-import { statesOf } from './job-precision.js'
+import { isDeterministic, statesOf } from './job-precision.js'
 import type { PreparedJob, SettledJob } from './prepared-job.js'
 import type { Tuning } from './tuning.js'
 
@@ -38,6 +38,7 @@ function trainSpecOf(prepared: SettledJob, layout: SliceLayout | null): TrainSpe
         : null,
     precision: prepared.precision,
     states: statesOf(prepared),
+    deterministic: isDeterministic(spec),
     seed: spec.seed,
     tokensPerMicroBatch: longestPack * schedule.packsPerMicroBatch,
     longestDocument: Math.max(...datasets.map((set) => set.longestDocument)),
@@ -116,6 +117,7 @@ export function planResponseOf(
     estimatedSeconds: seconds ?? 0,
     timeBasis: basis,
     precision: prepared.precision === 'auto' ? '' : prepared.precision,
+    freeMode: !isDeterministic(prepared.spec),
   }
 }
 

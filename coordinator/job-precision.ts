@@ -88,6 +88,10 @@ async function nextAttached(fleet: Fleet, over: AbortSignal, signal?: AbortSigna
 export const statesOf = ({ spec, precision }: SettledJob): StateType =>
   spec.finetuning === 'full' && precision === 'bf16' && !spec.fp32_master ? 'bf16' : 'fp32'
 
+/** Jobs of earlier versions do not say: there was no other mode. */
+export const isDeterministic = ({ deterministic }: Partial<JobSpec>): boolean =>
+  deterministic !== false
+
 /** The job as it is planned and run. */
 export const settled = (prepared: PreparedJob, precision: Precision): SettledJob => ({
   ...prepared,

@@ -11,7 +11,7 @@ import { workerMessage } from './fleet-report.js'
 import { companionsOfGguf } from './gguf-companions.js'
 import { planOn, settleJob, wantedWorkers } from './job-ingest.js'
 import { planResponseOf, prepareMessage } from './job-plan.js'
-import { settled, workerFor } from './job-precision.js'
+import { isDeterministic, settled, workerFor } from './job-precision.js'
 import type { JobQueue, RunningJob } from './job-queue.js'
 import { JobRunner } from './job-runner.js'
 import type { JobRecord, JobState } from './job-store.js'
@@ -169,6 +169,7 @@ function runConfig(mesh: Mesh, job: JobRecord, { prepared, layout }: Planned): R
     outputDir: job.outputDir,
     baseModelName: spec.model,
     precision: prepared.precision,
+    isDeterministic: isDeterministic(spec),
     wantedWorkers: wantedWorkers(mesh, prepared.precision),
     limits: limitsOf(mesh),
   }

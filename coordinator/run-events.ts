@@ -42,6 +42,8 @@ export interface RunConfig {
   baseModelName: string
   /** Workers whose devices lack it are left idle. */
   precision: Precision
+  /** Else in free mode: what is computed again has other bits, and nothing may compare it. */
+  isDeterministic: boolean
   /**
    * The first fleet is formed when so many workers are ready, or `gatherMs` have passed with one.
    */

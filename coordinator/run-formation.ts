@@ -37,19 +37,24 @@ export function formFleet(run: Run): void {
   const isEnough = candidates.length >= run.config.wantedWorkers && !isWaiting
   if (!isEnough && waitedMs < run.config.limits.gatherMs) return
   const base = baseOf(run, candidates)
-  const missing = missingClass(run, base.step, candidates)
-  if (missing !== null) {
-    return rollBack(run, `no worker has device class ${missing}, on which they were computed`)
-  }
-  if (!base.isOnDevices && base.step === 0) {
-    // Weights of a rolled-back past and no checkpoint to load: the start is made again.
-    for (const worker of candidates) {
-      send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId } })
-      prepare(run, worker)
-    }
-    return
-  }
+  const obstacle = replayObstacle(run, base.step, candidates)
+  if (obstacle !== null) return rollBack(run, obstacle)
+  if (!base.isOnDevices && base.step === 0) return startAgain(run, candidates)
   raiseEpoch(run, 'formation', candidates)
+}
+
+/** Weights of a rolled-back past and no checkpoint to load: the start is made again. */
+function startAgain(run: Run, workers: FleetWorker[]): void {
+  for (const worker of workers) {
+    forgetWork(run, worker.workerId)
+    send(run, worker.workerId, { releaseJob: { jobId: run.config.jobId } })
+    prepare(run, worker)
+  }
+}
+
+/** It was asked for an evaluation, and now leaves the weights that it was asked at. */
+function forgetWork(run: Run, workerId: string): void {
+  if (run.evaluation?.workerId === workerId) run.evaluation = null
 }
 
 /** Those that drain only where nobody else is here: what just they hold is kept before they go. */
@@ -78,12 +83,32 @@ export const holdsTrueState = (run: Run, worker: FleetWorker): boolean =>
 export const holdsMore = (run: Run, worker: FleetWorker): boolean =>
   holdsTrueState(run, worker) && worker.appliedStep > checkpointStep(run.log)
 
-/** A device class that a step after the base was computed on and that nobody has now. */
-function missingClass(run: Run, baseStep: number, candidates: FleetWorker[]): string | null {
+/**
+ * The fleet was formed on a state that nobody has any more: who holds the state before it waits for
+ * sums that went with it, and no step of this epoch computes them.
+ */
+export function hasLostBase(run: Run): boolean {
+  const all = members(run)
+  if (all.some((worker) => worker.loadingStep !== null)) return false
+  const next = 1 + Math.max(-1, ...all.map((worker) => worker.appliedStep))
+  const commit = run.log.commits.get(next)
+  return commit?.record.kind === 'commit' && next <= run.plannedThrough && !run.steps.has(next)
+}
+
+/**
+ * Why the steps after the base can not be computed again to the same bits: free mode, or a device
+ * class that one of them was computed on and that nobody has now. Null: they can.
+ */
+function replayObstacle(run: Run, baseStep: number, candidates: FleetWorker[]): string | null {
   const present = new Set(candidates.map((worker) => worker.deviceClass))
   for (let step = baseStep + 1; step <= run.log.committedStep; step++) {
     for (const deviceClass of recordedClasses(run.log, step)?.keys() ?? []) {
-      if (!present.has(deviceClass)) return deviceClass
+      if (!run.config.isDeterministic) {
+        return 'the job runs in free mode (deterministic: false), which repeats no bits'
+      }
+      if (!present.has(deviceClass)) {
+        return `no worker has device class ${deviceClass}, on which they were computed`
+      }
     }
   }
   return null
@@ -95,7 +120,9 @@ function missingClass(run: Run, baseStep: number, candidates: FleetWorker[]): st
 export function rollBack(run: Run, why: string): void {
   const toStep = checkpointStep(run.log)
   const reason = `steps ${toStep + 1} to ${run.log.committedStep} cannot be replayed: ${why}`
-  log(run, 'warn', `rolled back to the checkpoint of step ${toStep}: ${reason}`)
+  const message = `rolled back to the checkpoint of step ${toStep}: ${reason}`
+  log(run, 'warn', message)
+  run.effects.push({ kind: 'event', event: { log: { level: 'warn', message } } })
   append(run, { kind: 'rollback', fromStep: run.log.committedStep, toStep, reason })
 }
 
@@ -129,8 +156,10 @@ export function enterEpoch(run: Run, record: EpochRecord): void {
     }
   }
   if (members(run).length === 0) return regather(run)
-  run.phase = 'running'
   const base = baseOf(run, members(run))
+  // Whoever held the start went while the fleet was formed.
+  if (!base.isOnDevices && base.step === 0) return regather(run)
+  run.phase = 'running'
   for (const worker of run.workers.values()) {
     // Joiners that still wait for a snapshot too: they follow in this epoch once they have it.
     if (worker.status === 'member' || worker.status === 'joining') sendEpoch(run, worker)
@@ -138,13 +167,13 @@ export function enterEpoch(run: Run, record: EpochRecord): void {
   for (const worker of members(run)) bringToBase(run, worker, base)
   run.plannedThrough = base.step
   reportFleet(run, record.reason)
-  const missing = missingClass(run, base.step, members(run))
-  if (missing === null) {
+  const obstacle = replayObstacle(run, base.step, members(run))
+  if (obstacle === null) {
     if (base.step === 0) beginWorkAt(run, 0)
     return
   }
   // The only worker of a recorded class lags too far behind to take part.
-  rollBack(run, `no member has device class ${missing}, on which they were computed`)
+  rollBack(run, obstacle)
   regather(run)
 }
 
@@ -199,6 +228,7 @@ export function sendLoad(
   worker: FleetWorker,
   state: { step: number; digest: string; sequence: number },
 ): void {
+  forgetWork(run, worker.workerId)
   worker.loadingStep = state.step
   worker.appliedStep = -1
   worker.appliedAhead = []

@@ -122,19 +122,20 @@ export function recordLoaded(run: Run, worker: FleetWorker, message: StateLoaded
   } else worker.stage = 'following'
 }
 
-/** One micro-batch at the same weights on the joiner and on a member of its class. */
+/**
+ * One micro-batch at the same weights on the joiner and on a member of its class: equal bits. Where
+ * no member has them, the joiner's own only shows that it stands at the step and can compute.
+ */
 function requestProbe(run: Run, worker: FleetWorker, step: number): void {
+  const { isDeterministic } = run.config
   const partner = members(run).find(
-    (member) => member.deviceClass === worker.deviceClass && member.loadingStep === null,
+    (member) =>
+      isDeterministic && member.deviceClass === worker.deviceClass && member.loadingStep === null,
   )
   worker.stageSinceMs = run.nowMs
-  if (!partner) {
-    worker.stage = 'proved'
-    log(run, 'warn', `worker ${worker.workerId} joins unproved: no member of its device class`)
-    return
-  }
   worker.stage = 'probing'
-  worker.probe = { step, microBatch: 0, partnerId: partner.workerId, own: '', partner: '' }
+  const { workerId: partnerId } = partner ?? worker
+  worker.probe = { step, microBatch: 0, partnerId, own: '', partner: '' }
   const probedStep = Math.min(step + 1, run.order.numSteps)
   const probe = {
     jobId: run.config.jobId,
@@ -144,7 +145,9 @@ function requestProbe(run: Run, worker: FleetWorker, step: number): void {
     lossDivisor: lossDivisor(run, probedStep),
   }
   send(run, worker.workerId, { probe })
-  send(run, partner.workerId, { probe })
+  if (partner) return send(run, partnerId, { probe })
+  const why = isDeterministic ? 'no member of its device class' : 'the job runs in free mode'
+  log(run, 'warn', `worker ${worker.workerId} joins unproved: ${why}`)
 }
 
 export function recordProbe(run: Run, senderId: string, message: ProbeResult__Output): void {
@@ -159,7 +162,7 @@ export function recordProbe(run: Run, senderId: string, message: ProbeResult__Ou
       continue
     }
     if (worker.workerId === senderId) probe.own = message.digest
-    else if (probe.partnerId === senderId) probe.partner = message.digest
+    if (probe.partnerId === senderId) probe.partner = message.digest
     if (probe.own === '' || probe.partner === '') continue
     worker.probe = null
     if (probe.own === probe.partner) {

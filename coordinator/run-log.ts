@@ -42,8 +42,18 @@ export function sendNext(run: Run): void {
   if (run.appends.inFlight) return
   const record = run.appends.queue.shift()
   if (!record) return
+  // A checkpoint may have come between the decision and this append.
+  if (record.kind === 'rollback') record.toStep = checkpointStep(run.log)
   run.appends.inFlight = { record, sinceMs: run.nowMs, readAtMs: null }
   run.effects.push({ kind: 'append', record, expectedLastSequence: run.log.lastSequence })
+}
+
+/** Checkpoints of steps that are no longer true are not recorded. */
+export function forgetCheckpointsAfter(run: Run, step: number): void {
+  run.appends.queue = run.appends.queue.filter(
+    (record) => record.kind !== 'checkpoint' || record.step <= step,
+  )
+  if (run.checkpoint && run.checkpoint.step > step) run.checkpoint = null
 }
 
 /** Refused: either an earlier try of ours stands, or somebody else's record. The log tells. */

@@ -105,12 +105,13 @@ function open(run: Run, log: readonly LoggedRecord[]): void {
 /** Everything that may now happen, oldest step first. */
 function proceed(run: Run): void {
   if (run.phase === 'gathering') {
+    if (commitLog.isAppending(run, 'rollback')) return
     if (run.stopAfterStep !== null) return concludeStop(run)
     membership.releaseDrained(run)
     if (!run.appends.inFlight) formation.formFleet(run)
   }
   if (run.phase !== 'running') return
-  if (!repairSteps(run)) return formation.regather(run)
+  if (!repairSteps(run) || formation.hasLostBase(run)) return formation.regather(run)
   if (!isStopping(run)) commitWhenComplete(run)
   joiners.admitJoiners(run)
   membership.releaseDrained(run)
@@ -191,8 +192,10 @@ function stands(run: Run, logged: LoggedRecord | null): void {
   if (record.kind === 'epoch') {
     if (record.reason === 'coordinator') beginGathering(run)
     else formation.enterEpoch(run, record)
-  } else if (record.kind === 'rollback') formation.regather(run)
-  else if (record.kind === 'checkpoint') checkpointStands(run, record)
+  } else if (record.kind === 'rollback') {
+    commitLog.forgetCheckpointsAfter(run, record.toStep)
+    formation.regather(run)
+  } else if (record.kind === 'checkpoint') checkpointStands(run, record)
   else stepStands(run, logged)
   commitLog.sendNext(run)
 }
@@ -298,7 +301,7 @@ function takeSliceDone(run: Run, worker: FleetWorker, message: SliceDone__Output
   stepRun.progressMs = run.nowMs
   const divergence = steps.replayDivergence(stepRun, message)
   if (!divergence) return
-  if (steps.isMixed(stepRun)) {
+  if (steps.isMixed(stepRun) || !stepRun.isDeterministic) {
     // Contributions of several device classes: which of them counted cannot be repeated.
     formation.rollBack(run, divergence)
     formation.regather(run)
@@ -314,14 +317,18 @@ function takeSliceDone(run: Run, worker: FleetWorker, message: SliceDone__Output
 
 function takeApplied(run: Run, worker: FleetWorker, message: Applied__Output): void {
   const committed = run.log.commits.get(message.step)
+  const rolledBack = `it applied a step ${message.step} that was rolled back`
   if (message.step > run.log.committedStep) {
+    // Its commit stood before the rollback that the log ends with.
+    if (message.streamSequence <= run.log.lastSequence) {
+      return membership.declareDead(run, worker.workerId, rolledBack)
+    }
     if (worker.appliedAhead.length < stepsAhead) worker.appliedAhead.push(message)
     return
   }
   if (!committed || worker.loadingStep !== null || message.step <= worker.appliedStep) return
   if (message.streamSequence !== committed.sequence) {
-    const reason = `it applied a step ${message.step} that was rolled back`
-    return membership.declareDead(run, worker.workerId, reason)
+    return membership.declareDead(run, worker.workerId, rolledBack)
   }
   worker.appliedStep = message.step
   worker.appliedSequence = committed.sequence

@@ -3,7 +3,7 @@ import type { LoggedRecord } from '../proto/commit-record.js'
 import type { WorkerInfo } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
 import { version } from '../proto/version.js'
 import type { StoredEvent } from './event-log.js'
-import { statesOf } from './job-precision.js'
+import { isDeterministic, statesOf } from './job-precision.js'
 import type { JobRecord } from './job-store.js'
 import type { SettledJob } from './prepared-job.js'
 import type { RunOutcome } from './run-events.js'
@@ -29,6 +29,7 @@ export function runRecord(parts: RunRecordParts) {
     spec: prepared.spec,
     precision: prepared.precision,
     states: statesOf(prepared),
+    mode: isDeterministic(prepared.spec) ? 'deterministic' : 'free',
     model: { path: prepared.modelPath, digest: prepared.modelDigest },
     data: {
       train: prepared.train.shard.digest,

@@ -81,6 +81,7 @@ function newStep(run: Run, step: number): NewStep {
     step,
     fleetEpoch: run.log.fleetEpoch,
     lossDivisor: lossDivisor(run, step),
+    isDeterministic: run.config.isDeterministic,
     leases,
     owners: planOwners(
       run.numSlices,

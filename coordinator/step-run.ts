@@ -15,6 +15,8 @@ export interface StepRun {
   fleetEpoch: number
   revision: number
   lossDivisor: number
+  /** The same work on the same device class gives the same bits. */
+  isDeterministic: boolean
   leases: LeaseRun[]
   slices: SliceRun[]
   /** In the log already: replay, or announced and not yet applied by all. */
@@ -68,6 +70,7 @@ export interface NewStep {
   step: number
   fleetEpoch: number
   lossDivisor: number
+  isDeterministic: boolean
   leases: (PlannedLease & { deviceClass: string })[]
   owners: string[]
   committed: StepRun['committed']
@@ -80,6 +83,7 @@ export function newStepRun(plan: NewStep, classOf: (workerId: string) => string)
     fleetEpoch: plan.fleetEpoch,
     revision: 1,
     lossDivisor: plan.lossDivisor,
+    isDeterministic: plan.isDeterministic,
     leases: plan.leases.map(({ workerId, microBatches, deviceClass }, lease) => ({
       lease,
       microBatches,
@@ -154,7 +158,7 @@ export const isComplete = (run: StepRun): boolean =>
 /**
  * Gives every slice a live owner and every missing contribution a live worker. Changes nothing
  * where nothing is missing. Answers whether the plan has changed; null: no live worker of a device
- * class that a lease needs.
+ * class that a lease needs, or in free mode a lease of a committed step, which nobody can repeat.
  */
 export function repair(run: StepRun, live: readonly LiveWorker[]): boolean | null {
   let changed = moveOrphanedSlices(run, live)
@@ -162,7 +166,7 @@ export function repair(run: StepRun, live: readonly LiveWorker[]): boolean | nul
     const missing = missingSlices(run, lease, live)
     if (missing.length === 0 && (lease.losses || openAttempts(lease, live).length > 0)) continue
     const able = live.filter((w) => lease.deviceClass === '' || w.deviceClass === lease.deviceClass)
-    if (able.length === 0) return null
+    if (able.length === 0 || (run.committed && !run.isDeterministic)) return null
     const workerId = leastLoaded(
       able.map((w) => w.workerId),
       (id) => openLoad(run, id, live),
@@ -227,7 +231,10 @@ export const owesLeaseDone = (
     .map(({ key }) => attemptOf(run, key))
     .find((a) => a && !a.isDone && a.isHeld && live.some((w) => w.workerId === a.workerId))
 
-/** From now on a lease may only be computed where it was: other device classes give other bits. */
+/**
+ * From now on a lease may only be computed where it was: other device classes give other bits. In
+ * free mode only what all slices counted may still be added.
+ */
 export function markCommitted(run: StepRun, committed: NonNullable<StepRun['committed']>): void {
   run.committed = committed
   for (const { lease, deviceClass } of committed.record.leases) {
@@ -236,9 +243,15 @@ export function markCommitted(run: StepRun, committed: NonNullable<StepRun['comm
     leaseRun.deviceClass = deviceClass
     for (const attempt of leaseRun.attempts) {
       if (attempt.deviceClass !== deviceClass) attempt.isHeld = false
+      if (!run.isDeterministic && !countedByAll(run, lease, attempt)) attempt.isHeld = false
     }
   }
 }
+
+const countedByAll = (run: StepRun, lease: number, { leaseAttempt }: LeaseAttemptRun): boolean =>
+  run.slices.every(({ done }) =>
+    done?.counted.some((key) => key.lease === lease && key.leaseAttempt === leaseAttempt),
+  )
 
 /** More than one device class has taken part. */
 export const isMixed = (run: StepRun): boolean =>
@@ -301,7 +314,8 @@ const ownedSlices = (run: StepRun, workerId: string): number =>
 
 /**
  * The digest that a lease's contribution to a slice has. Where the counted attempt's worker died
- * before it could report, another attempt on the same device class has the same bits.
+ * before it could report, another attempt on the same device class has the same bits, but in free
+ * mode.
  */
 function contributionDigest(
   run: StepRun,
@@ -312,6 +326,7 @@ function contributionDigest(
   if (!counted) return null
   const known = counted.digests.get(slice)
   if (known) return known
+  if (!run.isDeterministic) return null
   const twin = run.leases[key.lease]?.attempts.find(
     (a) => a.deviceClass === counted.deviceClass && a.digests.has(slice),
   )

@@ -220,6 +220,14 @@ const numerics = {
         'stochastically at each update: 6 bytes a parameter beside the gradient. true: float32 ' +
         'master weights and moments instead, 14 bytes. In float32, and for adapters, always so.',
     ),
+  deterministic: z
+    .boolean()
+    .default(true)
+    .describe(
+      'The same job gives the same weights to the bit. false: free mode, in which a GPU may add in ' +
+        'whatever order is fastest; no two runs end alike, and steps that no worker holds any more ' +
+        'are rolled back to the last checkpoint.',
+    ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }
 
@@ -303,6 +311,7 @@ export const foreignKeys: Readonly<Record<string, JobKey>> = {
   torch_dtype: 'dtype',
   mixed_precision: 'bf16',
   fp8: 'load_in_fp8',
+  full_determinism: 'deterministic',
   use_gradient_checkpointing: 'gradient_checkpointing',
   enable_activation_checkpointing: 'gradient_checkpointing',
   enable_activation_offloading: 'activation_offloading',

@@ -32,6 +32,8 @@ export interface TrainSpec {
   lora: LoraSpec | null
   precision: Precision
   states: StateType
+  /** Else in free mode: sums in whatever order is fastest, other bits each time. */
+  deterministic: boolean
   seed: number
   /** Most tokens of one micro-batch (all its packs together). */
   tokensPerMicroBatch: number

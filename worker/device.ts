@@ -69,7 +69,10 @@ interface OpenedDevice extends Omit<DeviceDescription, 'precisions' | 'libraries
 /** A device that cannot be opened at all is one that the user has to mend, or to leave out. */
 function openOnce(options: DeviceOptions, precision: Precision): OpenedDevice {
   try {
-    return callAddon<OpenedDevice>('describeDevice', nativeDevice(options, precision))
+    return callAddon<OpenedDevice>(
+      'describeDevice',
+      nativeDevice(options, { precision, deterministic: true }),
+    )
   } catch (cause) {
     if (!(cause instanceof TunemeshError) || cause.code !== 'ENGINE_FAILED') throw cause
     const { message, details } = cause
@@ -124,8 +127,19 @@ export function listGpus(libraryFolder: string): GpuReport {
   return report
 }
 
+/** What a job wants of its device. */
+export interface DeviceArithmetic {
+  /** Of activations and matrix products. */
+  precision: Precision
+  /** Else sums in whatever order is fastest. */
+  deterministic: boolean
+}
+
 /** The fields of a device as the addon reads them: all present. */
-export function nativeDevice(options: DeviceOptions, precision: Precision): object {
+export function nativeDevice(
+  options: DeviceOptions,
+  { precision, deterministic }: DeviceArithmetic,
+): object {
   return {
     device: options.device ?? 'cpu',
     numThreads: options.numThreads,
@@ -133,6 +147,7 @@ export function nativeDevice(options: DeviceOptions, precision: Precision): obje
     libraryFolder: options.libraryFolder ?? '',
     recordsCalls: options.recordsCalls ?? true,
     precision,
+    isDeterministic: deterministic,
     pluginPath: findPlugin(),
   }
 }

@@ -41,7 +41,8 @@ export class EngineCalls {
     try {
       const { config, spec } = JSON.parse(call.trainSpecJson) as TrainRequest
       const { modelPath } = call
-      engine = openEngine({ modelPath, config, precision: spec.precision, ...this.device })
+      const { precision, deterministic } = spec
+      engine = openEngine({ modelPath, config, precision, deterministic, ...this.device })
       const { totalBytes, uses, layers, numTrainedParameters, numBlocks } = engine.plan(spec)
       const plan = { memory: { totalBytes, uses, layers }, numTrainedParameters, numBlocks }
       if (!call.withSpeed) return plan

@@ -15,8 +15,10 @@ export interface EngineOptions extends DeviceOptions {
   /** Hugging Face folder or .gguf file. */
   modelPath: string
   config: ModelConfig
-  /** Of activations and matrix products; by default fp32, the CPU's only one. */
+  /** By default fp32, the CPU's only one. */
   precision?: Precision
+  /** By default true. */
+  deterministic?: boolean
 }
 
 /** A trained tensor in canonical order: natural sort of Hugging Face or PEFT names, row-major. */
@@ -207,10 +209,11 @@ export interface Engine {
 
 /** The engine of one model on this machine's device; load() it next. */
 export function openEngine(options: EngineOptions): Engine {
+  const { precision = 'fp32', deterministic = true } = options
   return new NativeEngine(
     callAddon<NativeEngineObject>('createEngine', {
       ...options,
-      ...nativeDevice(options, options.precision ?? 'fp32'),
+      ...nativeDevice(options, { precision, deterministic }),
     }),
   )
 }

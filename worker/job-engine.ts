@@ -68,13 +68,13 @@ export class JobEngine {
     const splits = new Map<string, PackShard>()
     for (const { name, digest } of prepare.splits) splits.set(name, await files.packShard(digest))
     const { config, spec } = request
-    const { precision } = spec
+    const { precision, deterministic } = spec
     const modelPath = await files.place(modelPlace(prepare))
     const adapterPath = await files.place({
       path: prepare.adapterPath,
       files: prepare.adapterFiles,
     })
-    const engine = openEngine({ modelPath, config, precision, ...device })
+    const engine = openEngine({ modelPath, config, precision, deterministic, ...device })
     try {
       await engine.load()
       const { memory, tensors } = await engine.prepare(spec)

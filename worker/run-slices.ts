@@ -102,8 +102,18 @@ export function recordArrival(run: WorkerRun, event: Event<'contributionArrived'
 function finishWhenComplete(run: WorkerRun, owned: OwnedSlice): void {
   const plan = run.plans.get(owned.step)
   if (!plan?.leases.every(({ lease }) => owned.counted.has(lease))) return
+  if (holdsCommitted(run, owned)) return
   owned.state = 'finishing'
   run.effects.push({ kind: 'finishSlice', ...sliceKey(owned) })
+}
+
+/**
+ * The committed sum lies in the slot, and is read or about to be. Another one, of contributions that
+ * were computed again on another device class or in free mode, would have other bits.
+ */
+function holdsCommitted(run: WorkerRun, { step, slice }: OwnedSlice): boolean {
+  const commit = run.applying?.step === step ? run.applying : run.commits.get(step)
+  return commit !== undefined && run.sums.get(step)?.get(slice) === commit.digests[slice]
 }
 
 /** The sum stands in its slot: published, reported. An owner's report is enough to commit. */

@@ -6,7 +6,7 @@ import type { Commit__Output } from '../proto/gen/tunemesh/v1/Commit.js'
 import type { WorkerEvent } from './run-events.js'
 import { endLeasesOf, freeThrough } from './run-leases.js'
 import { closeSlicesThrough } from './run-slices.js'
-import { isSettled, type PendingCommit, send, type WorkerRun } from './run-state.js'
+import { isSettled, type PendingCommit, send, sliceName, type WorkerRun } from './run-state.js'
 
 /** Rounds of asking everybody for a missing sum before a worker gives up on it. */
 const mostRounds = 10
@@ -161,11 +161,13 @@ function finishStep(
   acceptSums(run)
 }
 
+/** Also one that this worker is just writing into the slot. */
 function missingSums(run: WorkerRun, commit: PendingCommit): number[] {
   const held = run.sums.get(commit.step)
   const missing: number[] = []
   commit.digests.forEach((digest, slice) => {
-    if (held?.get(slice) !== digest) missing.push(slice)
+    const owned = run.ownedSlices.get(sliceName({ step: commit.step, slice }))
+    if (held?.get(slice) !== digest || owned?.state === 'finishing') missing.push(slice)
   })
   return missing
 }

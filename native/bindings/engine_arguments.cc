@@ -148,6 +148,7 @@ ChosenDevice chosen_device(const Napi::Object& from) {
   chosen.options.precision = precision == "fp8" ? TM_FP8 : precision == "bf16" ? TM_BF16 : TM_FP32;
   chosen.options.library_folder = text_field(from, "libraryFolder");
   chosen.options.records_calls = flag_field(from, "recordsCalls");
+  chosen.options.is_deterministic = flag_field(from, "isDeterministic");
   return chosen;
 }
 

@@ -185,6 +185,7 @@ function specFor(method: Method, batch: TokenBatch): Omit<TrainSpec, 'precision'
   return {
     finetuning: method,
     lora: method === 'lora' ? { loraRank: 4, alpha: 8, targetModules, useRslora: false } : null,
+    deterministic: true,
     seed: 0,
     tokensPerMicroBatch: batch.tokens.length,
     longestDocument: Math.max(64, batch.tokens.length),

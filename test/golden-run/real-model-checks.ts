@@ -280,6 +280,7 @@ const inferenceSpec = (expected: ExpectedReal): TrainSpec => ({
   },
   precision: 'fp32',
   states: 'fp32',
+  deterministic: true,
   seed: 0,
   tokensPerMicroBatch: 512,
   longestDocument: 512,

@@ -11,6 +11,7 @@ export type Mutation =
   | 'trustUnverifiedSums'
   | 'announceBeforeAck'
   | 'forgetLease'
+  | 'compareInFreeMode'
 
 export interface Faults {
   loss: number
@@ -46,6 +47,8 @@ export interface SimulationOptions {
   numContributionSlots: number
   maxGradNorm: number
   deviceClasses: string[]
+  /** Free mode: nothing that is computed twice has the same bits. */
+  isFree: boolean
   /** Step and micro-batch whose gradient is not finite, under the option `skip`; null: none. */
   nonFinite: { step: number; microBatch: number } | null
   /** Where every device fails, unless it checks each operation; null: nowhere. */
@@ -119,6 +122,7 @@ export function optionsFor(
     numContributionSlots: random.integer(1, 4),
     maxGradNorm: random.pick([0, 1]),
     deviceClasses: random.chance(0.12) ? ['cpu-a', 'cpu-b'] : ['cpu-a'],
+    isFree: false,
     nonFinite: random.chance(0.08) ? { step: random.integer(1, 4), microBatch: 0 } : null,
     deviceFault: null,
     faultsUntilMs: isCalm ? 0 : random.between(1_000, 6_000),
@@ -131,6 +135,7 @@ export function optionsFor(
       microBatch: random.integer(0, microBatchesPerStep - 1),
     }
   }
+  options.isFree = random.chance(0.15)
   // A job whose only step is skipped must fail.
   const numPacksAStep = microBatchesPerStep * options.packsPerMicroBatch
   if (options.numPacks * options.numEpochs <= numPacksAStep) options.nonFinite = null

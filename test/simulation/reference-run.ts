@@ -60,6 +60,7 @@ export function configFor(options: SimulationOptions, coordinatorId: string): Ru
     outputDir: 'out',
     baseModelName: 'toy',
     precision: 'fp32',
+    isDeterministic: !options.isFree || options.mutation === 'compareInFreeMode',
     wantedWorkers: options.numWorkers,
     limits: {
       ...defaultRunLimits,

@@ -201,7 +201,7 @@ export class SimulatedWorker extends SimulatedProcess {
       case 'loadState':
         return this.#load(effect)
       case 'probe': {
-        const value = toy.gradient(this.weights, effect.packs, this.deviceClass)
+        const value = toy.gradient(this.weights, effect.packs, this.#bits())
         const digest = value.map(toy.linearDigest).join('').slice(0, 16)
         const { step, microBatch } = effect
         return this.advance({ kind: 'probeDone', step, microBatch, digest })
@@ -218,10 +218,16 @@ export class SimulatedWorker extends SimulatedProcess {
     }
   }
 
+  /** What the next computation's bits depend on. */
+  #bits(): string {
+    const { options } = this.world
+    return options.isFree ? `${this.deviceClass} ${this.world.random.next()}` : this.deviceClass
+  }
+
   /** Slice by slice, the last one first; in the lease's last micro-batch each is told at once. */
   #backward(effect: ComputeMicroBatch, durationMs: number): void {
     const { kind: _, packs, lossDivisor: __, isLast, microBatch: ___, isChecked, ...key } = effect
-    const value = toy.gradient(this.weights, packs, this.deviceClass)
+    const value = toy.gradient(this.weights, packs, this.#bits())
     const isBroken = this.#isNonFinite(effect) || this.#hasFault({ ...effect, isChecked })
     const numFinite = isBroken ? Math.floor(value.length / 2) : value.length
     for (let done = 0; done < numFinite; done++) {

@@ -16,14 +16,10 @@ export const startWeights = (numSlices: number): ToyWeights => ({
 export const weightsDigest = (weights: ToyWeights): string =>
   hex(weights.slices.reduce((digest, value) => hash(digest, value), 7n))
 
-/** Another device class gives other bits, as another GPU model would. */
-export function gradient(
-  weights: ToyWeights,
-  packs: readonly number[],
-  deviceClass: string,
-): bigint[] {
-  let work = hash(5n, BigInt(deviceClass.length))
-  for (const char of deviceClass) work = hash(work, BigInt(char.charCodeAt(0)))
+/** Other `bits` give others: of a device class, as another GPU model would, or of a computation. */
+export function gradient(weights: ToyWeights, packs: readonly number[], bits: string): bigint[] {
+  let work = hash(5n, BigInt(bits.length))
+  for (const char of bits) work = hash(work, BigInt(char.charCodeAt(0)))
   for (const value of weights.slices) work = hash(work, value)
   for (const pack of packs) work = hash(work, BigInt(pack + 1))
   return weights.slices.map((_, slice) => hash(work, BigInt(slice)))

@@ -155,7 +155,7 @@ export class World {
   coordinatorEnded(coordinator: SimulatedCoordinator, outcome: RunOutcome): void {
     this.count(outcome.kind)
     this.trace(`coordinator ${coordinator.config.coordinatorId} ends: ${JSON.stringify(outcome)}`)
-    this.invariants.checkOutcome(outcome)
+    this.invariants.checkOutcome(outcome, coordinator.config.coordinatorId)
     if (outcome.kind === 'succeeded') this.outcome = outcome
     if (outcome.kind !== 'fenced' && outcome.kind !== 'stopped') return
     this.clock.after(1, () => coordinator.crash())
@@ -278,6 +278,7 @@ export class World {
 
   #countRecord(record: CommitLogRecord): void {
     this.count(record.kind === 'epoch' ? `epoch ${record.reason}` : record.kind)
+    if (record.kind === 'rollback' && this.options.isFree) this.count('rollback in free mode')
     if (record.kind !== 'commit') return
     this.#earlySlices.noteCommit(record)
     if (record.leases.some((lease) => lease.leaseAttempt > 1)) this.count('lease computed again')

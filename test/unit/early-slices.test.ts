@@ -204,6 +204,7 @@ function summedEarly() {
       step: 1,
       fleetEpoch,
       lossDivisor: 1,
+      isDeterministic: true,
       leases: [{ workerId: 'w1', microBatches: [0], deviceClass: '' }],
       owners: ['w2'],
       committed: null,

@@ -50,6 +50,7 @@ export const goldenSpec: TrainSpec = {
   lora: null,
   precision: 'fp32',
   states: 'fp32',
+  deterministic: true,
   seed: 1,
   tokensPerMicroBatch: 48,
   longestDocument: 24,

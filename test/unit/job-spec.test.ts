@@ -66,6 +66,7 @@ describe('job file', () => {
       bf16: 'auto',
       load_in_fp8: false,
       fp32_master: false,
+      deterministic: true,
       dtype: 'float32',
       gradient_checkpointing: 'auto',
       activation_offloading: 'auto',

@@ -208,6 +208,7 @@ function configFor(options: FixtureOptions): RunConfig {
     outputDir: 'out',
     baseModelName: 'base',
     precision: 'fp32',
+    isDeterministic: true,
     wantedWorkers: 1,
     limits: defaultRunLimits,
     ...options.config,
