@@ -62,15 +62,17 @@ function cpuFlags(): Set<string> {
 }
 
 /** Only building needs these; a built engine runs without them. */
-export async function checkCompiler(env: NodeJS.ProcessEnv): Promise<Finding> {
+/** Nothing where there are no sources to build, as in the bundle. */
+export async function checkCompiler(env: NodeJS.ProcessEnv): Promise<Finding[]> {
+  if (!existsSync(join(projectDir(), 'native/CMakeLists.txt'))) return []
   const name = 'build tools'
   const compilers = env.CXX ? [env.CXX] : ['g++', 'clang++', 'c++']
   const [compiler, cmake] = await Promise.all([firstLine(compilers), firstLine(['cmake'])])
   const seen = [compiler ?? 'no C++ compiler', cmake ?? 'no cmake'].join('; ')
-  if (compiler && cmake) return { name, verdict: 'good', seen, advice: '' }
+  if (compiler && cmake) return [{ name, verdict: 'good', seen, advice: '' }]
   const missing = [...(compiler ? [] : ['g++']), ...(cmake ? [] : ['cmake'])].join(' ')
   const advice = `Needed to build only. On Debian or Ubuntu: sudo apt-get install ${missing}`
-  return { name, verdict: 'warn', seen, advice }
+  return [{ name, verdict: 'warn', seen, advice }]
 }
 
 async function firstLine(programs: string[]): Promise<string | null> {

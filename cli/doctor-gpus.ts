@@ -71,9 +71,12 @@ const finding = (verdict: Finding['verdict'], seen: string): Finding => ({
 
 /** A machine without a driver is told once that there is no GPU, not what a GPU would need. */
 export function findingsOf(report: GpuReport): Finding[] {
-  const hasDriver = report.libraries.some(({ name, isGood }) => name === 'driver' && isGood)
+  const driver = report.libraries.find((library) => library.name === 'driver')
   const gpus = gpuFindings(report)
-  return hasDriver ? [...gpus, ...libraryFindings(report)] : gpus
+  if (driver?.isGood) return [...gpus, ...libraryFindings(report)]
+  const isWhole = driver === undefined || report.gpus.length > 0
+  // What the driver lacks says more than the device that could not be opened without it.
+  return isWhole ? gpus : [{ name, verdict: 'warn', seen: driver.text, advice: onCpu }]
 }
 
 function gpuFindings({ plugin, gpus, problem }: GpuReport): Finding[] {

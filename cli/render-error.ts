@@ -17,7 +17,9 @@ const hints: Partial<Record<ErrorCode, string>> = {
 export function renderError(error: TunemeshError, style: Style): string {
   const lines = [`${style.bad(error.code)} ${escapeText(error.message)}`]
   for (const detail of error.details) lines.push(`  ${escapeLine(detail)}`)
-  const hint = hints[error.code]
+  // Our own words for a coordinator that is not there say what to do; a call that failed does not.
+  const isOwnWord = error.code === 'COORDINATOR_UNREACHABLE' && error.cause === undefined
+  const hint = isOwnWord ? undefined : hints[error.code]
   if (hint !== undefined) lines.push(style.dim(hint))
   return lines.join('\n')
 }

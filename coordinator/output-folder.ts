@@ -31,7 +31,7 @@ export function assertOutputFree(outputDir: string, jobs: JobRecord[], resumed?:
     throw new TunemeshError(
       'OUTPUT_IN_USE',
       `output_dir ${outputDir} is ${found.isDirectory() ? 'not empty' : 'a file'}. ` +
-        'Choose another one, or move it away.',
+        'Choose another one (train and plan take --output-dir), or move it away.',
     )
   }
   const parent = nearestFolder(dirname(outputDir))

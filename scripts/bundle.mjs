@@ -12,6 +12,7 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs'
 import { dirname, join, relative } from 'node:path'
@@ -45,7 +46,7 @@ here=$(dirname "$(readlink -f "$0")")
 : "\${TUNEMESH_NATS_SERVER:=$here/nats-server}"
 export TUNEMESH_NATS_SERVER
 if [ "$1" = dev ]; then
-  what=$2
+  what=\${2:-nothing}
   [ $# -ge 2 ] && shift 2
   case $what in
     product) program=build/test/product-run/product.js ;;
@@ -56,7 +57,7 @@ if [ "$1" = dev ]; then
     sanitize) program=scripts/sanitize.mjs ;;
     test) program=scripts/test.mjs ;;
     *)
-      echo "tunemesh dev: product, golden, same-bits, bench, bench:gpu, sanitize, test; no $what." >&2
+      echo "tunemesh dev product|golden|same-bits|bench|bench:gpu|sanitize|test, not $what" >&2
       exit 2 ;;
   esac
   exec "$here/node" "$here/app/$program" "$@"
@@ -107,6 +108,7 @@ const isLeftOut = (file) =>
 function copyTracked() {
   const parts = ['package.json', 'package-lock.json', 'proto', 'examples', 'docs', 'test/golden']
   const more = ['bench/peers', 'scripts', 'LICENSE', 'README.md']
+  more.push('ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md')
   const listed = spawnSync('git', ['ls-files', '-z', ...parts, ...more], {
     cwd: top,
     encoding: 'utf8',
@@ -120,6 +122,8 @@ function copyTracked() {
   }
   cpSync(join(app, 'examples'), join(root, 'examples'), { recursive: true })
   copyFileSync(join(top, 'LICENSE'), join(root, 'LICENSE'))
+  // The rest of what they refer to lies in app/.
+  for (const name of ['README.md', 'docs']) symlinkSync(join('app', name), join(root, name))
 }
 
 /** The packages that the program needs at run time, without types, maps and other platforms. */

@@ -187,7 +187,10 @@ test('doctor: libraries are told where there is a driver to use them', () => {
       .join(', ')
   const driver = { name: 'driver', isGood: true, text: 'the driver is for CUDA 13.0' }
   assert.equal(told(driver), 'gpu warn, driver good, cuBLASLt good, cuDNN warn')
-  assert.equal(told({ ...driver, isGood: false }), 'gpu warn')
+  const none = { name: 'driver', isGood: false, text: 'no NVIDIA driver is loaded' }
+  assert.equal(told(none), 'gpu warn')
+  const [only] = findingsOf({ plugin: 'p.so', gpus: [], libraries: [none], problem: 'no GPU' })
+  assert.equal(only?.seen, none.text)
 })
 
 test('job file: a mistake is found before anything is started', (t) => {
