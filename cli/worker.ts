@@ -27,7 +27,7 @@ export interface WorkerOptions {
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
   const way = await wayTo(context, options)
-  const workDir = newWorkDir(context.stateDir)
+  const { workDir, place } = newPlace(context.stateDir, options.device ?? 'auto')
   const args = [
     '--coordinator',
     way.address,
@@ -38,6 +38,8 @@ export async function worker(context: Context, options: WorkerOptions): Promise<
     workDir,
     '--device',
     options.device ?? 'auto',
+    '--place',
+    place,
     '--give-up-after',
     String(options.wait),
     '--end-with-parent',
@@ -114,16 +116,26 @@ function messageIn(line: string): string {
   }
 }
 
-/** One folder a process; what killed ones have left behind goes with the next start. */
-function newWorkDir(stateDir: string): string {
+/**
+ * One folder a process; what killed ones have left behind goes with the next start. The place is
+ * the first that no live process with the same --device has: a restarted one finds its own again.
+ */
+export function newPlace(stateDir: string, device: string): { workDir: string; place: string } {
   const parent = join(stateDir, 'workers')
   mkdirSync(parent, { recursive: true, mode: 0o700 })
+  const taken = new Set<string>()
   for (const name of readdirSync(parent)) {
-    if (!isProcessAlive(Number(name))) rmSync(join(parent, name), { recursive: true, force: true })
+    const [pid, ...told] = name.split('.')
+    if (!isProcessAlive(Number(pid))) rmSync(join(parent, name), { recursive: true, force: true })
+    else taken.add(told.join('.'))
   }
-  const dir = join(parent, String(process.pid))
-  mkdirSync(dir, { recursive: true, mode: 0o700 })
-  return dir
+  // A part of a file's name, and of what the coordinator is told.
+  const kind = device.replace(/[^a-z0-9]/gi, '')
+  let number = 1
+  while (taken.has(`${kind}.${number}`)) number++
+  const workDir = join(parent, `${process.pid}.${kind}.${number}`)
+  mkdirSync(workDir, { recursive: true, mode: 0o700 })
+  return { workDir, place: `joined-${number}` }
 }
 
 interface Way {

@@ -27,6 +27,8 @@ export interface FleetWorker {
   readonly hello: Hello__Output
   /** Of its certificate; empty: a worker of this machine, on loopback. */
   readonly hostId: string
+  /** Of its host and its place there: the same after a restart of its process. */
+  readonly identity: string
   readonly stream: WorkerStream
   /** Monotonic time of its last message. */
   lastSeenMs: number
@@ -119,6 +121,7 @@ export class Fleet extends EventEmitter<FleetEvents> {
       id,
       hello,
       hostId,
+      identity: `${hostId || hello.host} ${hello.name || id}`,
       stream,
       lastSeenMs: this.options.nowMs(),
       attachedAtMs: this.options.nowMs(),

@@ -87,7 +87,8 @@ export class JobRunner {
   readonly #onAttached = (worker: FleetWorker) => {
     worker.jobId = this.options.config.jobId
     const { deviceClass, host, device, precisions } = worker.hello
-    const attached = { workerId: worker.id, deviceClass, host, device, precisions }
+    const { id: workerId, identity } = worker
+    const attached = { workerId, identity, deviceClass, host, device, precisions }
     this.#take({ kind: 'workerAttached', worker: attached })
   }
 

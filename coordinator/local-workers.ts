@@ -174,6 +174,7 @@ export class LocalWorkers {
     args.push('--work-dir', workDir, '--end-with-parent')
     args.push('--threads', String(options.threadsPerWorker))
     args.push('--device', options.device, '--device-index', String(index))
+    args.push('--place', `own-${index + 1}`)
     const tuning = options.tuning[index]
     if (tuning === undefined) return args
     args.push('--testing', '--tuning', JSON.stringify(tuning.options ?? {}))

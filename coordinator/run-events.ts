@@ -126,6 +126,8 @@ export type RunEvent =
 
 export interface AttachedWorker {
   workerId: string
+  /** Of its host and its place there: the same after a restart of the process. */
+  identity: string
   deviceClass: string
   host: string
   device: string

@@ -1,13 +1,12 @@
 /** What a worker's report of a failure means for the run. PROTOCOL.md §6, §8. */
 import { errorKinds, isErrorCode } from '../proto/errors.js'
 import type { WorkerFailure__Output } from '../proto/gen/tunemesh/v1/WorkerFailure.js'
+import type { RunFailure } from './run-events.js'
+import { maxFailuresInARow, noteFailure } from './run-history.js'
 import { declareDead, refuse } from './run-membership.js'
 import { failWhereNobodyCan } from './run-stall.js'
 import { type FleetWorker, fail, members, type Run } from './run-state.js'
 import { skipStep } from './run-steps.js'
-
-/** Failures that another worker would meet as well: trying elsewhere helps nobody. */
-const maxWorkerFailures = 3
 
 export function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailure__Output): void {
   const code = isErrorCode(failure.error?.code) ? failure.error.code : 'WORKER_FAILED'
@@ -21,23 +20,37 @@ export function takeFailure(run: Run, worker: FleetWorker, failure: WorkerFailur
   }
   if (code === 'DEVICE_FAILED') {
     if (failure.microBatch >= 0) return takeDeviceFailure(run, worker, failure)
-    // Its process ends by itself; one that fails over and over is not started again.
-    return declareDead(run, worker.workerId, `${code} ${message}`)
+    // Its process ends by itself, another takes its place.
+    return tryAgain(run, worker, { code, message })
   }
   if (code === 'STATE_CONFLICT') {
     // It lacks sums that nobody has any more: it comes back and takes a snapshot.
     return declareDead(run, worker.workerId, message)
   }
-  worker.numFailures++
   if (worker.status === 'preparing') {
     refuse(run, worker, { level: 'error', reason: `it can not prepare: ${code} ${message}` })
     return failWhereNobodyCan(run, code, message)
   }
-  if (errorKinds[code].exit === 2 || worker.numFailures >= maxWorkerFailures) {
-    const isAlone = members(run).length <= 1
-    if (isAlone) return fail(run, { code, message: `${where}: ${message}` })
+  if (errorKinds[code].exit === 2 && members(run).length <= 1) {
+    return fail(run, { code, message: `${where}: ${message}` })
   }
-  declareDead(run, worker.workerId, `${code} ${message}`)
+  tryAgain(run, worker, { code, message })
+}
+
+/**
+ * It may come back, unless it fails every time: then it is left idle when it does, and where nobody
+ * else is here the run ends.
+ */
+export function tryAgain(run: Run, worker: FleetWorker, failure: RunFailure): void {
+  const { workerId, host } = worker
+  const { code, message } = failure
+  const inARow = noteFailure(run, worker, failure)
+  const isAlone = ![...run.workers.values()].some((w) => w !== worker && w.status !== 'refused')
+  if (inARow >= maxFailuresInARow && isAlone) {
+    const times = `worker ${workerId} on ${host}, the only one here, failed ${inARow} times in a row`
+    return fail(run, { code, message: `${times}, without a step in between: ${message}` })
+  }
+  declareDead(run, workerId, `${code} ${message}`)
 }
 
 /**
@@ -64,5 +77,5 @@ function takeDeviceFailure(run: Run, worker: FleetWorker, failure: WorkerFailure
     `${where}: ${told} The worker starts anew; the micro-batch is computed again with each ` +
     'operation checked.'
   run.effects.push({ kind: 'event', event: { log: { level: 'warn', message } } })
-  declareDead(run, worker.workerId, `DEVICE_FAILED ${where}`)
+  tryAgain(run, worker, { code: 'DEVICE_FAILED', message: `${where}: ${told}` })
 }

@@ -4,6 +4,7 @@
  */
 import type { EpochRecord } from '../proto/commit-record.js'
 import { beginWorkAt } from './run-checkpoint.js'
+import { isBackingOff, mustLoad } from './run-history.js'
 import { append, checkpointStep, isTrueState, recordedClasses } from './run-log.js'
 import { type FleetWorker, fail, log, members, type Run, send } from './run-state.js'
 import { sendCommit } from './run-steps.js'
@@ -62,7 +63,7 @@ function candidatesOf(run: Run): FleetWorker[] {
   const all = [...run.workers.values()].filter((worker) => worker.status === 'ready')
   const staying = all.filter((worker) => !worker.isDraining)
   const ready = staying.length > 0 ? staying : all.filter((worker) => holdsMore(run, worker))
-  const rested = ready.filter((worker) => !isBackingOff(run, worker.workerId))
+  const rested = ready.filter((worker) => !isBackingOff(run, worker))
   return rested.length > 0 ? rested : ready
 }
 
@@ -216,7 +217,7 @@ function bringToBase(
 
 export function isNear(run: Run, worker: FleetWorker, step: number): boolean {
   if (worker.appliedStep < step - maxLag) return false
-  if (worker.appliedStep < step && run.backoffs.get(worker.workerId)?.mustLoad) return false
+  if (worker.appliedStep < step && mustLoad(run, worker)) return false
   for (let next = worker.appliedStep + 1; next <= step; next++) {
     if (!run.log.commits.has(next)) return false
   }
@@ -262,9 +263,6 @@ export function prepare(run: Run, worker: FleetWorker): void {
   worker.stageSinceMs = run.nowMs
   send(run, worker.workerId, { prepare: run.config.prepare })
 }
-
-export const isBackingOff = (run: Run, workerId: string): boolean =>
-  (run.backoffs.get(workerId)?.untilMs ?? 0) > run.nowMs
 
 export function reportFleet(run: Run, reason: string): void {
   run.effects.push({

@@ -1,11 +1,14 @@
 /**
  * How a worker that comes later is brought in: state, the commits since, a probe. PROTOCOL.md §7.
  */
+import { isErrorCode } from '../proto/errors.js'
 import type { ProbeResult__Output } from '../proto/gen/tunemesh/v1/ProbeResult.js'
 import type { StateLoaded__Output } from '../proto/gen/tunemesh/v1/StateLoaded.js'
 import type { StateUploaded__Output } from '../proto/gen/tunemesh/v1/StateUploaded.js'
-import { holdsTrueState, isBackingOff, isNear, sendEpoch, sendLoad } from './run-formation.js'
-import { declareDead, dropSnapshot, refuse } from './run-membership.js'
+import { tryAgain } from './run-failures.js'
+import { holdsTrueState, isNear, sendEpoch, sendLoad } from './run-formation.js'
+import { isBackingOff } from './run-history.js'
+import { dropSnapshot, refuse } from './run-membership.js'
 import { type FleetWorker, log, members, type Run, send } from './run-state.js'
 import { lossDivisor, sendCommit } from './run-steps.js'
 
@@ -13,7 +16,7 @@ import { lossDivisor, sendCommit } from './run-steps.js'
 export function admitJoiners(run: Run): void {
   for (const worker of run.workers.values()) {
     if (worker.status !== 'ready' || worker.isDraining) continue
-    if (isBackingOff(run, worker.workerId)) continue
+    if (isBackingOff(run, worker)) continue
     worker.status = 'joining'
     worker.stageSinceMs = run.nowMs
     sendEpoch(run, worker)
@@ -106,7 +109,13 @@ export function recordSnapshot(run: Run, donorId: string, message: StateUploaded
 
 export function recordLoaded(run: Run, worker: FleetWorker, message: StateLoaded__Output): void {
   if (worker.loadingStep !== message.step) return
-  if (message.error) return declareDead(run, worker.workerId, message.error.message)
+  if (message.error) {
+    const { code, message: text } = message.error
+    return tryAgain(run, worker, {
+      code: isErrorCode(code) ? code : 'WORKER_FAILED',
+      message: `the state of step ${message.step} was not loaded: ${text}`,
+    })
+  }
   worker.loadingStep = null
   worker.appliedStep = message.step
   worker.appliedSequence = run.log.commits.get(message.step)?.sequence ?? 0

@@ -24,6 +24,7 @@ import {
 import type { RunConfig, RunEffect, RunEvent } from './run-events.js'
 import { takeFailure } from './run-failures.js'
 import * as formation from './run-formation.js'
+import { noteContributions } from './run-history.js'
 import * as joiners from './run-joiners.js'
 import * as commitLog from './run-log.js'
 import * as membership from './run-membership.js'
@@ -213,6 +214,7 @@ function stepStands(run: Run, { record }: LoggedRecord): void {
   const stepRun = run.steps.get(record.step)
   if (record.kind === 'commit') {
     reportStep(run, record)
+    noteContributions(run, record)
     if (stepRun) steps.markCommitted(stepRun, { sequence: run.log.lastSequence, record })
   } else {
     reportSkip(run, record)

@@ -4,6 +4,7 @@
 import type { Prepared__Output } from '../proto/gen/tunemesh/v1/Prepared.js'
 import type { AttachedWorker } from './run-events.js'
 import { holdsMore, prepare, regather, reportFleet } from './run-formation.js'
+import { givenUpReason, noteDeath } from './run-history.js'
 import {
   type FleetWorker,
   isMember,
@@ -14,8 +15,6 @@ import {
   send,
 } from './run-state.js'
 import { markLost } from './step-run.js'
-
-const maxBackoffs = 1_000
 
 export function attach(run: Run, attached: AttachedWorker): void {
   if (run.workers.has(attached.workerId)) {
@@ -38,7 +37,6 @@ export function attach(run: Run, attached: AttachedWorker): void {
     numBlocks: 0,
     planHash: '',
     probe: null,
-    numFailures: 0,
     progressBytes: 0,
   }
   run.workers.set(worker.workerId, worker)
@@ -49,6 +47,8 @@ export function attach(run: Run, attached: AttachedWorker): void {
       reason: `the job computes in ${precision}, which its device "${worker.device}" can not`,
     })
   }
+  const givenUp = givenUpReason(run, worker)
+  if (givenUp !== null) return refuse(run, worker, { level: 'error', reason: givenUp })
   if (run.phase !== 'opening') prepare(run, worker)
 }
 
@@ -141,17 +141,6 @@ export function lose(run: Run, workerId: string, reason: string): void {
 export function declareDead(run: Run, workerId: string, reason: string): void {
   run.effects.push({ kind: 'disconnect', workerId, reason })
   lose(run, workerId, reason)
-}
-
-function noteDeath(run: Run, worker: FleetWorker): void {
-  const { firstBackoffMs, longestBackoffMs } = run.config.limits
-  const deaths = (run.backoffs.get(worker.workerId)?.deaths ?? 0) + 1
-  const waitMs = Math.min(longestBackoffMs, firstBackoffMs * 2 ** Math.min(deaths - 1, 30))
-  const isBehind = worker.appliedStep < run.log.committedStep
-  run.backoffs.delete(worker.workerId)
-  run.backoffs.set(worker.workerId, { deaths, untilMs: run.nowMs + waitMs, mustLoad: isBehind })
-  const oldest = run.backoffs.keys().next().value
-  if (run.backoffs.size > maxBackoffs && oldest !== undefined) run.backoffs.delete(oldest)
 }
 
 export function dropSnapshot(run: Run): void {

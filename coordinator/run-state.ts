@@ -25,8 +25,8 @@ export interface Run {
   /** When the present gathering began; workers may come until gatherMs later. */
   gatheringSinceMs: number
   workers: Map<string, FleetWorker>
-  /** Died lately: how often and until when they must wait before they join again. */
-  backoffs: Map<string, Backoff>
+  /** What is remembered of workers over their attachments, by their identity. */
+  histories: Map<string, WorkerHistory>
   /** Steps planned and not yet applied by every member: at most three. */
   steps: Map<number, StepRun>
   /** The last step planned or announced in this fleet epoch. */
@@ -136,16 +136,20 @@ export interface FleetWorker extends AttachedWorker {
     own: string
     partner: string
   } | null
-  numFailures: number
   /** Of its files hashed, fetched or sent, as last told. */
   progressBytes: number
 }
 
-interface Backoff {
+export interface WorkerHistory {
+  /** Lately. */
   deaths: number
+  /** Until then it waits before it joins again. */
   untilMs: number
   /** Could not catch up by sums alone: takes a snapshot next time. */
   mustLoad: boolean
+  /** Reported, without a step in between that counted its work. */
+  failuresInARow: number
+  lastFailure: RunFailure | null
 }
 
 interface CheckpointWork {
@@ -174,7 +178,7 @@ export function newRun(config: RunConfig): Run {
     phase: 'opening',
     gatheringSinceMs: 0,
     workers: new Map(),
-    backoffs: new Map(),
+    histories: new Map(),
     steps: new Map(),
     plannedThrough: 0,
     numSlices: 0,

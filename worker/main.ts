@@ -27,6 +27,8 @@ const { values } = parseArgs({
     device: { type: 'string', default: 'auto' },
     /** Which of a machine's workers this is: they take its GPUs in turn. */
     'device-index': { type: 'string', default: '0' },
+    /** Its place among the workers of this host that use the device; kept over restarts. */
+    place: { type: 'string', default: '' },
     /** Where a GPU's libraries are looked for first. */
     'library-folder': { type: 'string', default: '' },
     'give-up-after': { type: 'string', default: '600' },
@@ -73,6 +75,7 @@ function workerOptions() {
       ? joinedAccess(values.joined, Date.now())
       : loopbackAccess(values.coordinator, readFileSync(values['token-file'] ?? '', 'utf8').trim()),
     host: hostname(),
+    place: values.place,
     workDir,
     modelCacheDir: join(cacheDir, 'models'),
     device: {

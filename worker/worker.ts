@@ -34,6 +34,8 @@ export interface WorkerOptions {
   coordinator: string
   access: CoordinatorAccess
   host: string
+  /** Its place on the host, the same after a restart. */
+  place: string
   workDir: string
   /** Shared by the workers of this machine. */
   modelCacheDir: string
@@ -85,6 +87,7 @@ export class Worker {
       hello: {
         version,
         host: options.host,
+        name: `${options.device.device ?? 'cpu'} ${options.place}`,
         ...described,
         system: systemText(),
         processId: process.pid,

@@ -53,6 +53,7 @@ export class SimulatedCoordinator extends SimulatedProcess {
       kind: 'workerAttached',
       worker: {
         workerId,
+        identity: worker.identity,
         deviceClass: worker.deviceClass,
         host: 'host',
         device: 'toy',

@@ -32,6 +32,8 @@ export class SimulatedWorker extends SimulatedProcess {
     private readonly world: World,
     readonly deviceClass: string,
     readonly slowness: number,
+    /** Kept by the process that takes its place. */
+    readonly identity: string,
   ) {
     super(world.clock)
     const { numContributionSlots, numSlices } = world.options

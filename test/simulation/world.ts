@@ -42,6 +42,7 @@ export class World {
    */
   readonly counts = new Map<string, number>()
   readonly #earlySlices = new EarlySlices((what) => this.count(what))
+  #numPlaces = 0
   #numWorkerIds = 0
   #numCoordinators = 0
   #isHealed = false
@@ -92,10 +93,10 @@ export class World {
     this.coordinator = new SimulatedCoordinator(this, configFor(this.options, id))
   }
 
-  startWorker(): void {
+  startWorker(identity = `place ${++this.#numPlaces}`): void {
     if (this.workers.filter((worker) => worker.isAlive).length >= this.options.mostWorkers) return
     const deviceClass = this.random.pick(this.options.deviceClasses)
-    const worker = new SimulatedWorker(this, deviceClass, this.random.pick([1, 1, 2, 4]))
+    const worker = new SimulatedWorker(this, deviceClass, this.random.pick([1, 1, 2, 4]), identity)
     this.workers.push(worker)
     worker.after(this.random.between(1, 50), () => this.attach(worker))
   }
@@ -149,7 +150,7 @@ export class World {
     this.trace(`worker ${worker.workerId} restarts: its device has failed`)
     this.count('device failure')
     worker.crash()
-    this.clock.after(this.random.between(50, 800), () => this.startWorker())
+    this.clock.after(this.random.between(50, 800), () => this.startWorker(worker.identity))
   }
 
   coordinatorEnded(coordinator: SimulatedCoordinator, outcome: RunOutcome): void {
@@ -188,7 +189,7 @@ export class World {
       if (!victim) return
       this.trace(`worker ${victim.workerId} is killed`)
       victim.crash()
-      this.clock.after(this.random.between(50, 800), () => this.startWorker())
+      this.clock.after(this.random.between(50, 800), () => this.startWorker(victim.identity))
     })
     this.#repeat(faults.pauseWorkerMs, () => {
       const victim = this.random.pick([null, ...live()])
@@ -334,7 +335,7 @@ export class World {
     const fail = (what: string) => this.invariants.violated(`I6 coordinator: ${what}`)
     if (run.steps.size > 4) fail(`${run.steps.size} open steps`)
     if (run.appends.queue.length > 3) fail(`${run.appends.queue.length} appends queued`)
-    if (run.backoffs.size > 1_000) fail(`${run.backoffs.size} backoffs`)
+    if (run.histories.size > 1_000) fail(`${run.histories.size} histories`)
   }
 }
 

@@ -26,6 +26,8 @@ interface AttachedState {
   appliedStep?: number
   appliedSequence?: number
   precisions?: string[]
+  /** The same over restarts; by default the id. */
+  identity?: string
   /** Told by Prepared; by default that of Hello. */
   deviceClass?: string
 }
@@ -74,8 +76,9 @@ export class RunFixture {
 
   /** Attached and prepared, holding nothing unless told. */
   attach(workerId: string, state: AttachedState = {}): void {
-    const { precisions = ['fp32'], ...held } = state
-    const worker = { workerId, deviceClass: 'cpu', host: 'host', device: 'cpu', precisions }
+    const { precisions = ['fp32'], identity = workerId, ...held } = state
+    const described = { deviceClass: 'cpu', host: 'host', device: 'cpu' }
+    const worker = { workerId, identity, ...described, precisions }
     this.advance({ kind: 'workerAttached', worker })
     const numBlocks = this.options.numSlices ?? 4
     this.say(workerId, { prepared: { jobId: 'job', planHash, numBlocks, ...held } })
