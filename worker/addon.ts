@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { fileURLToPath } from 'node:url'
 import { isErrorCode, TunemeshError } from '../proto/errors.js'
+import { addonInterface } from './addon-interface.js'
 
 type NativeAddon = Record<string, (...values: unknown[]) => unknown>
 
@@ -60,7 +61,23 @@ function requireAddon(): NativeAddon {
       `the native engine is not built: neither ${places.join(' nor ')} exists. Run: npm run build`,
     )
   }
-  return createRequire(import.meta.url)(found) as NativeAddon
+  const loaded = createRequire(import.meta.url)(found) as NativeAddon & { interface?: unknown }
+  assertInterface(loaded.interface, found)
+  return loaded
+}
+
+/**
+ * An addon older or newer than this program would fail at each call, in words that help nobody.
+ * @throws TunemeshError ENGINE_OUTDATED
+ */
+export function assertInterface(stamp: unknown, path: string): void {
+  if (stamp === addonInterface) return
+  const seen = typeof stamp === 'string' ? `interface ${stamp}` : 'no interface stamp'
+  throw new TunemeshError(
+    'ENGINE_OUTDATED',
+    `the native engine ${path} has ${seen}, this program needs ${addonInterface}: they were built ` +
+      'from different sources. Run: npm run build',
+  )
 }
 
 /** Where a native file may lie, seen from here. */

@@ -1,6 +1,7 @@
 #include <malloc.h>
 #include <napi.h>
 
+#include "bindings/addon_interface.h"
 #include "bindings/device_bindings.h"
 #include "bindings/engine_bindings.h"
 #include "bindings/exchange_bindings.h"
@@ -16,6 +17,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   mallopt(M_MMAP_THRESHOLD, kMappedFromBytes);
   mallopt(M_TRIM_THRESHOLD, 4 * kMappedFromBytes);
 #endif
+  exports.Set("interface", tunemesh::kAddonInterface);
   tunemesh::register_devices(env, exports);
   tunemesh::register_engine(env, exports);
   tunemesh::register_exchange(env, exports);

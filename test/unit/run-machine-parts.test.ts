@@ -110,7 +110,13 @@ test('learning rate: linear with warm-up follows the Hugging Face formula', () =
 function prepareFor(ms: number, step: number): string[] {
   const limits = { ...defaultRunLimits, joinStageMs: 3_000 }
   const fixture = new RunFixture({ config: { limits } })
-  const worker = { workerId: 'w-1', identity: 'host 1', deviceClass: 'cpu', host: 'host', device: 'cpu' }
+  const worker = {
+    workerId: 'w-1',
+    identity: 'host 1',
+    deviceClass: 'cpu',
+    host: 'host',
+    device: 'cpu',
+  }
   fixture.advance({ kind: 'workerAttached', worker: { ...worker, precisions: ['fp32'] } })
   for (let waitedMs = 0, progressBytes = 0; waitedMs < ms; waitedMs += 250) {
     fixture.say('w-1', { heartbeat: { progressBytes } })

@@ -1,0 +1,9 @@
+// Written by: node scripts/addon-interface.mjs
+#pragma once
+
+namespace tunemesh {
+
+// Of the names that JavaScript and the addon share; worker/addon-interface.ts has the same.
+inline constexpr const char* kAddonInterface = "3edc385f5a33";
+
+}  // namespace tunemesh
