@@ -4,6 +4,6 @@
 namespace tunemesh {
 
 // Of the names that JavaScript and the addon share; worker/addon-interface.ts has the same.
-inline constexpr const char* kAddonInterface = "3edc385f5a33";
+inline constexpr const char* kAddonInterface = "cb4423f5127f";
 
 }  // namespace tunemesh
