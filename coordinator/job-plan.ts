@@ -129,10 +129,11 @@ export function assertFits(
 ): void {
   const needed = answer.memory?.totalBytes ?? 0
   if (worker.memoryBytes === 0 || needed <= worker.memoryBytes) return
-  const gib = (bytes: number) => `${(bytes / 2 ** 30).toFixed(1)} GiB`
+  const size = (bytes: number) =>
+    bytes < 2 ** 30 ? `${(bytes / 2 ** 20).toFixed(1)} MiB` : `${(bytes / 2 ** 30).toFixed(1)} GiB`
   throw new TunemeshError(
     'DEVICE_MEMORY_SHORT',
-    `Worker ${worker.id} needs ${gib(needed)} and has ${gib(worker.memoryBytes)}. ` +
+    `Worker ${worker.id} needs ${size(needed)} and has ${size(worker.memoryBytes)}. ` +
       (fitting ?? 'Lower max_length or r, or take a smaller model.'),
   )
 }

@@ -16,6 +16,9 @@ export const hostCard = join(built, 'native-cmake', 'host_card.so')
 /** The plugin itself, where it is built. */
 export const cudaPlugin = join(built, 'native', 'tunemesh_cuda.so')
 
+/** Stand-ins for NVIDIA's driver and libraries (test/native/fake_cuda.cc). */
+export const fakeLibraries = join(built, 'native-cmake', 'fake-cuda')
+
 /** Why tests of this plugin can not run here, or false. */
 export const lacks = (plugin: string): string | false =>
   [plugin, join(built, 'native', 'tunemesh.node')].every(existsSync) ? false : `no ${plugin} here`

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "kernels/cuda/card_memory.h"
+#include "kernels/cuda/card_refusals.h"
 #include "kernels/cuda/round_and_add.cuh"
 
 using tunemesh::cuda::CudaFailure;
@@ -18,10 +19,7 @@ constexpr size_t kBlockElements = 256;
 constexpr size_t kStagedBlocks = 4096;
 static_assert(sizeof(DeviceFault) <= kHostBytes);
 
-// "13.0" of 13000.
-std::string cuda_text(int version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
+using tunemesh::cuda::cuda_text;
 
 // Refuses an index that is not there and a card that is too old, by name.
 cudaDeviceProp select_device(int index) {
@@ -29,13 +27,18 @@ cudaDeviceProp select_device(int index) {
   const cudaError_t error = cudaGetDeviceCount(&num_devices);
   if (error != cudaSuccess || num_devices == 0) {
     cudaGetLastError();
-    int driver = 0;
+    int driver = 0, runtime = 0;
     cudaDriverGetVersion(&driver);
-    throw CudaFailure(TM_DEVICE_ERROR,
-                      std::string("no CUDA device: ") +
-                          (error != cudaSuccess ? cudaGetErrorString(error) : "none is visible") +
-                          (driver == 0 ? "" : "; the driver is for CUDA " + cuda_text(driver)) +
-                          ". Use the CPU, or install NVIDIA's driver 580 or newer");
+    cudaRuntimeGetVersion(&runtime);
+    const std::string refused = tunemesh::cuda::refused_driver(driver, runtime);
+    if (!refused.empty()) throw CudaFailure(TM_DEVICE_ERROR, "no CUDA device: " + refused);
+    throw CudaFailure(
+        TM_DEVICE_ERROR,
+        std::string("no CUDA device: ") +
+            (error != cudaSuccess ? cudaGetErrorString(error) : "none is visible") +
+            "; the driver is for CUDA " + cuda_text(driver) +
+            ". Use the CPU, or see that nvidia-smi lists a card and CUDA_VISIBLE_DEVICES does "
+            "not hide it");
   }
   if (index < 0 || index >= num_devices) {
     throw CudaFailure(TM_BAD_ARGUMENT, "device " + std::to_string(index) + " is not there; this " +
@@ -44,12 +47,9 @@ cudaDeviceProp select_device(int index) {
   tunemesh::cuda::select_and_measure(index);
   cudaDeviceProp properties{};
   CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
-  if (properties.major < kOldestMajor) {
-    throw CudaFailure(TM_BAD_ARGUMENT, std::string(properties.name) + " is sm_" +
-                                           std::to_string(properties.major) +
-                                           std::to_string(properties.minor) +
-                                           "; cards from sm_80 on are supported. Use the CPU");
-  }
+  const std::string refused =
+      tunemesh::cuda::refused_card(properties.name, properties.major, properties.minor);
+  if (!refused.empty()) throw CudaFailure(TM_BAD_ARGUMENT, refused);
   return properties;
 }
 

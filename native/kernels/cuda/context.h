@@ -16,9 +16,6 @@
 #include "kernels/cuda/side_copies.h"
 #include "kernels/cuda/small_copies.h"
 
-// The oldest card with what the kernels need (bf16 products, 90 KB of shared memory): Ampere.
-inline constexpr int kOldestMajor = 8;
-
 struct TmContext {
   explicit TmContext(const TmContextOptions& options);
   ~TmContext() = default;

@@ -1,5 +1,7 @@
 #include "kernels/cuda/device_memory.h"
 
+#include "kernels/cuda/card_refusals.h"
+
 namespace tunemesh::cuda {
 namespace {
 
@@ -47,10 +49,9 @@ void* allocate_device(size_t bytes) {
   cudaGetLastError();
   size_t free_bytes = 0, total_bytes = 0;
   cudaMemGetInfo(&free_bytes, &total_bytes);
-  throw CudaFailure(TM_OUT_OF_MEMORY, "no device memory for " + std::to_string(bytes) +
-                                          " bytes: " + std::to_string(free_bytes) + " of " +
-                                          std::to_string(total_bytes) + " are free (" +
-                                          device_name() + ")");
+  throw CudaFailure(TM_OUT_OF_MEMORY,
+                    "no device memory for " + memory_text(bytes) + ": " + memory_text(free_bytes) +
+                        " of " + memory_text(total_bytes) + " are free (" + device_name() + ")");
 }
 
 void* allocate_pinned(size_t bytes) {
@@ -59,8 +60,8 @@ void* allocate_pinned(size_t bytes) {
   if (error == cudaSuccess) return data;
   if (error != cudaErrorMemoryAllocation) throw_cuda_failure(error, "cudaMallocHost", "allocate");
   cudaGetLastError();
-  throw CudaFailure(TM_OUT_OF_MEMORY, "no page-locked host memory for " + std::to_string(bytes) +
-                                          " bytes; raise the limit of locked memory (ulimit -l)");
+  throw CudaFailure(TM_OUT_OF_MEMORY, "no page-locked host memory for " + memory_text(bytes) +
+                                          "; raise the limit of locked memory (ulimit -l)");
 }
 
 }  // namespace tunemesh::cuda

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/card_refusals.h"
 #include "kernels/cuda/library_search.h"
 #include "kernels/cuda/library_versions.h"
 #include "kernels/cuda/plugin.h"
@@ -32,11 +33,6 @@ struct Report {
   }
 };
 
-// "13.0" of 13000.
-std::string cuda_text(size_t version) {
-  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
-}
-
 // "13.0.2" of 130002, "9.19.0" of 91900.
 std::string library_text(size_t version) {
   return std::to_string(version / 10000) + "." + std::to_string(version / 100 % 100) + "." +
@@ -53,16 +49,9 @@ int check_driver(Report& report) {
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
   cudaGetLastError();
-  const std::string need = "install NVIDIA's driver 580 or newer";
-  if (driver == 0) {
-    report.add("driver", false, "no NVIDIA driver is loaded; for GPUs, " + need);
-  } else if (driver / 1000 < runtime / 1000) {
-    report.add("driver", false,
-               "the driver is for CUDA " + cuda_text(driver) + ", this program needs " +
-                   cuda_text(runtime) + ": " + need);
-  } else {
-    report.add("driver", true, "the driver is for CUDA " + cuda_text(driver));
-  }
+  const std::string refused = refused_driver(driver, runtime);
+  report.add("driver", refused.empty(),
+             refused.empty() ? "the driver is for CUDA " + cuda_text(driver) : refused);
   return driver;
 }
 
@@ -77,7 +66,7 @@ Found check_cublaslt(Report& report, const std::string& folder, int driver) {
   const size_t major = library.version / 10000;
   if (library.version < kOldestCublasLt) {
     report.add("cuBLASLt", false,
-               seen + "; 12.8 or newer is needed: tunemesh doctor --install-libs DIR");
+               seen + "; 12.8 or newer is needed: tunemesh doctor --install-libs DIR gets it");
   } else if (driver != 0 && major > static_cast<size_t>(driver / 1000)) {
     report.add("cuBLASLt", false,
                seen + " needs a driver for CUDA " + std::to_string(major) + ", this one is for " +
@@ -91,16 +80,16 @@ Found check_cublaslt(Report& report, const std::string& folder, int driver) {
 // cuDNN brings no cuBLASLt: one built for another CUDA looks for a file that is not there.
 void check_cudnn(Report& report, const std::string& folder, const Found& cublaslt) {
   const LibrarySearchResult found = find_library(cudnn_names(), folder, real_surroundings());
-  const std::string instead = "; attention in bf16 runs on slower kernels without it";
+  const std::string instead = " Attention in bf16 runs on slower kernels without it";
   if (found.handle == nullptr) return report.add("cuDNN", false, found.error + instead);
   const size_t version = ask(found.handle, "cudnnGetVersion");
   const size_t cuda = ask(found.handle, "cudnnGetCudartVersion");
-  const std::string seen =
-      library_text(version) + " for CUDA " + cuda_text(cuda) + " at " + found.path;
+  const std::string seen = library_text(version) + " for CUDA " +
+                           cuda_text(static_cast<int>(cuda)) + " at " + found.path;
   const size_t major = cublaslt.version / 10000;
   if (version < kOldestCudnn) {
     report.add("cuDNN", false,
-               seen + "; 9.12 or newer is needed: tunemesh doctor --install-libs DIR");
+               seen + "; 9.12 or newer is needed: tunemesh doctor --install-libs DIR gets it");
   } else if (cublaslt.version != 0 && cuda != 0 && cuda / 1000 != major) {
     report.add("cuDNN", false,
                seen + " does not go with cuBLASLt " + library_text(cublaslt.version) + " at " +
