@@ -61,12 +61,13 @@ export async function planRequest(mesh: Mesh, request: PlanRequest__Output): Pro
     putBlob: (pieces) => mesh.blobs.write(pieces),
   })
   const hasWorkers = mesh.options.numWorkers > 0 || mesh.fleet.workers.length > 0
-  if (!hasWorkers) return planResponseOf(prepared, null, 0)
+  if (!hasWorkers) return planResponseOf(prepared, null, { numWorkers: 0, worker: null })
   const job = await settleJob(mesh, prepared, { waitMs: workerWaitMs })
   const isAble = (worker: FleetWorker) => canCompute(worker, job.precision)
   const worker = await anyWorker(mesh.fleet, { waitMs: workerWaitMs, isAble })
   const { answer } = await planOn(mesh, worker, job)
-  return planResponseOf(job, answer, wantedWorkers(mesh, job.precision))
+  const numWorkers = wantedWorkers(mesh, job.precision)
+  return planResponseOf(job, answer, { numWorkers, worker })
 }
 
 /** By the workers that are here, or expected soon. */

@@ -9,6 +9,7 @@ import type { PlanResult__Output } from '../proto/gen/tunemesh/v1/PlanResult.js'
 import type { Prepare } from '../proto/gen/tunemesh/v1/Prepare.js'
 import { maxChunkBlocks, planSlices, type SliceLayout } from '../proto/slices.js'
 import type { TrainRequest, TrainSpec } from '../proto/train-spec.js'
+import type { FleetWorker } from './fleet.js'
 import { estimateTime } from './job-estimate.js'
 import { isDeterministic, statesOf } from './job-precision.js'
 import type { PreparedJob, SettledJob } from './prepared-job.js'
@@ -98,7 +99,7 @@ export const prepareMessage = ({ jobId, prepared, layout }: PlannedJob): Prepare
 export function planResponseOf(
   prepared: PreparedJob,
   answer: PlanResult__Output | null,
-  numWorkers: number,
+  { numWorkers, worker }: { numWorkers: number; worker: FleetWorker | null },
 ): PlanResponse {
   const { numSteps, microBatchesPerStep } = prepared.schedule
   const warnings: string[] = []
@@ -106,6 +107,7 @@ export function planResponseOf(
     warnings.push(`The job has only ${numSteps} optimizer steps; below 50 a model learns little.`)
   }
   if (answer === null) warnings.push('No worker is attached, so the memory is not known.')
+  if (worker !== null) warnings.push(...cpuWarnings(worker))
   const { seconds, basis } = estimateTime(prepared, answer, numWorkers)
   return {
     preflight: prepared.report,
@@ -120,6 +122,22 @@ export function planResponseOf(
     freeMode: !isDeterministic(prepared.spec),
   }
 }
+
+/** Of a worker whose machine has a GPU that it can't use. */
+export const cpuWarnings = ({
+  id,
+  hello,
+}: {
+  id: string
+  hello: { device: string; libraries: string[] }
+}): string[] =>
+  hello.device.startsWith('cpu')
+    ? hello.libraries.map(
+        (line) =>
+          `Worker ${id} computes on the CPU although its machine has a GPU: ` +
+          `${line.replace(/^gpu: /, '').replace(/\.$/, '')}.`,
+      )
+    : []
 
 /** @throws TunemeshError DEVICE_MEMORY_SHORT with the settings that fit */
 export function assertFits(

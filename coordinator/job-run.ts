@@ -90,7 +90,7 @@ async function plan(parts: RunParts, signal: AbortSignal): Promise<Planned> {
   const worker = await workerFor(mesh, job, { precision, waitMs, gatherMs, signal })
   const { answer, layout } = await planOn(mesh, worker, prepared)
   const numWorkers = wantedWorkers(mesh, precision)
-  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer, numWorkers) })
+  mesh.events.append(job.jobId, { plan: planResponseOf(prepared, answer, { numWorkers, worker }) })
   signal.throwIfAborted()
   return { prepared, layout }
 }

@@ -19,6 +19,8 @@ export interface DeviceOptions {
   packedCacheDir: string | null
   /** Where a GPU's libraries are looked for first. */
   libraryFolder?: string
+  /** CPU: why a GPU of this machine is not used, from unusedGpu(); absent or empty: none is left. */
+  unusedGpu?: string
   /** GPU: parts of a step that repeat are launched as one; by default they are. */
   recordsCalls?: boolean
 }
@@ -30,7 +32,10 @@ export interface DeviceDescription {
   memoryBytes: number
   /** What jobs it can compute. */
   precisions: Precision[]
-  /** What it runs on: "driver: the driver is for CUDA 13.0", "cuBLASLt: 13.1.0 at …". */
+  /**
+   * What it runs on: "driver: the driver is for CUDA 13.0", "cuBLASLt: 13.1.0 at …"; of a CPU whose
+   * machine has a GPU that can't be used, "gpu: " and why.
+   */
   libraries: string[]
 }
 
@@ -41,9 +46,12 @@ export function describeDevice(options: DeviceOptions): DeviceDescription {
     ...described,
     memoryBytes: described.memoryBytes || totalmem(),
     precisions: precisionsOf(described.device),
-    libraries: isGpu(options) ? librariesOf(options.libraryFolder ?? '') : [],
+    libraries: isGpu(options) ? librariesOf(options.libraryFolder ?? '') : leftOut(options),
   }
 }
+
+const leftOut = ({ unusedGpu = '' }: DeviceOptions) =>
+  unusedGpu === '' ? [] : [`gpu: ${unusedGpu}`]
 
 const isGpu = ({ device }: DeviceOptions) => device?.startsWith('cuda') ?? false
 
@@ -93,6 +101,21 @@ export function chooseDevice(wanted: string, index: number): string {
   const pluginPath = findPlugin()
   const count = pluginPath ? callAddon<number>('countDevices', 'cuda', pluginPath) : 0
   return count > 0 ? `cuda:${index % count}` : 'cpu'
+}
+
+/** Where Linux tells that NVIDIA's driver is in the kernel: so there is a GPU to compute on. */
+const driverInKernel = '/proc/driver/nvidia/version'
+
+/**
+ * Why a worker that was to take a GPU computes on the CPU although the machine has one; empty where
+ * nobody would expect otherwise.
+ */
+export function unusedGpu(wanted: string, device: string, driverFile = driverInKernel): string {
+  if (wanted !== 'auto' || device !== 'cpu' || !existsSync(driverFile)) return ''
+  const { plugin, libraries, problem } = listGpus('')
+  if (plugin === '') return 'the GPU plugin is not built'
+  const driver = libraries.find(({ name, isGood }) => name === 'driver' && !isGood)
+  return driver?.text ?? problem
 }
 
 interface GpuReport {

@@ -11,7 +11,7 @@ import { errorLine } from '../proto/error-line.js'
 import { TunemeshError } from '../proto/errors.js'
 import { armFailpoints } from '../proto/failpoint.js'
 import { joinedAccess, loopbackAccess } from './coordinator-access.js'
-import { chooseDevice, listGpus } from './device.js'
+import { chooseDevice, listGpus, unusedGpu } from './device.js'
 import { Worker } from './worker.js'
 
 const { values } = parseArgs({
@@ -66,6 +66,7 @@ function workerOptions() {
     throw new TunemeshError('JOB_INVALID', '--failpoints and --tuning are for tests: add --testing')
   armFailpoints(values.failpoints)
   const { graphs, ...tuning } = JSON.parse(values.tuning) as WorkerTuning
+  const device = chooseDevice(values.device, Number(values['device-index']))
   const workDir = values['work-dir'] ?? mkdtempSync(join(tmpdir(), 'tunemesh-worker-'))
   // However this process ends, short of kill -9: its parent gone, a failure before it attached.
   process.once('exit', () => rmSync(workDir, { recursive: true, force: true }))
@@ -82,7 +83,8 @@ function workerOptions() {
       numThreads: Number(values.threads),
       instructionPath: values['instruction-path'] as 'auto',
       packedCacheDir: join(cacheDir, 'packed'),
-      device: chooseDevice(values.device, Number(values['device-index'])),
+      device,
+      unusedGpu: unusedGpu(values.device, device),
       libraryFolder: values['library-folder'],
       ...(graphs === undefined ? {} : { recordsCalls: graphs }),
     },

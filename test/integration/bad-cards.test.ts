@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { copyFileSync, cpSync, existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
+import { cpuWarnings } from '../../coordinator/job-plan.js'
 import { cudaPlugin, fakeLibraries, hostCard, lacks, ProgramCopy } from './host-card.js'
 import { examplesDir } from './open-coordinator.js'
 
@@ -58,6 +59,27 @@ describe('a driver or libraries that do not serve', { skip, timeout: 240_000 }, 
     assert.match(text, why)
     assert.match(text, /ENGINE_MISSING No worker of this machine can start: Device cuda:0 /)
     assert.notEqual(status, 0)
+  })
+
+  test('a worker that was to find a GPU says why it computes on the CPU', () => {
+    const ask = (wanted: string, driverFile: string) => {
+      const script =
+        `import('${join(copy.folder, 'build', 'worker', 'device.js')}').then(({ unusedGpu }) =>` +
+        `process.stdout.write(unusedGpu('${wanted}', 'cpu', '${driverFile}')))`
+      const more = { ...env, TUNEMESH_FAKE_DRIVER: '12020' }
+      return copy.node(['-e', script], more).stdout
+    }
+    const driverFile = join(copy.folder, 'package.json')
+    assert.match(ask('auto', driverFile), /^the driver is for CUDA 12\.2, this program needs 13/)
+    assert.equal(ask('auto', '/nowhere'), '')
+    assert.equal(ask('cpu', driverFile), '')
+    const hello = { device: 'cpu: 2 threads', libraries: ['gpu: the driver is old'] }
+    const told = 'Worker w-1 computes on the CPU although its machine has a GPU: the driver is old.'
+    assert.deepEqual(cpuWarnings({ id: 'w-1', hello }), [told])
+    assert.deepEqual(
+      cpuWarnings({ id: 'w-1', hello: { device: 'cuda: H100', libraries: ['x'] } }),
+      [],
+    )
   })
 
   test('a machine without a driver is told so, and computes on the CPU', () => {

@@ -39,7 +39,11 @@ export class ProgramCopy {
 
   /** A built program of the copy, to its end. */
   run(program: string, args: string[], env: NodeJS.ProcessEnv = {}): SpawnSyncReturns<string> {
-    return spawnSync(process.execPath, [join(this.folder, 'build', program), ...args], {
+    return this.node([join(this.folder, 'build', program), ...args], env)
+  }
+
+  node(args: string[], env: NodeJS.ProcessEnv): SpawnSyncReturns<string> {
+    return spawnSync(process.execPath, args, {
       encoding: 'utf8',
       cwd: this.folder,
       env: { ...process.env, TUNEMESH_HOME: join(this.folder, 'state'), ...env },
