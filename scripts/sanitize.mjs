@@ -47,6 +47,7 @@ const selections = [
   ]),
   { program: 'fp8_test', options: ['--small'] },
   { program: 'quantise_test', options: ['--small'] },
+  { program: 'cuda_exchange_test', options: ['--small'] },
 ]
 
 function skip(message) {

@@ -102,6 +102,8 @@ export interface MicroBatchTarget {
   onSlice?: SliceListener
   /** Each operation is waited for, so that DEVICE_FAILED names the one that failed. Slow. */
   isChecked?: boolean
+  /** More is added to the slot before anything reads it: a device need not hand it over yet. */
+  moreFollows?: boolean
 }
 
 export interface UpdateNumbers {
@@ -171,6 +173,11 @@ export interface Engine {
   /** Loss only. */
   evaluate(batch: TokenBatch): Promise<MicroBatchResult>
   /** AdamW with the published gradient in sum slot `step % 2` of the exchange buffers. */
+  /**
+   * A slice of the step's published sum is whole, or was written again: it travels to a device with
+   * memory of its own, before the update asks for it.
+   */
+  fetchSum(step: number, slice: number): Promise<void>
   applyUpdate(step: number, update: UpdateNumbers): Promise<void>
   /** SHA-256 (hex) of the trained tensors' float32 bytes in canonical order, without fill. */
   weightsDigest(): Promise<string>
@@ -236,6 +243,7 @@ interface NativeEngineObject {
   loadAdapter: NativeCall
   microBatch: NativeCall
   evaluate: NativeCall
+  fetchSum: NativeCall
   applyUpdate: NativeCall
   weightsDigest: NativeCall
   writeState: NativeCall
@@ -299,9 +307,19 @@ class NativeEngine implements Engine {
   microBatch = (
     batch: TokenBatch,
     lossDivisor: number,
-    { slot, onSlice, isChecked = false }: MicroBatchTarget,
-  ) => this.#call<MicroBatchResult>('microBatch', batch, lossDivisor, slot, onSlice, isChecked)
+    { slot, onSlice, isChecked = false, moreFollows = false }: MicroBatchTarget,
+  ) =>
+    this.#call<MicroBatchResult>(
+      'microBatch',
+      batch,
+      lossDivisor,
+      slot,
+      onSlice,
+      isChecked,
+      moreFollows,
+    )
   evaluate = (batch: TokenBatch) => this.#call<MicroBatchResult>('evaluate', batch)
+  fetchSum = (step: number, slice: number) => this.#call<void>('fetchSum', step, slice)
   applyUpdate = (step: number, update: UpdateNumbers) =>
     this.#call<void>('applyUpdate', step, update)
   weightsDigest = () => this.#call<string>('weightsDigest')

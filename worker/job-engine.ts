@@ -158,6 +158,10 @@ export class JobEngine {
     return total
   }
 
+  fetchSum(step: number, slice: number): Promise<void> {
+    return this.engine.fetchSum(step, slice)
+  }
+
   applyUpdate(step: number, update: UpdateNumbers): Promise<void> {
     return this.engine.applyUpdate(step, update)
   }

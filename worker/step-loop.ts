@@ -127,7 +127,11 @@ export class StepLoop {
         provokeFault(isChecked)
         const { notes, ...result } = isLast
           ? await this.#lastMicroBatch(job, effect)
-          : await job.microBatch(packs, lossDivisor, { slot: effect.slot, isChecked })
+          : await job.microBatch(packs, lossDivisor, {
+              slot: effect.slot,
+              isChecked,
+              moreFollows: true,
+            })
         for (const note of notes) this.options.log('warn', note)
         const numTokens = job.numTokens(packs)
         this.handle({ kind: 'microBatchDone', ...key, ...result, numTokens })
@@ -165,6 +169,15 @@ export class StepLoop {
     })
   }
 
+  /** A sum that stands here travels to the device while others are awaited. */
+  #fetchSum(job: JobEngine, event: WorkerEvent): void {
+    if (event.kind !== 'sliceFinished' && event.kind !== 'sumArrived') return
+    const { step, slice } = event
+    this.#enqueue('fetchSum', step, async () => {
+      if (this.#job === job) await job.fetchSum(step, slice)
+    })
+  }
+
   #beginPreparing(prepare: Prepare__Output): void {
     const { signal } = this.#preparing
     this.#enqueue('prepare', 0, () =>
@@ -190,7 +203,10 @@ export class StepLoop {
     const job = await JobEngine.open(prepare, this.options.files, this.options.device)
     this.#job = job
     signal.throwIfAborted()
-    this.#dataPlane = await this.options.openDataPlane(job, (event) => this.handle(event))
+    this.#dataPlane = await this.options.openDataPlane(job, (event) => {
+      this.#fetchSum(job, event)
+      this.handle(event)
+    })
     const { memory, planHash, weightsSha256 } = job.ready
     const { deviceClass } = job.engine
     this.handle({

@@ -196,13 +196,14 @@ void add_life_methods(Napi::Object object, const Handle& handle) {
   });
 }
 
-// microBatch(batch, lossDivisor, slot, onSlice?, isChecked): onSlice is called before the promise
-// settles, once for each slice; the engine's thread never waits for it.
+// microBatch(batch, lossDivisor, slot, onSlice?, isChecked, moreFollows): onSlice is called before
+// the promise settles, once for each slice; the engine's thread never waits for it.
 Napi::Value start_micro_batch(Info info, const Handle& handle) {
   OwnedBatch batch = token_batch(argument_object(info, 0));
   const double divisor = info[1].As<Napi::Number>().DoubleValue();
   ContributionTarget target(static_cast<int>(count_value(info[2], "slot")));
   target.is_checked = info[4].ToBoolean();
+  target.more_follows = info[5].ToBoolean();
   std::function<void()> release = [] {};
   if (info[3].IsFunction()) {
     auto* on_slice = new Napi::FunctionReference(Napi::Persistent(info[3].As<Napi::Function>()));
@@ -238,6 +239,10 @@ void add_step_methods(Napi::Object object, const Handle& handle) {
     const size_t step = count_value(info[0], "step");
     return run_void(info, handle,
                     [numbers, step](Engine& engine) { engine.apply_update(step, numbers); });
+  });
+  set_method(object, "fetchSum", [handle](Info info) {
+    const size_t step = count_value(info[0], "step"), slice = count_value(info[1], "slice");
+    return run_void(info, handle, [step, slice](Engine& engine) { engine.fetch_sum(step, slice); });
   });
   set_method(object, "logits", [handle](Info info) {
     auto work = [batch = token_batch(argument_object(info, 0))](Engine& engine) {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <string>
 
+#include "engine/packed_contribution.h"
 #include "engine/stream_out.h"
 
 namespace tunemesh {
@@ -14,8 +15,8 @@ constexpr size_t kPlaces = 2;
 
 }  // namespace
 
-ContributionWriter::ContributionWriter(const Device& device, TrainingState& state,
-                                       const ContributionTarget& target)
+HostContributionWriter::HostContributionWriter(const Device& device, TrainingState& state,
+                                               const ContributionTarget& target)
     : device_(device),
       state_(state),
       exchange_(state.exchange()),
@@ -29,22 +30,22 @@ ContributionWriter::ContributionWriter(const Device& device, TrainingState& stat
   }
 }
 
-ContributionWriter::~ContributionWriter() {
+HostContributionWriter::~HostContributionWriter() {
   for (const Piece& piece : under_way_) device_.ops().finish_copy(device_.context(), piece.lane);
 }
 
-void ContributionWriter::write(size_t part) {
+void HostContributionWriter::write(size_t part) {
   if (part != next_part_++) throw EngineError("INTERNAL", "parts of a gradient out of order.");
   for (const BlockRange& range : state_.parts()[part]) write_range(range);
 }
 
-void ContributionWriter::finish() {
+void HostContributionWriter::finish() {
   while (next_part_ < state_.parts().size()) write(next_part_);
   while (!under_way_.empty()) finish_oldest();
-  if (status_ != TM_OK) throw_failure();
+  if (status_ != TM_OK) throw_bad_gradient({device_, state_}, status_, bad_block_);
 }
 
-void ContributionWriter::write_range(const BlockRange& range) {
+void HostContributionWriter::write_range(const BlockRange& range) {
   const size_t end = range.first_block + range.num_blocks;
   for (size_t block = range.first_block; block < end;) {
     const size_t slice = block / exchange_.options().slice_blocks;
@@ -61,7 +62,7 @@ void ContributionWriter::write_range(const BlockRange& range) {
 }
 
 // Through the places of the staging buffer, each of which has a lane.
-void ContributionWriter::fetch(size_t slice, const BlockRange& range) {
+void HostContributionWriter::fetch(size_t slice, const BlockRange& range) {
   const size_t most = state_.staging().size() / kBlockElements / kPlaces;
   for (size_t done = 0; done < range.num_blocks; done += most) {
     if (under_way_.size() == kPlaces) finish_oldest();
@@ -79,14 +80,14 @@ void ContributionWriter::fetch(size_t slice, const BlockRange& range) {
   }
 }
 
-void ContributionWriter::finish_oldest() {
+void HostContributionWriter::finish_oldest() {
   const Piece piece = under_way_.front();
   TM_RUN(device_, finish_copy, piece.lane);
   under_way_.pop_front();
   write_piece(piece);
 }
 
-void ContributionWriter::write_piece(const Piece& piece) {
+void HostContributionWriter::write_piece(const Piece& piece) {
   // After a failure the other parts are only searched for a tensor that comes before it by name.
   const bool is_told = target_.on_slice && status_ == TM_OK;
   size_t bad_block = 0;
@@ -102,8 +103,8 @@ void ContributionWriter::write_piece(const Piece& piece) {
   target_.on_slice({piece.slice, measure});
 }
 
-TmStatus ContributionWriter::round(const Piece& piece, size_t* bad_block,
-                                   RangeMeasure* measure) const {
+TmStatus HostContributionWriter::round(const Piece& piece, size_t* bad_block,
+                                       RangeMeasure* measure) const {
   const BlockRange& range = piece.range;
   const TmRoundAndAdd call = {piece.gradient, accumulator_ + range.first_block * kBlockElements,
                               range.num_blocks, state_.spec().significant_bits, bad_block};
@@ -113,7 +114,7 @@ TmStatus ContributionWriter::round(const Piece& piece, size_t* bad_block,
 }
 
 // At once: from here on nobody may pack or add what stands in the slot.
-void ContributionWriter::fail(size_t block, TmStatus status) {
+void HostContributionWriter::fail(size_t block, TmStatus status) {
   exchange_.poison(target_.slot);
   if (status != TM_NON_FINITE && status != TM_OUT_OF_RANGE) device_.check(status, "round_and_add");
   if (status_ != TM_OK && bad_block_ <= block) return;
@@ -121,27 +122,40 @@ void ContributionWriter::fail(size_t block, TmStatus status) {
   bad_block_ = block;
 }
 
-void ContributionWriter::throw_failure() const {
-  const TrainedTensor& tensor = state_.layout().tensor_of_block(bad_block_);
+void throw_bad_gradient(const BadGradient& where, TmStatus status, size_t block) {
+  const TrainedTensor& tensor = where.state.layout().tensor_of_block(block);
   const std::vector<float> values = copied_out(
-      device_, {state_.trained().gradient + bad_block_ * kBlockElements, kBlockElements});
+      where.device, {where.state.trained().gradient + block * kBlockElements, kBlockElements});
   auto largest = std::find_if(values.begin(), values.end(), [](float v) { return std::isnan(v); });
   if (largest == values.end()) {
     largest = std::max_element(values.begin(), values.end(),
                                [](float a, float b) { return std::abs(a) < std::abs(b); });
   }
-  const bool not_finite = status_ == TM_NON_FINITE;
+  const bool not_finite = status == TM_NON_FINITE;
   throw EngineError(
       not_finite ? "NON_FINITE_GRADIENT" : "GRADIENT_OUT_OF_RANGE",
       "the gradient of " + tensor.name + " has the value " + std::to_string(*largest) +
-          " near element " + std::to_string((bad_block_ - tensor.first_block) * kBlockElements) +
+          " near element " + std::to_string((block - tensor.first_block) * kBlockElements) +
           (not_finite ? ". Lower the learning rate or look at the rows of this micro-batch."
                       : "; the exchange carries magnitudes below 32768."),
       tensor.name);
 }
 
-void tell_standing_slices(ExchangeBuffers& exchange, const ContributionTarget& target) {
+std::unique_ptr<ContributionWriter> contribution_writer(const Device& device, TrainingState& state,
+                                                        const ContributionTarget& target) {
+  if (state.has_device_sums()) {
+    return std::make_unique<PackedContributionWriter>(device, state, target);
+  }
+  return std::make_unique<HostContributionWriter>(device, state, target);
+}
+
+void tell_standing_slices(const Device& device, TrainingState& state,
+                          const ContributionTarget& target) {
+  if (state.has_device_sums() && target.is_packed_after()) {
+    return PackedContributionWriter(device, state, target).write_nothing();
+  }
   if (!target.on_slice) return;
+  ExchangeBuffers& exchange = state.exchange();
   for (size_t slice = exchange.num_slices(); slice-- > 0;) {
     target.on_slice({slice, exchange.measure_contribution(target.slot, slice)});
   }

@@ -1,11 +1,13 @@
 // A micro-batch's gradient on its way into a contribution slot, part by part, while backward goes
 // on with the layers below: rounded, added, and in a lease's last micro-batch measured. A slice is
-// told as soon as all of it stands. From a device with memory of its own the parts come by copies
-// beside backward: a piece is rounded when the next ones are under way, so that the device has work
-// meanwhile.
+// told as soon as all of it stands. A device with memory of its own rounds and packs where it can
+// and its plan has room for the sums (packed_contribution.h). Else the host does; from a device the
+// parts then come by copies beside backward: a piece is rounded when the next ones are under way,
+// so that the device has work meanwhile.
 #pragma once
 #include <deque>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "engine/training_state.h"
@@ -27,21 +29,44 @@ struct ContributionTarget {
   // The device waits for each operation of the micro-batch: DEVICE_FAILED names the one that
   // failed.
   bool is_checked = false;
+  // More is added to the slot before anything reads it: a device that packs need not do so yet.
+  bool more_follows = false;
+  bool is_packed_after() const { return on_slice || !more_follows; }
 };
 
 class ContributionWriter {
  public:
-  ContributionWriter(const Device& device, TrainingState& state, const ContributionTarget& target);
-  ~ContributionWriter();  // waits for copies that are under way
+  ContributionWriter() = default;
+  virtual ~ContributionWriter() = default;
   ContributionWriter(const ContributionWriter&) = delete;
   ContributionWriter& operator=(const ContributionWriter&) = delete;
 
   // The gradient of this part (gradient_parts) is final, and stays until finish(). Parts come in
   // order.
-  void write(size_t part);
+  virtual void write(size_t part) = 0;
   // The parts that are left. Throws NON_FINITE_GRADIENT or GRADIENT_OUT_OF_RANGE, named after the
   // first tensor of the canonical order that fails, whichever part it was met in.
-  void finish();
+  virtual void finish() = 0;
+};
+
+// Where the job's plan rounds. The target outlives the writer.
+std::unique_ptr<ContributionWriter> contribution_writer(const Device& device, TrainingState& state,
+                                                        const ContributionTarget& target);
+
+struct BadGradient {
+  const Device& device;
+  const TrainingState& state;
+};
+[[noreturn]] void throw_bad_gradient(const BadGradient& where, TmStatus status, size_t block);
+
+class HostContributionWriter : public ContributionWriter {
+ public:
+  HostContributionWriter(const Device& device, TrainingState& state,
+                         const ContributionTarget& target);
+  ~HostContributionWriter() override;  // waits for copies that are under way
+
+  void write(size_t part) override;
+  void finish() override;
 
  private:
   void write_range(const BlockRange& range);
@@ -57,7 +82,6 @@ class ContributionWriter {
   void write_piece(const Piece& piece);
   TmStatus round(const Piece& piece, size_t* bad_block, RangeMeasure* measure) const;
   void fail(size_t block, TmStatus status);
-  [[noreturn]] void throw_failure() const;
 
   const Device& device_;
   TrainingState& state_;
@@ -76,6 +100,7 @@ class ContributionWriter {
 };
 
 // A micro-batch without tokens adds nothing: every slice stands as it is.
-void tell_standing_slices(ExchangeBuffers& exchange, const ContributionTarget& target);
+void tell_standing_slices(const Device& device, TrainingState& state,
+                          const ContributionTarget& target);
 
 }  // namespace tunemesh

@@ -193,20 +193,21 @@ MicroBatchResult Engine::micro_batch(const TokenBatch& batch, double loss_diviso
                       "lossDivisor is " + std::to_string(loss_divisor) + "; it must be above 0.");
   }
   if (batch.num_tokens == 0) {  // only empty packs: adds nothing
-    tell_standing_slices(state.exchange(), target);
+    tell_standing_slices(*device_, state, target);
     return {};
   }
   check_batch(batch, {options_.config, state.work().spec});
+  state.fetched().slices.clear();
   const auto start = std::chrono::steady_clock::now();
   const CheckedOperations checked(*device_, target.is_checked);
-  ContributionWriter writer(*device_, state, target);
+  const auto writer = contribution_writer(*device_, state, target);
   const GradientVector gradient = {state.trained().added_ranges(),
                                    state.trained().gradient_ranges(),
-                                   [&writer](size_t part) { writer.write(part); }};
+                                   [&writer](size_t part) { writer->write(part); }};
   try {
     const LossResult loss = train_step({*device_, options_.config, weights_, state.work()}, batch,
                                        {gradient, loss_divisor});
-    writer.finish();
+    writer->finish();
     return {loss.loss_sum, loss.num_target_tokens, milliseconds_since(start),
             device_->take_notes()};
   } catch (...) {
@@ -257,12 +258,54 @@ void Engine::apply_update(size_t step, AdamWNumbers numbers) {
   TrainingState& state = training("applyUpdate");
   const float* gradient = state.exchange().published(step);
   if (!device_->is_host()) {
-    // The device's gradient is not needed between micro-batches.
-    TM_RUN(*device_, copy_in, state.trained().gradient, gradient,
-           state.layout().num_floats() * sizeof(float));
+    take_sum(state, step);
     gradient = state.trained().gradient;
   }
   update_from({step, gradient}, numbers);
+}
+
+void Engine::fetch_sum(size_t step, size_t slice) {
+  if (device_->is_host()) return;
+  TrainingState& state = training("fetchSum");
+  ExchangeBuffers& exchange = state.exchange();
+  if (slice >= exchange.num_slices()) {
+    throw EngineError("ENGINE_FAILED", "slice " + std::to_string(slice) +
+                                           " does not exist; there are " +
+                                           std::to_string(exchange.num_slices()) + ".");
+  }
+  const size_t offset = exchange.slice_first_block(slice) * kBlockElements;
+  TmSideCopy copy = {};
+  copy.to = state.trained().gradient + offset;
+  copy.from = exchange.published(step) + offset;
+  copy.num_bytes = exchange.slice_num_blocks(slice) * kBlockElements * sizeof(float);
+  copy.lane = TM_GRADIENT_LANE;  // nobody's between micro-batches
+  TM_RUN(*device_, start_copy, &copy);
+  TM_RUN(*device_, await_copy, copy.lane);
+  FetchedSum& fetched = state.fetched();
+  if (fetched.step != step) fetched.slices.clear();
+  fetched.step = step;
+  fetched.slices.resize(exchange.num_slices(), false);
+  fetched.slices[slice] = true;
+}
+
+// The slices that are not there yet. The device's gradient is not needed between micro-batches.
+void Engine::take_sum(TrainingState& state, size_t step) {
+  ExchangeBuffers& exchange = state.exchange();
+  const size_t num_slices = exchange.num_slices();
+  for (size_t slice = 0; slice < num_slices;) {
+    const size_t first = slice;
+    while (slice < num_slices && !state.fetched().has(step, slice)) ++slice;
+    if (slice > first) {
+      const size_t offset = exchange.slice_first_block(first) * kBlockElements;
+      const size_t last = slice - 1;
+      const size_t end =
+          (exchange.slice_first_block(last) + exchange.slice_num_blocks(last)) * kBlockElements;
+      TM_RUN(*device_, copy_in, state.trained().gradient + offset,
+             exchange.published(step) + offset, (end - offset) * sizeof(float));
+    }
+    if (slice < num_slices) ++slice;
+  }
+  state.fetched().slices.clear();
 }
 
 void Engine::update_from(const Update& update, AdamWNumbers numbers) {
@@ -319,6 +362,7 @@ std::vector<WeightChange> Engine::weight_change() const {
 std::vector<TensorValues> Engine::gradients(const TokenBatch& batch, double loss_divisor) {
   TrainingState& state = training("gradients");
   check_batch(batch, {options_.config, state.work().spec});
+  state.fetched().slices.clear();
   const TrainedVector& trained = state.trained();
   const GradientVector gradient = {trained.added_ranges(), trained.gradient_ranges()};
   train_step({*device_, options_.config, weights_, state.work()}, batch, {gradient, loss_divisor});

@@ -65,6 +65,9 @@ class Engine {
   MicroBatchResult micro_batch(const TokenBatch& batch, double loss_divisor,
                                const ContributionTarget& target);
   MicroBatchResult evaluate(const TokenBatch& batch);
+  // A slice of the step's published sum stands: on a device with memory of its own it travels there
+  // meanwhile. Called again for a slice that was written again; changes no bit.
+  void fetch_sum(size_t step, size_t slice);
   void apply_update(size_t step, AdamWNumbers numbers);  // the rest is the spec's
   // Local mode (TrainSpec::is_local): a step is one micro-batch, whose gradient never leaves the
   // device. In this order; the sum of squares is that of the last micro-batch's gradient, fp64 in
@@ -90,6 +93,7 @@ class Engine {
     const float* gradient;  // the device reads it
   };
   void update_from(const Update& update, AdamWNumbers numbers);
+  void take_sum(TrainingState& state, size_t step);
   struct BaseChoice {
     const LoraSpec* lora = nullptr;  // null: without adapter
     bool embedding_on_host = false;

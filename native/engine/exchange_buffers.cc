@@ -36,12 +36,16 @@ void check_options(const ExchangeOptions& o) {
   }
 }
 
+SliceCut cut_of(const ExchangeOptions& o) { return {o.num_blocks, o.slice_blocks, o.chunk_blocks}; }
+
 }  // namespace
 
 ExchangePlan ExchangeBuffers::plan(const ExchangeOptions& o) {
   check_options(o);
   const size_t elements = o.num_blocks * kBlockElements;
-  return {.contribution_bytes = o.num_contribution_slots * elements * sizeof(int64_t),
+  const size_t slot_bytes =
+      o.is_packed ? PackedSlots::slot_bytes(cut_of(o)) : elements * sizeof(int64_t);
+  return {.contribution_bytes = o.num_contribution_slots * slot_bytes,
           .sum_bytes = elements * sizeof(int64_t),
           .published_bytes = 2 * elements * sizeof(float),
           .frame_bytes = o.num_frames * kMaxFrameBytes,
@@ -61,6 +65,10 @@ ExchangeBuffers::ExchangeBuffers(const ExchangeOptions& options, const ExchangeM
   sum_source_.assign(num_slices(), kInSum);
   chunk_digests_.resize(2 * num_slices() * num_chunks(0));
   measures_.resize(options.num_contribution_slots * num_slices());
+  if (options.is_packed) {
+    packed_.emplace(cut_of(options), memory.contributions);
+    for (std::atomic<bool>& cleared : cleared_) cleared.store(true);
+  }
   thread_ = std::thread([this] { run(); });
 }
 
@@ -114,8 +122,14 @@ size_t ExchangeBuffers::num_chunks(size_t slice) const {
 }
 
 int64_t* ExchangeBuffers::contribution(int slot) {
+  if (packed_) throw EngineError("INTERNAL", "a packed contribution has no integers.");
   forget_measures(checked_slot(slot));
   return slot_values(slot);
+}
+
+bool ExchangeBuffers::begin_packed(int slot) {
+  forget_measures(checked_slot(slot));
+  return take_cleared(slot);
 }
 
 int64_t* ExchangeBuffers::slot_values(int slot) {
@@ -159,12 +173,15 @@ int ExchangeBuffers::checked_slot(int slot) const {
 
 const int64_t* ExchangeBuffers::readable(int slot, size_t block) {
   const int64_t* values = slot_values(slot);
-  if (is_poisoned(slot)) {
-    throw EngineError("NON_FINITE_GRADIENT",
-                      "contribution slot " + std::to_string(slot) +
-                          " holds a failed gradient; clear it and compute the lease again");
-  }
+  check_whole(slot);
   return values + block * kBlockElements;
+}
+
+void ExchangeBuffers::check_whole(int slot) const {
+  if (!is_poisoned(slot)) return;
+  throw EngineError("NON_FINITE_GRADIENT",
+                    "contribution slot " + std::to_string(slot) +
+                        " holds a failed gradient; clear it and compute the lease again");
 }
 
 void ExchangeBuffers::clear_slot(int slot) {
@@ -176,7 +193,16 @@ void ExchangeBuffers::clear_slot(int slot) {
   forget_measures(slot);
 }
 
+SliceMeasure ExchangeBuffers::standing(int slot, size_t slice) {
+  check_whole(checked_slot(slot));
+  if (const auto measured = noted(slot, slice)) return *measured;
+  throw EngineError("STATE_CONFLICT", "slice " + text(slice) + " of contribution slot " +
+                                          std::to_string(slot) +
+                                          " is not packed: the lease's last micro-batch does that");
+}
+
 SliceMeasure ExchangeBuffers::measure_contribution(int slot, size_t slice) {
+  if (packed_) return standing(slot, checked_slice(slice));
   const size_t first = slice_first_block(checked_slice(slice));
   const int64_t* values = readable(slot, first);
   if (const auto measured = noted(slot, slice)) return *measured;
@@ -227,6 +253,15 @@ PackedPlace ExchangeBuffers::packed_place(const FrameHeader& h, int frame) {
 size_t ExchangeBuffers::pack_contribution(int slot, FrameHeader header, int frame) {
   place_chunk(header, frame);
   header.kind = FrameKind::kContribution;
+  if (packed_) {
+    standing(slot, header.slice);
+    const PackedSlice::Chunk chunk = packed_->slice(slot, header.slice).chunk(header.chunk);
+    const PackedPlace to = packed_place(header, frame);
+    std::memcpy(to.shapes, chunk.at.shapes, 2 * chunk.num_blocks);
+    std::memcpy(to.words, chunk.at.words, chunk.word_bytes);
+    header.digest = chunk.digest;
+    return close_frame(header, frame, chunk.word_bytes);
+  }
   const int64_t* values = readable(slot, header.first_block);
   const PackedWords words =
       pack_blocks(values, {header.first_block, header.num_blocks}, packed_place(header, frame));

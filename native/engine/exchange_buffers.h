@@ -23,6 +23,7 @@
 #include "engine/codec.h"
 #include "engine/error.h"
 #include "engine/frame.h"
+#include "engine/packed_slots.h"
 
 namespace tunemesh {
 
@@ -35,11 +36,14 @@ struct ExchangeOptions {
   int num_contribution_slots = 0;
   int significant_bits = 24;  // of the published sums
   int num_frames = kDefaultFrames;
+  // A device packs contributions (packed_contribution.h): their slots hold what frames carry, not
+  // integers.
+  bool is_packed = false;
 };
 
 // Bytes by purpose, each a multiple of 64.
 struct ExchangePlan {
-  size_t contribution_bytes = 0;  // int64, all slots
+  size_t contribution_bytes = 0;  // all slots: int64, or packed
   size_t sum_bytes = 0;           // int64
   size_t published_bytes = 0;     // float32, two steps
   size_t frame_bytes = 0;         // num_frames * 1 MiB
@@ -88,6 +92,13 @@ class ExchangeBuffers {
   int64_t* contribution(int slot);
   // True once after a clear: the caller overwrites the whole slot (round_to) instead of adding.
   bool take_cleared(int slot) { return cleared_.at(slot).exchange(false); }
+  bool is_cleared(int slot) const { return cleared_.at(slot).load(); }
+  // Packed contributions instead: what take_cleared() says; nothing noted of the slot stands.
+  bool begin_packed(int slot);
+  // Where a slice's bytes belong; it stands once its measure is noted.
+  PackedSlice packed_slice(int slot, size_t slice) const { return packed_->slice(slot, slice); }
+  // A slot's whole memory, for its integers while it is not packed yet.
+  uint8_t* packed_memory(int slot) const { return packed_->slot(slot); }
   // What rounding measured of a slice that stands: nothing will be added to it until the slot is
   // cleared. The passes that would measure it again are then saved.
   void note_measure(int slot, size_t slice, const SliceMeasure& measure);
@@ -132,13 +143,22 @@ class ExchangeBuffers {
   int checked_slot(int slot) const;
   int64_t* slot_values(int slot);
   const int64_t* readable(int slot, size_t block);
+  void check_whole(int slot) const;  // throws for a poisoned slot
   std::optional<SliceMeasure> noted(int slot, size_t slice);
+  SliceMeasure standing(int slot, size_t slice);  // of a packed slice
   void forget_measures(int slot);
   FrameHeader parse(std::span<const uint8_t> frame, FrameKind kind) const;
   static bool same_contribution(const FrameHeader& a, const FrameHeader& b);
   [[noreturn]] static void throw_overflow(size_t slice);
   const int64_t* sum_values(size_t slice) const;
+  const int64_t* added_to(size_t slice);
   void keep_sum(size_t slice);  // into sum_, wherever it stands
+  struct Finishing {
+    size_t step;
+    FinishedSlice* totals;
+  };
+  void finish_blocks(const Finishing& to, const NumberedBlocks& blocks, const int64_t* sums);
+  void finish_packed(const Finishing& to, const NumberedBlocks& blocks, PackedSource from);
   NumberedBlocks chunk_blocks(size_t slice, size_t chunk) const;
   void place_chunk(FrameHeader& header, int frame) const;
   std::span<uint8_t> frame_at(int frame) {
@@ -158,6 +178,7 @@ class ExchangeBuffers {
   float* published_;
   uint8_t* frames_;
   int64_t* scratch_;
+  std::optional<PackedSlots> packed_;
   std::vector<std::atomic<bool>> poisoned_;
   // Clearing is put off to the first use, which then overwrites instead of reading and adding.
   std::vector<std::atomic<bool>> cleared_;

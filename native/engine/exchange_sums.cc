@@ -33,7 +33,7 @@ uint64_t ExchangeBuffers::add_contribution_frames(
   }
   bool fits = true;
   const size_t slice = headers.front().slice;
-  const int64_t* before = sum_values(slice);
+  const int64_t* before = added_to(slice);
   sum_source_[slice] = kInSum;
   for (size_t i = 0; i < frames.size(); ++i) {
     const FrameHeader& h = headers[i];
@@ -66,20 +66,28 @@ void ExchangeBuffers::throw_overflow(size_t slice) {
 uint64_t ExchangeBuffers::add_own_contribution(int slot, size_t slice) {
   const size_t first = slice_first_block(checked_slice(slice)), blocks = slice_num_blocks(slice);
   const uint64_t digest = measure_contribution(slot, slice).digest;
-  const int64_t* before = sum_values(slice);
+  const int64_t* before = added_to(slice);
   if (before == nullptr) {
     sum_source_[slice] = slot;
     return digest;
   }
   sum_source_[slice] = kInSum;
   const SumPlace place{before, sum_ + first * kBlockElements};
-  if (!add_blocks(readable(slot, first), blocks, place)) throw_overflow(slice);
+  const bool fits = packed_ ? unpack_add(packed_->slice(slot, slice).all(), blocks, place)
+                            : add_blocks(readable(slot, first), blocks, place);
+  if (!fits) throw_overflow(slice);
   return digest;
+}
+
+// The slice's sum so far, as integers; null where it was cleared.
+const int64_t* ExchangeBuffers::added_to(size_t slice) {
+  if (packed_ && sum_source_[slice] >= 0) keep_sum(slice);
+  return sum_values(slice);
 }
 
 void ExchangeBuffers::clear_sum(size_t slice) { sum_source_[checked_slice(slice)] = kCleared; }
 
-// The slice's sum so far; null where it was cleared.
+// The slice's sum so far; null where it was cleared. Not of a packed slot.
 const int64_t* ExchangeBuffers::sum_values(size_t slice) const {
   const int source = sum_source_[slice];
   if (source == kCleared) return nullptr;
@@ -91,6 +99,12 @@ const int64_t* ExchangeBuffers::sum_values(size_t slice) const {
 void ExchangeBuffers::keep_sum(size_t slice) {
   int64_t* sum = sum_ + slice_first_block(slice) * kBlockElements;
   const size_t bytes = slice_num_blocks(slice) * kBlockElements * sizeof(int64_t);
+  const int source = sum_source_[slice];
+  if (packed_ && source >= 0) {
+    unpack(packed_->slice(source, slice).all(), slice_num_blocks(slice), sum);
+    sum_source_[slice] = kInSum;
+    return;
+  }
   const int64_t* values = sum_values(slice);
   sum_source_[slice] = kInSum;
   if (values == nullptr) {
@@ -102,24 +116,49 @@ void ExchangeBuffers::keep_sum(size_t slice) {
 
 FinishedSlice ExchangeBuffers::finish_slice(size_t step, size_t slice) {
   if (sum_source_[checked_slice(slice)] == kCleared) keep_sum(slice);
-  const int64_t* sums = sum_values(slice) - slice_first_block(slice) * kBlockElements;
+  const int source = sum_source_[slice];
+  const bool is_packed = packed_ && source >= 0;
+  const int64_t* sums = is_packed ? nullptr : sum_values(slice);
   FinishedSlice finished{0, 0, 0};
   for (size_t chunk = 0; chunk < num_chunks(slice); ++chunk) {
     const NumberedBlocks blocks = chunk_blocks(slice, chunk);
-    const size_t offset = blocks.first_block * kBlockElements;
     ChunkDigest& known = chunk_digest(step, slice, chunk);
     known.step.reset();
     const uint64_t digest_before = finished.published_digest;
-    const TmStatus status = finish_sum({.sums = sums + offset,
-                                        .published = published(step) + offset,
-                                        .blocks = blocks,
-                                        .significant_bits = options_.significant_bits,
-                                        .bad_block = nullptr},
-                                       &finished);
-    if (status != TM_OK) throw_overflow(slice);
+    if (is_packed) {
+      finish_packed({step, &finished}, blocks, packed_->slice(source, slice).chunk(chunk).at);
+    } else {
+      const size_t within = (blocks.first_block - slice_first_block(slice)) * kBlockElements;
+      finish_blocks({step, &finished}, blocks, sums + within);
+    }
     known = {step, finished.published_digest - digest_before};
   }
   return finished;
+}
+
+void ExchangeBuffers::finish_blocks(const Finishing& to, const NumberedBlocks& blocks,
+                                    const int64_t* sums) {
+  const TmStatus status =
+      finish_sum({.sums = sums,
+                  .published = published(to.step) + blocks.first_block * kBlockElements,
+                  .blocks = blocks,
+                  .significant_bits = options_.significant_bits,
+                  .bad_block = nullptr},
+                 to.totals);
+  if (status != TM_OK) throw_overflow(blocks.first_block / options_.slice_blocks);
+}
+
+// Tile by tile: the integers are never anywhere but in the caches.
+void ExchangeBuffers::finish_packed(const Finishing& to, const NumberedBlocks& blocks,
+                                    PackedSource from) {
+  for (size_t at = 0; at < blocks.num_blocks; at += kTileBlocks) {
+    const NumberedBlocks tile{blocks.first_block + at,
+                              std::min(kTileBlocks, blocks.num_blocks - at)};
+    unpack(from, tile.num_blocks, scratch_);
+    finish_blocks(to, tile, scratch_);
+    from.words += packed_word_bytes(from.shapes, tile.num_blocks);
+    from.shapes += 2 * tile.num_blocks;
+  }
 }
 
 void ExchangeBuffers::throw_not_published(size_t step, const NumberedBlocks& blocks) {

@@ -59,7 +59,18 @@ ActivationTimes times_of(const TrainingState& state, const ActivationBytes& byte
   return times;
 }
 
+MemoryChoice best_choice(const TrainingState& state, const MemoryRoom& room);
+
 }  // namespace
+
+MemoryChoice choose_memory(TrainingState& state, const MemoryRoom& room) {
+  const MemoryChoice choice = best_choice(state, room);
+  if (choice.is_fit || !state.has_device_sums() || state.spec().device_sums == Use::kAlways) {
+    return choice;
+  }
+  state.keep_sums_on_host();
+  return best_choice(state, room);
+}
 
 MemoryRoom memory_room(const Device& device, const TrainSpec& spec, size_t held_bytes,
                        bool is_now) {
@@ -106,7 +117,9 @@ ActivationBytes activation_bytes(const TrainingState& state, size_t base_bytes) 
   return bytes;
 }
 
-MemoryChoice choose_memory(const TrainingState& state, const MemoryRoom& room) {
+namespace {
+
+MemoryChoice best_choice(const TrainingState& state, const MemoryRoom& room) {
   const Device& device = state.device();
   const TrainSpec& spec = state.spec();
   const bool may_move = can_embed_from_host(device, state.config(), spec);
@@ -138,11 +151,12 @@ MemoryChoice choose_memory(const TrainingState& state, const MemoryRoom& room) {
     const bool is_fit = bytes.device_bytes(counts) <= room.device_bytes;
     // Without room either way, the second takes less.
     if (is_found && (is_fit ? seconds >= best_seconds : false)) continue;
-    best = {spec.layers.empty() ? plan_of(counts) : spec.layers, on_host};
+    best = {spec.layers.empty() ? plan_of(counts) : spec.layers, on_host, is_fit};
     best_seconds = is_fit ? seconds : 1e300;
     is_found = true;
   }
   return best;
 }
 
+}  // namespace
 }  // namespace tunemesh

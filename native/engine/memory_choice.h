@@ -23,8 +23,12 @@ MemoryRoom memory_room(const Device& device, const TrainSpec& spec, size_t held_
 struct MemoryChoice {
   ActivationPlan layers;
   bool embedding_on_host = false;
+  bool is_fit = false;
 };
-MemoryChoice choose_memory(const TrainingState& state, const MemoryRoom& room);
+// The sums of a device that rounds are the host's from then on (keep_sums_on_host) where they would
+// not fit the device whatever else is chosen: to compute a layer again costs less than to round its
+// gradient on the host.
+MemoryChoice choose_memory(TrainingState& state, const MemoryRoom& room);
 
 // Exact: by counting, as the plan itself does. `base_bytes` are added to what every choice takes.
 ActivationBytes activation_bytes(const TrainingState& state, size_t base_bytes);

@@ -23,6 +23,11 @@ size_t loss_rows_for(const Device& device, const ModelConfig& config, size_t tok
   return std::min(rows, tokens);
 }
 
+bool may_have_sums(const Device& device, const TrainSpec& spec) {
+  return !spec.is_local && !device.is_host() && device.ops().pack_blocks != nullptr &&
+         spec.device_sums != Use::kNever;
+}
+
 void check_range(const char* field, size_t value, size_t limit) {
   if (value >= 1 && value <= limit) return;
   throw EngineError("JOB_INVALID", std::string(field) + " is " + std::to_string(value) + "; 1 to " +
@@ -39,7 +44,8 @@ TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelCo
       layout_(spec_.is_full ? full_layout(config) : lora_layout(config, spec_.lora)),
       parts_(gradient_parts(layout_, config.num_layers)),
       groups_(spec_.is_full ? plan_trained_groups(*device_, config)
-                            : plan_frozen_groups(*device_, config, &spec_.lora)) {
+                            : plan_frozen_groups(*device_, config, &spec_.lora)),
+      has_device_sums_(may_have_sums(*device_, spec_)) {
   check_range("tokensPerMicroBatch", spec_.tokens_per_micro_batch, size_t{1} << 24);
   check_range("longestDocument", spec_.longest_document, config.max_position_embeddings);
   if (spec_.loss_chunk_rows == 0) {
@@ -57,6 +63,7 @@ ExchangeOptions TrainingState::exchange_options() const {
   options.chunk_blocks = spec_.chunk_blocks;
   options.num_contribution_slots = spec_.num_contribution_slots;
   options.significant_bits = spec_.significant_bits;
+  options.is_packed = has_device_sums_;
   return options;
 }
 
@@ -98,11 +105,23 @@ void TrainingState::take_exchange(Arenas& arenas, Buffers& buffers) const {
   buffers.exchange.published = host.take_bytes("published sums", plan.published_bytes);
   buffers.exchange.frames = arenas.frames->take_bytes("frames", plan.frame_bytes);
   buffers.exchange.scratch = host.take_bytes("exchange scratch", plan.scratch_bytes);
-  if (!device_->is_host()) {
+  if (has_device_sums_) {
+    take_sums(arenas.device, buffers.sums);
+  } else if (!device_->is_host()) {
     const size_t least = 2 * kBlockElements;
     const size_t count = std::clamp(layout_.num_floats(), least, kStagingFloats);
     buffers.staging = {host.take<float>("gradient staging", count), count};
   }
+}
+
+void TrainingState::take_sums(Arena& arena, DeviceSums& sums) const {
+  const size_t slice_blocks = std::min(spec_.slice_blocks, layout_.num_blocks);
+  sums.place_bytes = PackedSlice(nullptr, slice_blocks, spec_.chunk_blocks).total_bytes;
+  sums.values = arena.take<int64_t>("fixed-point gradient", layout_.num_floats());
+  sums.outcome = arena.take<uint64_t>("packed slices", 1);
+  sums.block_digests = arena.take<uint64_t>("packed slices", slice_blocks);
+  sums.places = arena.take<uint8_t>("packed slices", DeviceSums::kPlaces * sums.place_bytes);
+  sums.is_parked.assign(static_cast<size_t>(spec_.num_contribution_slots), false);
 }
 
 MemoryPlan TrainingState::memory_of(const Arenas& arenas, const ActivationPlan& layers) const {
@@ -141,6 +160,7 @@ void TrainingState::reserve() {
   // Copies beside the operations are not recorded.
   if (work_.transfers.empty()) work_.recording_id = new_recording_id();
   staging_ = buffers.staging;
+  sums_ = std::move(buffers.sums);
   norm_sums_ = buffers.norm_sums;
   work_.fill_rotary(config_, *device_);
   if (spec_.is_local) return;

@@ -38,8 +38,34 @@ struct TrainSpec {
   // Memory against time; the bits are the same. On the CPU kAuto recomputes and moves nothing.
   Use gradient_checkpointing = Use::kAuto, activation_offloading = Use::kAuto;
   Use host_embedding = Use::kAuto;  // of a frozen embedding that is not also the head
-  size_t device_memory_bytes = 0;   // what the job may take; 0: what is free but a reserve
-  ActivationPlan layers;            // empty: chosen by the three above
+  // May a device that can round, add and pack its gradients there? kAuto: where the sums fit.
+  Use device_sums = Use::kAuto;
+  size_t device_memory_bytes = 0;  // what the job may take; 0: what is free but a reserve
+  ActivationPlan layers;           // empty: chosen by the three above
+};
+
+// Where a device rounds and packs: the sums of one lease, and places for slices on their way to the
+// host.
+struct DeviceSums {
+  static constexpr size_t kPlaces = TM_COPY_LANES - TM_GRADIENT_LANE;
+  int64_t* values = nullptr;  // [num_blocks * 256]
+  uint64_t* outcome = nullptr;
+  uint64_t* block_digests = nullptr;  // of a slice
+  uint8_t* places = nullptr;          // PackedSlice each
+  size_t place_bytes = 0;
+  int slot = -1;                // whose sums stand here; -1: nobody's
+  bool is_packed = false;       // they are packed, and lie in the slot too
+  std::vector<bool> is_parked;  // by slot: its sums lie in its own memory meanwhile
+};
+
+// Slices of a published sum that stand in the device's gradient already, which is free between
+// micro-batches.
+struct FetchedSum {
+  size_t step = 0;
+  std::vector<bool> slices;  // empty: none
+  bool has(size_t of_step, size_t slice) const {
+    return step == of_step && slice < slices.size() && slices[slice];
+  }
 };
 
 // Groups of blocks whose squares are summed apart.
@@ -68,6 +94,9 @@ class TrainingState {
   MemoryPlan plan(const ActivationPlan& layers) const;
   // Before reserve().
   void choose_layers(ActivationPlan layers) { spec_.layers = std::move(layers); }
+  void keep_sums_on_host() { has_device_sums_ = false; }
+  // Does the device round and pack, so that contributions reach the host as frames carry them?
+  bool has_device_sums() const { return has_device_sums_; }
   // Takes exactly what plan() says and seals it. Everything is zero afterwards but the rotary
   // table.
   void reserve();
@@ -84,8 +113,11 @@ class TrainingState {
   const TrainedVector& trained() const { return trained_; }
   TrainedVector& trained() { return trained_; }
   const Workspace& work() const { return work_; }
-  // Host memory for a part of the gradient on its way to the exchange; empty on the CPU.
+  // Host memory for a part of the gradient on its way to the exchange; empty on the CPU, and where
+  // the device rounds.
   std::span<float> staging() const { return staging_; }
+  DeviceSums& device_sums() { return sums_; }
+  FetchedSum& fetched() { return fetched_; }
   ExchangeBuffers& exchange() { return *shared_exchange(); }
   std::shared_ptr<ExchangeBuffers> shared_exchange() const;  // not in local mode
   // Local mode: where the device leaves the sums of squares of the gradient's groups.
@@ -97,6 +129,7 @@ class TrainingState {
     Workspace work;
     ExchangeMemory exchange;
     std::span<float> staging;
+    DeviceSums sums;
     std::span<double> norm_sums;
   };
   // `host` and `frames` are host memory: what the exchange adds and packs.
@@ -107,6 +140,7 @@ class TrainingState {
   };
   Buffers take_all(Arenas& arenas, const ActivationPlan& layers) const;
   void take_exchange(Arenas& arenas, Buffers& buffers) const;
+  void take_sums(Arena& arena, DeviceSums& sums) const;
   ExchangeOptions exchange_options() const;
   MemoryPlan memory_of(const Arenas& arenas, const ActivationPlan& layers) const;
 
@@ -116,10 +150,13 @@ class TrainingState {
   CanonicalLayout layout_;
   std::vector<std::vector<BlockRange>> parts_;
   GroupPlan groups_;
+  bool has_device_sums_;
   std::unique_ptr<Arenas> arenas_;
   TrainedVector trained_;
   Workspace work_;
   std::span<float> staging_;
+  DeviceSums sums_;
+  FetchedSum fetched_;
   std::span<double> norm_sums_;
   std::shared_ptr<ExchangeBuffers> exchange_;
 };

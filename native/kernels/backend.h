@@ -440,7 +440,7 @@ typedef struct {
 // A copy beside the operations: it starts after all that were given before it, and those given
 // later do not wait for it. Copies run in order. The host's side is memory of allocate_host().
 // Lanes from TM_GRADIENT_LANE on are for gradients on their way to the exchange.
-#define TM_COPY_LANES 6
+#define TM_COPY_LANES 8
 #define TM_GRADIENT_LANE 2
 typedef struct {
   void* to;

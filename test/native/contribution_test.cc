@@ -22,9 +22,15 @@ size_t layer_of(const std::string& name) {
 
 std::vector<int64_t> slice_values(Engine& engine, size_t slice) {
   ExchangeBuffers& exchange = *engine.exchange();
+  const size_t num_blocks = exchange.slice_num_blocks(slice);
+  if (exchange.options().is_packed) {
+    std::vector<int64_t> values(num_blocks * kBlockElements);
+    unpack(exchange.packed_slice(0, slice).all(), num_blocks, values.data());
+    return values;
+  }
   const int64_t* from =
       exchange.contribution(0) + exchange.slice_first_block(slice) * kBlockElements;
-  return {from, from + exchange.slice_num_blocks(slice) * kBlockElements};
+  return {from, from + num_blocks * kBlockElements};
 }
 
 struct Told {
@@ -78,15 +84,20 @@ void test_same_contribution(uint64_t seed, const std::vector<std::string>& modul
   }
 }
 
-// A device's gradient arrives by late copies, in pieces of a staging buffer that holds half the
-// vector: the same slot, slice by slice, as from memory of the host.
-void test_contribution_of_device(uint64_t seed, const std::vector<std::string>& modules) {
+// A device's gradient arrives by late copies, as packed slices or in pieces of a staging buffer
+// that holds half the vector: the same slot, slice by slice, as from memory of the host.
+void test_contribution_of_device(uint64_t seed, const std::vector<std::string>& modules,
+                                 Use device_sums) {
   const Case made = random_case(seed);
-  const std::string what =
-      "device, seed " + std::to_string(seed) + (modules.empty() ? " full" : "");
+  const bool is_packed = device_sums == Use::kAuto;
+  const std::string what = std::string("device that ") + (is_packed ? "packs" : "does not pack") +
+                           ", seed " + std::to_string(seed) + (modules.empty() ? " full" : "");
   const auto host = engine_of(made, {2, "auto", host_group_backend()});
   const auto device = engine_of(made, {2, "auto", device_like_backend()});
-  for (Engine* each : {host.get(), device.get()}) each->prepare(spec_of(made, modules));
+  TrainSpec spec = spec_of(made, modules);
+  spec.device_sums = device_sums;
+  for (Engine* each : {host.get(), device.get()}) each->prepare(spec);
+  CHECK(device->exchange()->options().is_packed == is_packed, what + ": planned otherwise");
   const size_t started = late_copies.num_started;
   for (const bool last_is_empty : {false, true}) {
     const auto wanted = told_of(*host, made, last_is_empty);
@@ -100,16 +111,19 @@ void test_contribution_of_device(uint64_t seed, const std::vector<std::string>& 
       CHECK(told[i].values == wanted[i].values, what + ": other sums");
     }
   }
-  CHECK(late_copies.num_started >= started + 3 * made.config.num_layers,
-        what + ": the gradient comes in one piece");
+  const size_t least =
+      is_packed ? 3 * device->exchange()->num_slices() : 3 * made.config.num_layers;
+  CHECK(late_copies.num_started >= started + least, what + ": the gradient comes in one piece");
   CHECK(late_copies.waiting.empty(), what + ": copies are under way after a step");
 }
 
 // A step that fails half-way leaves no copy under way, and the next one is right.
-void test_failed_step_of_device() {
+void test_failed_step_of_device(Use device_sums) {
   const Case made = random_case(2);
   const auto device = engine_of(made, {2, "auto", device_like_backend()});
-  device->prepare(spec_of(made, {}));
+  TrainSpec spec = spec_of(made, {});
+  spec.device_sums = device_sums;
+  device->prepare(spec);
   CHECK_THROWS(device->micro_batch(made.batch(), 1e-12, 0), "GRADIENT_OUT_OF_RANGE", "32768");
   CHECK(late_copies.waiting.empty(), "copies are under way after a failed step");
   device->exchange()->clear_slot(0);
@@ -137,10 +151,10 @@ std::string first_beyond(Engine& engine, const Case& made, double divisor) {
 }
 
 // The last layer's gradient passes, the first one's does not: some slices have been told by then.
-void test_failure_after_told_slices() {
+void test_failure_after_told_slices(const TmBackend* backend) {
   for (uint64_t seed = 1; seed < 40; ++seed) {
     const Case made = random_case(seed);
-    const auto engine = engine_of(made);
+    const auto engine = engine_of(made, {2, "auto", backend});
     engine->prepare(spec_of(made, kAllModules));
     move_adapter(*engine, made);
     const std::vector<float> largest = largest_of_layers(*engine, made);
@@ -159,11 +173,12 @@ void test_failure_after_told_slices() {
     CHECK(failure && failure->code() == "GRADIENT_OUT_OF_RANGE", "the gradient passes");
     CHECK(failure && failure->subject() == first_beyond(*engine, made, divisor),
           "another tensor is named than the first one that fails");
-    CHECK(!told.empty() && told.size() < engine->exchange()->num_slices(),
+    // A device tells a few parts later, when the failure may be known.
+    const bool is_packed = engine->exchange()->options().is_packed;
+    CHECK((is_packed || !told.empty()) && told.size() < engine->exchange()->num_slices(),
           "slices are told of a gradient that fails, or none before it does");
     CHECK(engine->exchange()->is_poisoned(0), "the slot stays usable");
-    CHECK_THROWS(engine->exchange()->measure_contribution(0, told.front()), "NON_FINITE_GRADIENT",
-                 "slot 0");
+    CHECK_THROWS(engine->exchange()->measure_contribution(0, 0), "NON_FINITE_GRADIENT", "slot 0");
     return;
   }
   CHECK(false, "no seed has a first layer with much the larger gradient");
@@ -199,11 +214,14 @@ int main() {
     test_same_contribution(seed, {});
     test_same_contribution(seed, kAllModules);
   }
-  test_failure_after_told_slices();
-  for (uint64_t seed = 1; seed <= 4; ++seed) {
-    test_contribution_of_device(seed, {});
-    test_contribution_of_device(seed, kAllModules);
+  test_failure_after_told_slices(tm_cpu_backend());
+  test_failure_after_told_slices(device_like_backend());
+  for (const tunemesh::Use device_sums : {tunemesh::Use::kAuto, tunemesh::Use::kNever}) {
+    for (uint64_t seed = 1; seed <= 4; ++seed) {
+      test_contribution_of_device(seed, {}, device_sums);
+      test_contribution_of_device(seed, kAllModules, device_sums);
+    }
+    test_failed_step_of_device(device_sums);
   }
-  test_failed_step_of_device();
   return finish("contribution_test");
 }

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <vector>
 
+#include "host_exchange.h"
 #include "host_groups.h"
 #include "test_check.h"
 
@@ -80,6 +81,7 @@ inline const TmBackend* device_like_backend() {
       late_copies.await(lane);
       return TM_OK;
     };
+    add_host_exchange(device);
     device.memory_bytes = device.free_bytes = [](TmContext*) { return device_like_bytes; };
     return device;
   }();

@@ -167,6 +167,15 @@ inline std::unique_ptr<Engine> engine_of(const Case& from, Choice choice = {}) {
   return engine;
 }
 
+// Of slot 0, by its slices' digests.
+inline bool same_contribution(Engine& a, Engine& b) {
+  for (size_t slice = 0; slice < a.exchange()->num_slices(); ++slice) {
+    const uint64_t digest = a.exchange()->measure_contribution(0, slice).digest;
+    if (digest != b.exchange()->measure_contribution(0, slice).digest) return false;
+  }
+  return true;
+}
+
 // Gives the adapter a B by one AdamW step away from zero along its own gradient.
 inline void move_adapter(Engine& engine, const Case& from, float learning_rate = 0.1f) {
   ExchangeBuffers& exchange = *engine.exchange();

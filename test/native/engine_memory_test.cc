@@ -72,14 +72,6 @@ bool same_bits(const std::vector<TensorValues>& a, const std::vector<TensorValue
   return a.size() == b.size();
 }
 
-bool same_contribution(Engine& a, Engine& b) {
-  for (size_t slice = 0; slice < a.exchange()->num_slices(); ++slice) {
-    const uint64_t digest = a.exchange()->measure_contribution(0, slice).digest;
-    if (digest != b.exchange()->measure_contribution(0, slice).digest) return false;
-  }
-  return true;
-}
-
 std::string name_of(const ActivationPlan& plan) {
   std::string name;
   for (const LayerPlan& layer : plan) {
@@ -179,9 +171,18 @@ void test_choice_fits(const Modules& modules) {
   CHECK(engine->plan(spec).activations.products == 8, "all products fit and are not kept");
   spec.device_memory_bytes = most;
   CHECK(engine->plan(spec).activations.everything == 8, "everything fits and is not kept");
-  // Without room for any choice: the smallest, which the allocation then refuses.
+  // Without room for the sums the host rounds.
   spec.device_memory_bytes = least - 1;
-  CHECK(engine->plan(spec).total_bytes == least, "nothing fits: not the smallest");
+  CHECK(engine->plan(spec).total_bytes < least, "the sums stay where they do not fit");
+  spec.device_sums = Use::kAlways;
+  CHECK(engine->plan(spec).total_bytes == least, "the sums go where they were asked to stay");
+  spec.device_sums = Use::kNever;
+  spec.device_memory_bytes = 0;
+  const size_t smallest = total_with(kInput, Use::kAlways);
+  // Without room for any choice: the smallest, which the allocation then refuses.
+  spec.device_sums = Use::kAuto;
+  spec.device_memory_bytes = smallest - 1;
+  CHECK(engine->plan(spec).total_bytes == smallest, "nothing fits: not the smallest");
   spec.gradient_checkpointing = Use::kNever;
   CHECK(engine->plan(spec).activations.input == 0, "recomputed although it must not");
   spec.device_memory_bytes = most;

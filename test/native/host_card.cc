@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "half_backend.h"
+#include "host_exchange.h"
 #include "kernels/cuda/card_refusals.h"
 #include "kernels/cuda/plugin.h"
 
@@ -64,6 +65,7 @@ const TmBackend* table() {
       return TM_OK;
     };
     card.finish_copy = card.await_copy = [](TmContext*, size_t) { return TM_OK; };
+    add_host_exchange(card);
     return card;
   }();
   return &backend;
