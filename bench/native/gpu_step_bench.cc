@@ -1,12 +1,13 @@
 // Times the engine's own training step on one device, without a mesh: one micro-batch, gradient
 // norm, clip at 1.0 and AdamW, on random weights of a real shape (local mode). Prints one JSON
-// object; bench/gpu.ts makes rows and tables of it.
+// object; bench/gpu.ts makes rows and tables of it. With --exchange the step is that of a mesh's
+// worker on its own (exchange_step.h), rounding on the device or on the host.
 //
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32|fp8]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
 //                  [--memory-gib X] [--graphs on|off] [--mode deterministic|free]
 //                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
-//                  [--fp32-master 1]
+//                  [--fp32-master 1] [--exchange off|device|host]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 
 #include "bench/native/bench_model.h"
 #include "bench/native/card.h"
+#include "bench/native/exchange_step.h"
 #include "bench/native/gpu_ceilings.h"
 #include "bench/native/timed_backend.h"
 #include "engine/backend_plugin.h"
@@ -92,12 +94,34 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
   return result;
 }
 
-double one_step(Engine& engine, const TokenBatch& batch, size_t step) {
+struct StepInput {
+  const TokenBatch& batch;
+  ExchangeMode mode;
+};
+
+struct StepTime {
+  double seconds = 0, micro_batch_seconds = 0;
+  size_t wire_bytes = 0;
+};
+
+StepTime one_step(Engine& engine, const StepInput& input, size_t step) {
+  StepTime time;
+  const bool is_local = input.mode == ExchangeMode::kOff;
   const auto start = Clock::now();
-  engine.local_micro_batch(batch, static_cast<double>(batch.num_tokens));
-  engine.apply_local_update(step, clipped_update(step, engine.local_sum_squares()));
+  if (is_local) {
+    engine.local_micro_batch(input.batch, static_cast<double>(input.batch.num_tokens));
+  } else {
+    time.wire_bytes = exchange_micro_batch(engine, input.batch);
+  }
+  time.micro_batch_seconds = seconds_since(start);
+  if (is_local) {
+    engine.apply_local_update(step, clipped_update(step, engine.local_sum_squares()));
+  } else {
+    engine.apply_update(step, clipped_update(step, 1));
+  }
   wait_for(engine.device());
-  return seconds_since(start);
+  time.seconds = seconds_since(start);
+  return time;
 }
 
 double median(std::vector<double> values) {
@@ -107,7 +131,7 @@ double median(std::vector<double> values) {
 
 // One step whose operations are timed. Answers the share of it in which the device had no work to
 // do; nothing where the device has no clock, and every operation waits.
-std::optional<double> profile_step(Engine& engine, const TokenBatch& batch, size_t step) {
+std::optional<double> profile_step(Engine& engine, const StepInput& input, size_t step) {
   std::vector<double> waits;
   for (int i = 0; i < 50; ++i) {
     const auto start = Clock::now();
@@ -116,7 +140,7 @@ std::optional<double> profile_step(Engine& engine, const TokenBatch& batch, size
   }
   op_times.wait_seconds = median(waits);
   op_times.is_on = true;
-  const double seconds = one_step(engine, batch, step);
+  const double seconds = one_step(engine, input, step).seconds;
   op_times.is_on = false;
   if (!op_times.card.has_clock()) return std::nullopt;
   return 1 - read_marks(engine.device().context()) / seconds;
@@ -168,7 +192,8 @@ void print_optional(const char* name, std::optional<double> value) {
 
 struct StepTimes {
   double load_seconds = 0;
-  std::vector<double> seconds;
+  std::vector<double> seconds, micro_batch_seconds;
+  size_t wire_bytes = 0;
   std::optional<double> outside_share;  // of the profiled step, whose calls are issued one by one
   bool has_graphs = false, is_deterministic = true;
 };
@@ -178,18 +203,23 @@ StepTimes measure(Engine& engine, const Options& options, const StepWork& work) 
   times.has_graphs = engine.device().records_calls();
   times.is_deterministic = engine.device().is_deterministic();
   const RandomTokens tokens(work, engine.config().vocab_size);
+  const TokenBatch batch = tokens.batch();
+  const StepInput input = {batch, exchange_mode(options.text("exchange", "off"))};
   const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
   for (size_t step = 1; step <= warmup + steps; ++step) {
-    const double elapsed = one_step(engine, tokens.batch(), step);
-    if (step > warmup) times.seconds.push_back(elapsed);
+    const StepTime time = one_step(engine, input, step);
+    if (step <= warmup) continue;
+    times.seconds.push_back(time.seconds);
+    times.micro_batch_seconds.push_back(time.micro_batch_seconds);
+    times.wire_bytes = time.wire_bytes;
   }
   const bool has_profile = options.is_set("profile") || op_times.card.has_clock();
   if (!has_profile) return times;
   if (op_times.card.has_clock()) {  // the first makes the marks
-    profile_step(engine, tokens.batch(), warmup + steps + 1);
+    profile_step(engine, input, warmup + steps + 1);
     op_times.by_op.clear();
   }
-  times.outside_share = profile_step(engine, tokens.batch(), warmup + steps + 2);
+  times.outside_share = profile_step(engine, input, warmup + steps + 2);
   return times;
 }
 
@@ -200,6 +230,8 @@ void print_step(const StepTimes& times, const StepWork& work) {
               static_cast<double>(work.num_tokens()) / middle, times.load_seconds);
   std::printf(",\"mode\":\"%s%s\"", times.is_deterministic ? "deterministic" : "free",
               times.has_graphs ? "" : ", no graphs");
+  std::printf(",\"micro_batch_ms\":%.4f,\"wire_bytes\":%zu",
+              median(times.micro_batch_seconds) * 1e3, times.wire_bytes);
   print_optional("outside_share", times.outside_share);
 }
 
@@ -223,7 +255,7 @@ void run(const Options& options) {
   const auto load_start = Clock::now();
   engine.load();
   TrainSpec spec = spec_of(work);
-  spec.is_local = true;
+  plan_exchange(engine, exchange_mode(options.text("exchange", "off")), spec);
   spec.device_memory_bytes = options.gibibytes("memory-gib");
   const bool is_half = engine.device().element_bytes() == 2;
   spec.has_half_states = work.is_full && is_half && !options.is_set("fp32-master");

@@ -98,6 +98,13 @@ inline OpFloor of(double e, const TmAdamW* a) {
 inline OpFloor of(double, const TmSumSquares* a) {
   return {"", 0, (a->half_values != nullptr ? 512 : 1024) * real(a->num_blocks)};
 }
+inline OpFloor of(double, const TmRoundBlocks* a) {
+  return {"", 0, (a->overwrites ? 3072 : 5120) * real(a->num_blocks)};
+}
+// The words are counted as those of 25 bits: one micro-batch's of q24.
+inline OpFloor of(double, const TmPackBlocks* a) {
+  return {"", 0, (2048 + 800) * real(a->num_blocks)};
+}
 inline OpFloor of(double e, const int32_t*, size_t n, const TmWeight* table, TmElement*) {
   return {"", 0, 2 * e * real(n * table->in)};
 }
@@ -264,6 +271,8 @@ inline const TmBackend* timed_backend(const TmBackend* inner) {
   TM_TIME(group_backward);
   TM_TIME(group_adapter_grads);
   TM_TIME(copy_rows);
+  TM_TIME(round_blocks);
+  TM_TIME(pack_blocks);
 #undef TM_TIME
   if (inner->calls_begin != nullptr) table.calls_begin = begin_untimed;
   return &table;
