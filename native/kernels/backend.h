@@ -301,10 +301,9 @@ typedef struct {
   size_t num_blocks;        // up to 2^31
   size_t chunk_blocks;      // the last chunk may have less
   const uint64_t* outcome;  // of round_blocks; null: 0
-  // [1 + 2 * number of chunks]: *outcome, then digest and bytes of words of each chunk
-  uint64_t* told;
-  uint8_t* shapes;          // [num_blocks]: (shift, width) pairs
-  uint8_t* words;           // room for 2048 * num_blocks bytes; of the rest nothing is written
+  uint64_t* told;   // [1 + 2 * chunks]: *outcome, then digest and bytes of words of each chunk
+  uint8_t* shapes;  // [num_blocks]: (shift, width) pairs
+  uint8_t* words;   // room for 2048 * num_blocks bytes; of the rest nothing is written
   uint64_t* block_digests;  // [num_blocks] for the call's own use
 } TmPackBlocks;
 
@@ -589,7 +588,7 @@ typedef struct TmBackend {
   // What a group's forward and backward of n tokens need; null: nothing.
   size_t (*group_scratch_bytes)(const TmGroupShape*, size_t n);
 
-  // Of the exchange on a device with memory of its own; both null where the host rounds and packs.
+  // Of the exchange; both null where the host rounds and packs.
   TmStatus (*round_blocks)(TmContext*, const TmRoundBlocks*);
   TmStatus (*pack_blocks)(TmContext*, const TmPackBlocks*);
 } TmBackend;
