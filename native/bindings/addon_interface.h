@@ -4,6 +4,6 @@
 namespace tunemesh {
 
 // Of the names that JavaScript and the addon share; worker/addon-interface.ts has the same.
-inline constexpr const char* kAddonInterface = "cb4423f5127f";
+inline constexpr const char* kAddonInterface = "5de2528396d4";
 
 }  // namespace tunemesh
