@@ -19,7 +19,7 @@ export interface DeviceOptions {
   packedCacheDir: string | null
   /** Where a GPU's libraries are looked for first. */
   libraryFolder?: string
-  /** CPU: why a GPU of this machine is not used, from unusedGpu(); absent or empty: none is left. */
+  /** CPU: why a GPU of this machine is not used, from unusedGpu(); absent or empty: none is. */
   unusedGpu?: string
   /** GPU: parts of a step that repeat are launched as one; by default they are. */
   recordsCalls?: boolean
@@ -33,8 +33,8 @@ export interface DeviceDescription {
   /** What jobs it can compute. */
   precisions: Precision[]
   /**
-   * What it runs on: "driver: the driver is for CUDA 13.0", "cuBLASLt: 13.1.0 at …"; of a CPU whose
-   * machine has a GPU that can't be used, "gpu: " and why.
+   * What it runs on: "driver: the driver is for CUDA 13.0", "cuBLASLt: 13.1.0 at …". Of a CPU
+   * whose machine has a GPU that can't be used: "gpu: " and why.
    */
   libraries: string[]
 }

@@ -110,7 +110,7 @@ describe('a driver or libraries that do not serve', { skip, timeout: 240_000 }, 
     }
   })
 
-  test('libraries that are too old, or not for one CUDA, or not for the driver, are told so', () => {
+  test('libraries too old, not for one CUDA or not for the driver are told so', () => {
     const withLibraries = (cublaslt: string, cudnn: string, cuda: string) =>
       doctor({
         TUNEMESH_CUDA_LIBRARY_PATH: libraries,
@@ -143,7 +143,7 @@ describe('a card that is short of memory', { skip: lacks(hostCard), timeout: 240
   })
   after(() => copy.remove())
 
-  test('of less than the job takes: both sizes, and what to lower, before anything is taken', () => {
+  test('of less than the job takes: both sizes, what to lower, before anything is taken', () => {
     const { text, status } = trainOn(copy, { TUNEMESH_HOST_CARD_BYTES: '300000' })
     assert.match(text, /DEVICE_MEMORY_SHORT Worker \S+ needs \d+\.\d MiB and has 0\.3 MiB\. Lower /)
     assert.notEqual(status, 0)
