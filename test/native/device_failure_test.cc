@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "engine_case.h"
+#include "host_exchange.h"
 #include "host_groups.h"
 #include "test_check.h"
 
@@ -101,9 +102,19 @@ const TmBackend* failing_backend() {
 
 const std::vector<std::string> kModules = {"q_proj", "v_proj", "up_proj", "down_proj"};
 
-std::unique_ptr<Engine> prepared_engine(const Case& made) {
+// The same, which rounds and packs too.
+const TmBackend* packing_backend() {
+  static const TmBackend backend = [] {
+    TmBackend device = *failing_backend();
+    add_host_exchange(device);
+    return device;
+  }();
+  return &backend;
+}
+
+std::unique_ptr<Engine> prepared_engine(const Case& made, const TmBackend* backend) {
   faults = {};
-  auto engine = engine_of(made, {2, "auto", failing_backend()});
+  auto engine = engine_of(made, {2, "auto", backend});
   engine->prepare(spec_of(made, kModules));
   engine->exchange()->clear_slot(0);
   return engine;
@@ -133,9 +144,9 @@ bool has(const std::string& text, const std::string& part) {
   return text.find(part) != std::string::npos;
 }
 
-void test_late_failure() {
+void test_late_failure(const TmBackend* backend) {
   const Case made = random_case(3);
-  const auto engine = prepared_engine(made);
+  const auto engine = prepared_engine(made, backend);
   faults.calls_to_failure = 2;
   const Failure found = failure_of([&] { engine->micro_batch(made.batch(), 7, 0); });
   CHECK(found.code == "DEVICE_FAILED" && found.subject == "finish_copy",
@@ -144,9 +155,9 @@ void test_late_failure() {
   CHECK(engine->exchange()->is_poisoned(0), "the slot stays usable");
 }
 
-void test_checked_failure() {
+void test_checked_failure(const TmBackend* backend) {
   const Case made = random_case(3);
-  const auto engine = prepared_engine(made);
+  const auto engine = prepared_engine(made, backend);
   faults.calls_to_failure = 2;
   const Failure found = failure_of([&] { engine->micro_batch(made.batch(), 7, checked_target()); });
   CHECK(found.code == "DEVICE_FAILED" && found.subject == "group_forward",
@@ -156,9 +167,9 @@ void test_checked_failure() {
   CHECK(!faults.is_checked, "the device stays checked after a failure");
 }
 
-void test_checked_bits() {
+void test_checked_bits(const TmBackend* backend) {
   const Case made = random_case(4);
-  const auto engine = prepared_engine(made);
+  const auto engine = prepared_engine(made, backend);
   engine->micro_batch(made.batch(), 7, 0);
   std::vector<uint64_t> free, checked;
   for (std::vector<uint64_t>* digests : {&free, &checked}) {
@@ -204,9 +215,9 @@ void test_short_memory() {
 }
 
 // Of each adapter's matrix in turn: the tensor whose gradient has the NaN is the one that is named.
-void test_poisoned_gradient() {
+void test_poisoned_gradient(const TmBackend* backend) {
   const Case made = random_case(5);
-  const auto engine = prepared_engine(made);
+  const auto engine = prepared_engine(made, backend);
   std::vector<std::string> named;
   for (int call = 1;; ++call) {
     faults.calls_to_poison = call;
@@ -236,12 +247,14 @@ void test_poisoned_gradient() {
 
 int main() {
   using namespace tunemesh::test;
-  test_late_failure();
-  test_checked_failure();
-  test_checked_bits();
+  for (const TmBackend* backend : {failing_backend(), packing_backend()}) {
+    test_late_failure(backend);
+    test_checked_failure(backend);
+    test_checked_bits(backend);
+    test_poisoned_gradient(backend);
+  }
   test_refused_context();
   test_refused_heads();
   test_short_memory();
-  test_poisoned_gradient();
   return finish("device_failure_test");
 }
