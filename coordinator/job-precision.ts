@@ -12,17 +12,20 @@ import type { JobRecord } from './job-store.js'
 import type { PreparedJob, SettledJob } from './prepared-job.js'
 import { anyWorker } from './worker-calls.js'
 
-/** By `bf16` and `load_in_fp8` of the job file. */
-export function askedPrecision({ bf16, load_in_fp8 }: JobSpec): PreparedJob['precision'] {
+/** By `bf16`, `load_in_fp8` and `optim` of the job file. */
+export function askedPrecision(spec: JobSpec): PreparedJob['precision'] {
+  const { bf16, load_in_fp8, optim } = spec
   if (load_in_fp8) return 'fp8'
+  if (optim === 'adamw_8bit') return 'bf16'
   return bf16 === 'auto' ? 'auto' : bf16 ? 'bf16' : 'fp32'
 }
 
+/** Nothing else in the job file asks for bfloat16. */
+const isByOptimizer = ({ optim, bf16 }: JobSpec): boolean => optim === 'adamw_8bit' && bf16 !== true
+
 /** Where the job file asks for it; empty: nowhere. */
-export const placeOfPrecision = (
-  { load_in_fp8 }: JobSpec,
-  places: ReadonlyMap<string, string>,
-): string => places.get(load_in_fp8 ? 'load_in_fp8' : 'bf16') ?? ''
+export const placeOfPrecision = (spec: JobSpec, places: ReadonlyMap<string, string>): string =>
+  places.get(spec.load_in_fp8 ? 'load_in_fp8' : isByOptimizer(spec) ? 'optim' : 'bf16') ?? ''
 
 /** Every device computes in float32. */
 export const canCompute = ({ hello }: FleetWorker, precision: Precision): boolean =>
@@ -85,8 +88,10 @@ async function nextAttached(fleet: Fleet, over: AbortSignal, signal?: AbortSigna
 }
 
 /** What its trained weights and moments are kept in. */
-export const statesOf = ({ spec, precision }: SettledJob): StateType =>
-  spec.finetuning === 'full' && precision === 'bf16' && !spec.fp32_master ? 'bf16' : 'fp32'
+export function statesOf({ spec, precision }: SettledJob): StateType {
+  if (spec.finetuning !== 'full' || precision !== 'bf16' || spec.fp32_master) return 'fp32'
+  return spec.optim === 'adamw_8bit' ? 'bf16_8bit' : 'bf16'
+}
 
 /** Jobs of earlier versions do not say: there was no other mode. */
 export const isDeterministic = ({ deterministic }: Partial<JobSpec>): boolean =>
@@ -113,7 +118,7 @@ export function assertCanBegin(
   const { workers } = fleet
   const isKnown = workers.length > 0 || (options.numWorkers > 0 && options.device === 'cpu')
   if (isKnown && !workers.some((worker) => canCompute(worker, asked))) {
-    throw noneCan(workers, asked, place)
+    throw noneCan(workers, isByOptimizer(spec) ? 'adamw_8bit' : asked, place)
   }
 }
 
@@ -124,6 +129,10 @@ const needs = {
     advice:
       'Use bf16: auto, which is float32 here, or attach a worker with a GPU: ' +
       'tunemesh worker --device cuda:0.',
+  },
+  adamw_8bit: {
+    asks: 'optim: adamw_8bit needs a GPU',
+    advice: 'Use optim: adamw, or attach a worker with a GPU: tunemesh worker --device cuda:0.',
   },
   fp8: {
     asks: 'load_in_fp8: true needs a Hopper GPU (H100, H200) with cuBLASLt 12.9 or newer',

@@ -118,9 +118,12 @@ const optimizer = {
     .default(0)
     .describe('Warm-up as a share of all steps, where warmup_steps is 0.'),
   optim: z
-    .enum(['adamw', 'adamw_torch', 'adamw_torch_fused'])
+    .enum(['adamw', 'adamw_torch', 'adamw_torch_fused', 'adamw_8bit'])
     .default('adamw')
-    .describe('AdamW under any of these names.'),
+    .describe(
+      'AdamW under any of these names. adamw_8bit: with moments in 8 bits, an exponent a block ' +
+        'of 256, in place of bfloat16; of full fine-tuning in bf16, which it asks for.',
+    ),
   weight_decay: z
     .number()
     .min(0)
@@ -349,6 +352,22 @@ export function crossFieldProblems(spec: JobSpec): [JobKey, string][] {
       new Set(spec.target_modules).size === spec.target_modules.length,
     'target_modules',
     `${spec.target_modules} names a module twice. Name each once.`,
+  )
+  const isBytes = spec.optim === 'adamw_8bit'
+  check(
+    !isBytes || spec.finetuning === 'full',
+    'optim',
+    'adamw_8bit is of full fine-tuning: moments of adapters stay float32. Use adamw.',
+  )
+  check(
+    !isBytes || spec.bf16 !== false,
+    'optim',
+    'adamw_8bit computes in bfloat16, and bf16 is false. Leave bf16 out, or use adamw.',
+  )
+  check(
+    !isBytes || !spec.fp32_master,
+    'optim',
+    'adamw_8bit is given beside fp32_master, which keeps moments in float32. Keep one of them.',
   )
   check(
     !spec.load_in_fp8 || spec.finetuning === 'lora',

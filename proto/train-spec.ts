@@ -15,9 +15,10 @@ export type Precision = 'fp32' | 'bf16' | 'fp8'
 
 /**
  * Of trained matrices and their moments. bf16: rounded stochastically at each update, keyed by the
- * job's seed and the step; full fine-tuning only. Norm gains and biases stay float32.
+ * job's seed and the step; full fine-tuning only. bf16_8bit: weights so, moments in 8 bits. Norm
+ * gains and biases stay float32.
  */
-export type StateType = 'fp32' | 'bf16'
+export type StateType = 'fp32' | 'bf16' | 'bf16_8bit'
 
 interface LoraSpec {
   loraRank: number

@@ -7,7 +7,7 @@
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
 //                  [--memory-gib X] [--graphs on|off] [--mode deterministic|free]
 //                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
-//                  [--fp32-master 1] [--exchange off|device|host]
+//                  [--fp32-master 1] [--adamw-8bit 1] [--exchange off|device|host]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -259,6 +259,7 @@ void run(const Options& options) {
   spec.device_memory_bytes = options.gibibytes("memory-gib");
   const bool is_half = engine.device().element_bytes() == 2;
   spec.has_half_states = work.is_full && is_half && !options.is_set("fp32-master");
+  spec.has_byte_moments = options.is_set("adamw-8bit");
   const size_t planned_bytes = engine.plan(spec).total_bytes;
   const MemoryPlan memory = engine.prepare(spec);
   const double load_seconds = seconds_since(load_start);

@@ -5,7 +5,7 @@
 //   memory_plan_bench --model NAME --method lora|full --batch N --seq N [--memory-gib X]
 //                     [--checkpointing auto|never|always] [--offloading auto|never|always]
 //                     [--embedding auto|never|always (on the host)] [--loss-rows N]
-//                     [--fp32-master 1] [--mode deterministic|free]
+//                     [--fp32-master 1] [--adamw-8bit 1] [--mode deterministic|free]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -119,6 +119,7 @@ void run(const Options& options) {
   TrainSpec spec = spec_of(work);
   spec.is_local = true;
   spec.has_half_states = work.is_full && options.count("fp32-master") == 0;
+  spec.has_byte_moments = options.count("adamw-8bit") != 0;
   spec.gradient_checkpointing = use_of(options, "checkpointing");
   spec.activation_offloading = use_of(options, "offloading");
   spec.host_embedding = use_of(options, "embedding");

@@ -91,7 +91,8 @@ inline OpFloor of(double e, const TmAdamW* a) {
   for (size_t i = 0; i < a->num_tensors; ++i) {
     const TmTrainedTensor& t = a->host_tensors[i];
     const double gradient = t.is_half_gradient ? 2 : 4, copy = t.copy != nullptr ? e : 0;
-    moved += ((t.is_half ? 12 : 24) + gradient + copy) * real(t.n);
+    const double states = t.m_exponents != nullptr ? 8 : t.is_half ? 12 : 24;
+    moved += (states + gradient + copy) * real(t.n);
   }
   return {"", 0, moved};
 }

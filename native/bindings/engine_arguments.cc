@@ -167,7 +167,9 @@ TrainSpec train_spec(const Napi::Object& from) {
   TrainSpec spec;
   spec.is_full = text_field(from, "finetuning") == "full";
   if (!spec.is_full) spec.lora = lora_spec(object_field(from, "lora"));
-  spec.has_half_states = spec.is_full && text_field(from, "states") == "bf16";
+  const std::string states = text_field(from, "states");
+  spec.has_byte_moments = spec.is_full && states == "bf16_8bit";
+  spec.has_half_states = spec.has_byte_moments || (spec.is_full && states == "bf16");
   spec.seed = count_field(from, "seed");
   spec.tokens_per_micro_batch = count_field(from, "tokensPerMicroBatch");
   spec.longest_document = count_field(from, "longestDocument");

@@ -164,6 +164,15 @@ void SafetensorsFile::read(const std::string& name, size_t first, size_t count, 
   file_.forget(source.offset + 2 * first, 2 * count);
 }
 
+void SafetensorsFile::read_bytes(const std::string& name, std::vector<uint8_t>& out) const {
+  const Tensor& source = tensor(name);
+  if (source.dtype != "U8")
+    fail("tensor " + name + " is of dtype " + source.dtype + ", not of U8.");
+  const uint8_t* bytes = file_.data() + source.offset;
+  out.assign(bytes, bytes + source.num_bytes);
+  file_.forget(source.offset, source.num_bytes);
+}
+
 void write_safetensors(const std::string& path, const SafetensorsContent& content) {
   std::string header = "{";
   if (!content.metadata.empty()) {
@@ -176,12 +185,12 @@ void write_safetensors(const std::string& path, const SafetensorsContent& conten
   }
   size_t offset = 0;
   for (const SafetensorsEntry& entry : content.entries) {
-    size_t num_bytes = entry.is_bfloat16 ? 2 : 4;
+    size_t num_bytes = dtype_bytes(entry.dtype);
     for (const size_t extent : entry.shape) num_bytes *= extent;
     header += std::string(header.size() > 1 ? "," : "") + json_quote(entry.name) +
-              ":{\"dtype\":\"" + (entry.is_bfloat16 ? "BF16" : "F32") +
-              "\",\"shape\":" + shape_text(entry.shape) + ",\"data_offsets\":[" +
-              std::to_string(offset) + "," + std::to_string(offset + num_bytes) + "]}";
+              ":{\"dtype\":\"" + entry.dtype + "\",\"shape\":" + shape_text(entry.shape) +
+              ",\"data_offsets\":[" + std::to_string(offset) + "," +
+              std::to_string(offset + num_bytes) + "]}";
     offset += num_bytes;
   }
   header += "}";

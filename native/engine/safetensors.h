@@ -35,6 +35,7 @@ class SafetensorsFile {
   const Tensor& tensor(const std::string& name) const;
   // Elements [first, first + count) of an F32, F16 or BF16 tensor.
   void read(const std::string& name, size_t first, size_t count, float* out) const;
+  void read_bytes(const std::string& name, std::vector<uint8_t>& out) const;  // all of a U8 tensor
   // Throws the file's error code with its path in front.
   [[noreturn]] void fail(const std::string& what) const;
 
@@ -54,7 +55,7 @@ struct SafetensorsEntry {
   std::vector<size_t> shape;
   // Writes the tensor's bytes through the sink, in order.
   std::function<void(const std::function<void(const void*, size_t)>& sink)> write;
-  bool is_bfloat16 = false;  // else float32
+  std::string dtype = "F32";  // or BF16, U8
 };
 
 struct SafetensorsContent {

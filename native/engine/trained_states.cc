@@ -22,10 +22,24 @@ struct Located {
   size_t span() const { return rows == 0 ? 0 : (rows - 1) * stride + columns; }
 };
 
+size_t bytes_of(StateType type) {
+  return type == StateType::kFloat  ? sizeof(float)
+         : type == StateType::kHalf ? sizeof(uint16_t)
+                                    : 1;
+}
+
+bool are_exponents(const TensorState& state) {
+  return state.kind == StateKind::kFirstExponents || state.kind == StateKind::kSecondExponents;
+}
+
 Located locate(const TensorState& state) {
   const TmTrainedTensor& entry = state.trained.tensors[state.tensor];
-  Located found = {nullptr, is_half_state(state) ? sizeof(uint16_t) : sizeof(float),
-                   entry.n / entry.columns, entry.columns, entry.columns};
+  Located found = {nullptr, bytes_of(state_type(state)), entry.n / entry.columns, entry.columns,
+                   entry.columns};
+  if (are_exponents(state)) {
+    found.rows = 1;
+    found.columns = found.stride = state_shape(state).front();
+  }
   switch (state.kind) {
     case StateKind::kWeight:
       found.at = static_cast<char*>(entry.p);
@@ -39,6 +53,12 @@ Located locate(const TensorState& state) {
       break;
     case StateKind::kGradient:
       found.at = static_cast<char*>(state.trained.gradient_of(state.tensor));
+      break;
+    case StateKind::kFirstExponents:
+      found.at = reinterpret_cast<char*>(entry.m_exponents);
+      break;
+    case StateKind::kSecondExponents:
+      found.at = reinterpret_cast<char*>(entry.v_exponents);
       break;
   }
   return found;
@@ -67,9 +87,23 @@ uint16_t nearest_bfloat16(float value) {
 
 }  // namespace
 
-bool is_half_state(const TensorState& state) {
+StateType state_type(const TensorState& state) {
   const TmTrainedTensor& entry = state.trained.tensors[state.tensor];
-  return state.kind == StateKind::kGradient ? entry.is_half_gradient != 0 : entry.is_half != 0;
+  if (state.kind == StateKind::kGradient) {
+    return entry.is_half_gradient ? StateType::kHalf : StateType::kFloat;
+  }
+  if (state.kind != StateKind::kWeight && entry.m_exponents != nullptr) return StateType::kByte;
+  return entry.is_half ? StateType::kHalf : StateType::kFloat;
+}
+
+bool has_state(const TensorState& state) {
+  return !are_exponents(state) || state.trained.tensors[state.tensor].m_exponents != nullptr;
+}
+
+std::vector<size_t> state_shape(const TensorState& state) {
+  const TrainedTensor& tensor = state.trained.layout->tensors[state.tensor];
+  if (!are_exponents(state)) return tensor.shape;
+  return {(tensor.num_elements + kBlockElements - 1) / kBlockElements};
 }
 
 void stream_state(const Device& device, const TensorState& state, const ByteSink& sink) {
@@ -102,7 +136,7 @@ std::vector<float> state_values(const Device& device, const TensorState& state,
   std::vector<char> bytes;
   copy_rows_out(device, from, {range.first / from.columns, range.count / from.columns}, bytes);
   std::vector<float> values(range.count);
-  if (!is_half_state(state)) {
+  if (state_type(state) == StateType::kFloat) {
     std::memcpy(values.data(), bytes.data(), bytes.size());
     return values;
   }
@@ -120,7 +154,7 @@ std::vector<float> state_values(const Device& device, const TensorState& state) 
 
 void set_state(const Device& device, const TensorState& state, const std::vector<float>& values) {
   const Located to = locate(state);
-  if (!is_half_state(state)) {
+  if (state_type(state) == StateType::kFloat) {
     TM_RUN(device, copy_in, to.at, values.data(), values.size() * sizeof(float));
     return;
   }
@@ -134,6 +168,11 @@ void set_state(const Device& device, const TensorState& state, const std::vector
   if (state.kind != StateKind::kWeight || decoded == nullptr) return;
   const std::vector<float> rounded = state_values(device, state);
   TM_RUN(device, copy_in, decoded, rounded.data(), rounded.size() * sizeof(float));
+}
+
+void set_state_bytes(const Device& device, const TensorState& state,
+                     const std::vector<uint8_t>& bytes) {
+  TM_RUN(device, copy_in, locate(state).at, bytes.data(), bytes.size());
 }
 
 void initialise_adapter(const Device& device, const TrainedVector& trained, uint64_t seed) {

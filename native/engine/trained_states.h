@@ -10,14 +10,24 @@
 
 namespace tunemesh {
 
-enum class StateKind { kWeight, kFirstMoment, kSecondMoment, kGradient };
+enum class StateKind {
+  kWeight,
+  kFirstMoment,
+  kSecondMoment,
+  kGradient,
+  kFirstExponents,  // of moments of bytes, one a block
+  kSecondExponents,
+};
 struct TensorState {
   const TrainedVector& trained;
   size_t tensor;
   StateKind kind;
 };
 
-bool is_half_state(const TensorState& state);  // bfloat16, else float32
+enum class StateType { kFloat, kHalf, kByte };  // float32, bfloat16, codes or exponents
+StateType state_type(const TensorState& state);
+bool has_state(const TensorState& state);  // only moments of bytes have exponents
+std::vector<size_t> state_shape(const TensorState& state);
 // As it is stored, without gaps, ascending, a part at a time.
 using ByteSink = std::function<void(const void* bytes, size_t size)>;
 void stream_state(const Device& device, const TensorState& state, const ByteSink& sink);
@@ -27,8 +37,11 @@ struct ElementRange {
 };
 std::vector<float> state_values(const Device& device, const TensorState& state, ElementRange range);
 std::vector<float> state_values(const Device& device, const TensorState& state);  // all
-// All of a tensor; rounded to nearest even where it is half.
+// All of a tensor; rounded to nearest even where it is half. Neither is for bytes.
 void set_state(const Device& device, const TensorState& state, const std::vector<float>& values);
+
+void set_state_bytes(const Device& device, const TensorState& state,
+                     const std::vector<uint8_t>& bytes);
 
 // B zero, A uniform in +-1/sqrt(in) (PEFT's kaiming-uniform with a = sqrt 5), from Philox keyed by
 // (seed, canonical index).

@@ -55,8 +55,15 @@ std::vector<TmTrainedTensor> describe(const TrainedVector& trained) {
       if (trained.has_half_gradient) entry.gradient_offset = at;
     } else {
       entry.p = half.p == nullptr ? nullptr : half.p + offset;
-      entry.m = half.m + offset;
-      entry.v = half.v + offset;
+      if (trained.has_byte_moments) {
+        entry.m = half.m_codes + offset;
+        entry.v = half.v_codes + offset;
+        entry.m_exponents = half.m_exponents + tensor.first_block;
+        entry.v_exponents = half.v_exponents + tensor.first_block;
+      } else {
+        entry.m = half.m + offset;
+        entry.v = half.v + offset;
+      }
       entry.is_half = 1;
       entry.is_half_gradient = trained.has_half_gradient ? 1 : 0;
     }
@@ -110,16 +117,28 @@ void TrainedVector::reserve_half(const Device& device, Arena& arena) {
     reserve_packed(device, arena, kCopiesUse);
   }
   half.vectors = arena.take<float>(kWeightsUse, half.num_vector_floats);
-  half.m = arena.take<uint16_t>(kMomentsUse, count);
-  half.v = arena.take<uint16_t>(kMomentsUse, count);
-  half.vector_m = arena.take<float>(kMomentsUse, half.num_vector_floats);
-  half.vector_v = arena.take<float>(kMomentsUse, half.num_vector_floats);
+  reserve_half_moments(arena);
   if (has_half_gradient) {
     half.gradient = arena.take<uint16_t>("gradient", count);
     half.vector_gradient = arena.take<float>("gradient", half.num_vector_floats);
   } else {
     gradient = arena.take<float>("gradient", count);
   }
+}
+
+void TrainedVector::reserve_half_moments(Arena& arena) {
+  const size_t count = layout->num_floats();
+  if (has_byte_moments) {
+    half.m_codes = arena.take<uint8_t>(kMomentsUse, count);
+    half.v_codes = arena.take<uint8_t>(kMomentsUse, count);
+    half.m_exponents = arena.take<uint8_t>(kMomentsUse, layout->num_blocks);
+    half.v_exponents = arena.take<uint8_t>(kMomentsUse, layout->num_blocks);
+  } else {
+    half.m = arena.take<uint16_t>(kMomentsUse, count);
+    half.v = arena.take<uint16_t>(kMomentsUse, count);
+  }
+  half.vector_m = arena.take<float>(kMomentsUse, half.num_vector_floats);
+  half.vector_v = arena.take<float>(kMomentsUse, half.num_vector_floats);
 }
 
 void TrainedVector::reserve_packed(const Device& device, Arena& arena, const char* purpose) {

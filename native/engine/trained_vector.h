@@ -22,6 +22,8 @@ struct HalfStates {
   // Canonical vectors. `p` is null where the products read the half weights themselves: those then
   // lie in the packed copies.
   uint16_t *p = nullptr, *m = nullptr, *v = nullptr;
+  // Instead of m and v where has_byte_moments (kernels/byte_moments.h); exponents by block.
+  uint8_t *m_codes = nullptr, *v_codes = nullptr, *m_exponents = nullptr, *v_exponents = nullptr;
   uint16_t* gradient = nullptr;  // local mode where elements are bfloat16, else null
   // The vectors' floats, each filled to whole blocks. `vector_gradient` where there is `gradient`.
   float *vectors = nullptr, *vector_m = nullptr, *vector_v = nullptr, *vector_gradient = nullptr;
@@ -34,6 +36,7 @@ struct TrainedVector {
   GroupPlan groups;            // of the layers that are trained, or that the adapters belong to
   size_t num_full_layers = 0;  // whose groups are packed here; 0: adapters, packed with their base
   bool is_half = false, has_half_gradient = false;
+  bool has_byte_moments = false;  // of half states: the matrices' moments in 8 bits
   HalfStates half;
   // With half states: the matrices decoded, where products read rows of floats; else null.
   float* weights = nullptr;
@@ -64,6 +67,7 @@ struct TrainedVector {
  private:
   void reserve_packed(const Device& device, Arena& arena, const char* purpose);
   void reserve_half(const Device& device, Arena& arena);
+  void reserve_half_moments(Arena& arena);
 };
 
 // Do the products read half weights where they lie?

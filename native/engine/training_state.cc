@@ -75,6 +75,7 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas, const ActivationP
   buffers.trained.groups = groups_;
   buffers.trained.num_full_layers = spec_.is_full && groups_.is_used ? config_.num_layers : 0;
   buffers.trained.is_half = spec_.is_full && spec_.has_half_states;
+  buffers.trained.has_byte_moments = buffers.trained.is_half && spec_.has_byte_moments;
   buffers.trained.has_half_gradient =
       buffers.trained.is_half && spec_.is_local && reads_half_weights(*device_);
   buffers.trained.reserve(*device_, arena);

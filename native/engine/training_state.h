@@ -30,6 +30,7 @@ struct TrainSpec {
   float epsilon = 0, weight_decay = 0;
   // Full only: bfloat16 weights and moments under stochastic rounding, without float32 masters.
   bool has_half_states = false;
+  bool has_byte_moments = false;  // of half states: those moments in 8 bits
   // `local` mode: one worker, nothing is exchanged; the fields below are then not read. Reached by
   // the engine's local_* calls only.
   bool is_local = false;

@@ -35,6 +35,7 @@ struct VectorUpdate {
 struct TensorShape {
   size_t rows, columns, p_gap, copy_gap;  // copy_gap kNoCopy: none
   bool is_half, is_half_gradient;
+  bool has_byte_moments = false;
 };
 constexpr size_t kNoCopy = ~size_t{0};
 
@@ -82,6 +83,7 @@ class UpdateCase {
                                                         << 7;
     };
     for (auto& memory : memory_) {
+      if (tensors_.front().m_exponents != nullptr && memory != memory_.front()) continue;  // bytes
       auto* const halves = reinterpret_cast<uint16_t*>(memory->data());
       for (size_t i = 0; i < memory->size() / 2; ++i) spread(halves[i], i);
     }
@@ -120,12 +122,32 @@ class UpdateCase {
     memory_.push_back(std::move(memory));
     return memory_.back()->data();
   }
+  // Any codes and exponents of blocks with magnitudes as in training.
+  void take_byte_moments(TmTrainedTensor& tensor, size_t n) {
+    const auto bytes = [this](size_t count, uint32_t low, uint32_t high) {
+      memory_.push_back(std::make_unique<std::vector<char>>(count));
+      for (char& byte : *memory_.back()) {
+        byte = static_cast<char>(low + random_.next() % (high - low + 1));
+      }
+      return reinterpret_cast<uint8_t*>(memory_.back()->data());
+    };
+    const size_t num_blocks = (n + 255) / 256;
+    tensor.m = bytes(n, 0, 255);
+    tensor.v = bytes(n, 0, 255);
+    tensor.m_exponents = bytes(num_blocks, 100, 120);
+    tensor.v_exponents = bytes(num_blocks, 80, 110);
+    tensor.m_exponents[0] = tensor.v_exponents[0] = 34;
+  }
   void add(const TensorShape& shape) {
     TmTrainedTensor tensor = {};
-    const auto [rows, columns, p_gap, copy_gap, is_half, is_half_gradient] = shape;
+    const auto [rows, columns, p_gap, copy_gap, is_half, is_half_gradient, has_bytes] = shape;
     tensor.p = take(rows, columns, p_gap, is_half, 1);
-    tensor.m = take(1, rows * columns, 0, is_half, 1e-3);
-    tensor.v = take(1, rows * columns, 0, is_half, 1e-6);
+    if (has_bytes) {
+      take_byte_moments(tensor, rows * columns);
+    } else {
+      tensor.m = take(1, rows * columns, 0, is_half, 1e-3);
+      tensor.v = take(1, rows * columns, 0, is_half, 1e-6);
+    }
     if (copy_gap != kNoCopy) {
       copies_.push_back(memory_.size());
       tensor.copy = reinterpret_cast<TmElement*>(take(rows, columns, copy_gap, false, 1));
@@ -154,13 +176,24 @@ class UpdateCase {
 
 inline const std::vector<TensorShape>& update_shapes() {
   static const std::vector<TensorShape> shapes = {
-      {1, 257, 0, kNoCopy, false, false}, {3, 1, 0, 0, false, false},
-      {1, 1, 0, kNoCopy, true, true},     {64, 96, 0, 32, false, false},
-      {33, 31, 0, 7, false, false},       {33, 31, 5, kNoCopy, true, true},
-      {64, 96, 0, kNoCopy, true, true},   {40, 64, 64, kNoCopy, true, false},
-      {1, 640, 0, 0, false, false},       {129, 515, 0, 0, true, false},
-      {1, 255, 0, kNoCopy, false, false}, {300, 16, 0, 48, false, false},
-      {16, 1000, 0, 24, false, false},    {257, 264, 8, 0, true, true},
+      {1, 257, 0, kNoCopy, false, false},
+      {3, 1, 0, 0, false, false},
+      {1, 1, 0, kNoCopy, true, true},
+      {64, 96, 0, 32, false, false},
+      {33, 31, 0, 7, false, false},
+      {33, 31, 5, kNoCopy, true, true},
+      {64, 96, 0, kNoCopy, true, true},
+      {40, 64, 64, kNoCopy, true, false},
+      {1, 640, 0, 0, false, false},
+      {129, 515, 0, 0, true, false},
+      {1, 255, 0, kNoCopy, false, false},
+      {300, 16, 0, 48, false, false},
+      {16, 1000, 0, 24, false, false},
+      {257, 264, 8, 0, true, true},
+      {33, 31, 5, kNoCopy, true, true, true},
+      {64, 96, 0, kNoCopy, true, true, true},
+      {40, 64, 64, kNoCopy, true, false, true},
+      {129, 515, 0, 0, true, false, true},
   };
   return shapes;
 }

@@ -79,12 +79,18 @@ inline bool check_floats(const Device* device, const std::vector<uint32_t>& scal
 }
 
 // The same of bf16 states, rounded stochastically; scalars go on with the seed's two words, the
-// step and the tensor's first block.
+// step and the tensor's first block. With `exponents` the moments are bytes: those of m's and of
+// v's blocks, and both afterwards.
 inline bool check_halves(const Device* device, const std::vector<uint32_t>& scalars,
-                         const NumberRows& rows) {
+                         const std::vector<uint32_t>& exponents, const NumberRows& rows) {
   std::vector<uint16_t> columns[7];
+  std::vector<uint8_t> codes[7], parts[4];
   for (const auto& row : rows) {
     for (size_t k = 0; k < 7; ++k) columns[k].push_back(static_cast<uint16_t>(row[k]));
+    for (size_t k = 0; k < 7; ++k) codes[k].push_back(static_cast<uint8_t>(row[k]));
+  }
+  for (size_t k = 0; k < exponents.size(); ++k) {
+    parts[k * 4 / exponents.size()].push_back(static_cast<uint8_t>(exponents[k]));
   }
   TmTrainedTensor tensors[2] = {};  // the blocks before the tensor belong to an empty one
   tensors[0].columns = 1;
@@ -92,6 +98,12 @@ inline bool check_halves(const Device* device, const std::vector<uint32_t>& scal
   tensor.p = columns[0].data();
   tensor.m = columns[1].data();
   tensor.v = columns[2].data();
+  if (!exponents.empty()) {
+    tensor.m = codes[1].data();
+    tensor.v = codes[2].data();
+    tensor.m_exponents = parts[0].data();
+    tensor.v_exponents = parts[1].data();
+  }
   tensor.n = tensor.columns = tensor.p_stride = rows.size();
   tensor.decays = tensor.is_half = tensor.is_half_gradient = 1;
   tensor.first_block = scalars[13];
@@ -104,7 +116,10 @@ inline bool check_halves(const Device* device, const std::vector<uint32_t>& scal
   call.seed = uint64_t{scalars[10]} << 32 | scalars[11];
   call.step = scalars[12];
   run_adamw(device, call);
-  return columns[0] == columns[4] && columns[1] == columns[5] && columns[2] == columns[6];
+  if (columns[0] != columns[4]) return false;
+  if (exponents.empty()) return columns[1] == columns[5] && columns[2] == columns[6];
+  return codes[1] == codes[5] && codes[2] == codes[6] && parts[0] == parts[2] &&
+         parts[1] == parts[3];
 }
 
 // The files lie beside this one, unless `folder` says where.
@@ -112,18 +127,22 @@ inline void adamw_vectors(const std::vector<Device>& devices, const std::string&
                           Tally& tally) {
   const std::string here = __FILE__;
   const std::string beside = folder.empty() ? here.substr(0, here.rfind('/')) : folder;
-  for (const bool is_half : {false, true}) {
-    const char* const name = is_half ? "adamw_half_vectors.json" : "adamw_vectors.json";
+  const char* const names[] = {"adamw_vectors.json", "adamw_half_vectors.json",
+                               "adamw_byte_vectors.json"};
+  for (const char* const name : names) {
+    const bool is_half = name != names[0], has_bytes = name == names[2];
     const NumberRows all = number_rows(beside + "/" + name);
     tally.check(all.size() > 200, std::string(name) + ": fewer than 200 rows in " + beside);
     for (size_t i = 0; i < all.size();) {
       const std::vector<uint32_t>& scalars = all[i++];
+      const std::vector<uint32_t> exponents = has_bytes ? all[i++] : std::vector<uint32_t>();
       NumberRows rows;
       for (; i < all.size() && all[i].size() == 7; ++i) rows.push_back(all[i]);
       for (size_t device = 0; device <= devices.size(); ++device) {
         const Device* const on = device < devices.size() ? &devices[device] : nullptr;
-        tally.check((is_half ? check_halves : check_floats)(on, scalars, rows),
-                    std::string(name) + " on " + name_of(on));
+        tally.check(
+            is_half ? check_halves(on, scalars, exponents, rows) : check_floats(on, scalars, rows),
+            std::string(name) + " on " + name_of(on));
       }
     }
   }
@@ -151,8 +170,10 @@ inline void compare_updates(const std::vector<Device>& devices, bool rounds_copi
 // A large matrix of bf16 states against the CPU: magnitudes as in training, and every size that a
 // float has, so that a kernel with a way of its own for usual ones takes both.
 inline void compare_large_update(const Device& device, const Device& cpu, Tally& tally) {
-  for (const bool is_half_gradient : {true, false}) {
-    const std::vector<TensorShape> shapes = {{2048, 512, 0, kNoCopy, true, is_half_gradient}};
+  for (const int kind : {0, 1, 2, 3}) {
+    const bool is_half_gradient = kind % 2 == 0, has_bytes = kind > 1;
+    const std::vector<TensorShape> shapes = {
+        {2048, 512, 0, kNoCopy, true, is_half_gradient, has_bytes}};
     UpdateCase want(shapes, 5), got(shapes, 5);
     want.spread_magnitudes();
     got.spread_magnitudes();

@@ -1,11 +1,12 @@
-// Writes adamw_vectors.json and adamw_half_vectors.json beside this file: the update of backend.h
-// without our native code.
+// Writes adamw_vectors.json, adamw_half_vectors.json and adamw_byte_vectors.json beside this file:
+// the update of backend.h without our native code.
 // JavaScript's float64 has more than 2 * 24 + 2 bits, so rounding each float64 result of + - * /
 // sqrt to float32 gives exactly the IEEE float32 result. Every number is the float32's bits as an
 // unsigned integer; of the float64 scalars beta1 and beta2 the high word, then the low word. In the
 // second file states and gradients are bfloat16 bits, rounded stochastically when they are stored
 // (kernels/stochastic_rounding.h); its scalars go on with the seed's high and low word, the step
-// and the canonical block where the elements start.
+// and the canonical block where the elements start. In the third the moments are 8-bit codes
+// (kernels/byte_moments.h); a case has the exponents of its blocks, m's, v's, m's after, v's after.
 // Run: node adamw_vectors.mjs
 import { writeFileSync } from 'node:fs'
 
@@ -181,18 +182,19 @@ const halfCases = [
     firstBlock: 3,
   },
 ]
+const halfScalars = (c) => [
+  ...scalarBits(c.scalars),
+  Number(c.seed >> 32n),
+  Number(c.seed & 0xffffffffn),
+  c.step,
+  c.firstBlock,
+]
 write(
   'adamw_half_vectors.json',
   [...Object.keys(scalars({})), 'seed', 'step', 'firstBlock'],
   halfCases.map((c) => ({
     name: c.name,
-    scalars: [
-      ...scalarBits(c.scalars),
-      Number(c.seed >> 32n),
-      Number(c.seed & 0xffffffffn),
-      c.step,
-      c.firstBlock,
-    ],
+    scalars: halfScalars(c),
     elements: [...edge, ...Array.from({ length: 290 }, element)].map((values, index) => {
       const row = values.map((x) => bits(x) >>> 16)
       return [...row, ...updateHalf(c, row, index)]
@@ -200,10 +202,93 @@ write(
   })),
 )
 
+// --- moments of bytes: real arithmetic on exact numbers ---
+
+const tops = { m: 15, v: 31 }
+const leastOf = (exponent, top) => exponent - top + 1
+
+function momentOf(code, exponent, top) {
+  const step = 2 ** (leastOf(exponent, top) + Math.max(code >> 3, 1) - 1 - 127 - 3)
+  return step * (code >> 3 === 0 ? code : 8 + (code & 7))
+}
+
+/** The exponent that the largest of them has once its noise is added. */
+function exponentOf(values, draws) {
+  const exponents = values.map((x, i) => (bits(Math.abs(x)) + 16 * draws[i]) >>> 23)
+  return Math.max(34, ...exponents)
+}
+
+function codeOf(x, draw, exponent, top) {
+  const least = leastOf(exponent, top)
+  const own = Math.max(bits(x) >>> 23, least)
+  const steps = x / 2 ** (own - 127 - 3)
+  const isSmall = bits(x) >>> 23 < least
+  const start = isSmall ? f(steps + 8) : steps
+  const whole = Math.floor((start * 2 ** 20 + 16 * draw) / 2 ** 20)
+  return 8 * (own - least) + whole - (isSmall ? 8 : 0)
+}
+
+const blocksOf = (all) =>
+  Array.from({ length: Math.ceil(all.length / 256) }, (_, b) => all.slice(256 * b, 256 * b + 256))
+
+function updateBytes(c, rows, before) {
+  const after = rows.map(([p, m, v, gradient], i) => {
+    const block = Math.floor(i / 256)
+    const first = momentOf(m & 127, before.m[block], tops.m) * (m > 127 ? -1 : 1)
+    return update(c.scalars, [
+      fromHalf(p),
+      f(first),
+      f(momentOf(v, before.v[block], tops.v)),
+      fromHalf(gradient),
+    ])
+  })
+  const draws = [0, 1, 2].map((what) =>
+    rows.map((_, i) => noise(c, what, BigInt(c.firstBlock) * 256n + BigInt(i))),
+  )
+  const exponents = (k) =>
+    blocksOf(after.map((x, i) => [x[k], draws[k][i]])).map((block) =>
+      exponentOf(
+        block.map(([x]) => x),
+        block.map(([, draw]) => draw),
+      ),
+    )
+  const exponentsAfter = { m: exponents(1), v: exponents(2) }
+  const codes = after.map(([p, m, v], i) => {
+    const block = Math.floor(i / 256)
+    const first = codeOf(Math.abs(m), draws[1][i], exponentsAfter.m[block], tops.m)
+    const second = codeOf(v, draws[2][i], exponentsAfter.v[block], tops.v)
+    const isNegative = bits(m) >>> 31
+    return [rounded(p, draws[0][i]), first + 128 * isNegative, v > 0 ? Math.max(second, 1) : second]
+  })
+  return { codes, exponentsAfter }
+}
+
+const byteCases = halfCases.map((c, index) => {
+  const exponents = { m: [112 - 4 * index, 34], v: [95 - 4 * index, 34 + 30 * index] }
+  const byte = () => Math.floor(256 * uniform())
+  const rows = Array.from({ length: 301 }, (_, i) => {
+    const [p, gradient] = [signedPower(-4, 1), signedPower(-8, -4)].map((x) => bits(x) >>> 16)
+    if (i % 9 === 0) return [p, 0, 0, i % 2 === 0 ? 0 : gradient]
+    return [p, byte(), byte(), i % 5 === 0 ? bits(f(1e-12)) >>> 16 : gradient]
+  })
+  const { codes, exponentsAfter } = updateBytes(c, rows, exponents)
+  return { ...c, rows, exponents, codes, exponentsAfter }
+})
+write(
+  'adamw_byte_vectors.json',
+  [...Object.keys(scalars({})), 'seed', 'step', 'firstBlock'],
+  byteCases.map((c, index) => ({
+    name: c.name,
+    scalars: halfScalars(halfCases[index]),
+    exponents: [c.exponents.m, c.exponents.v, c.exponentsAfter.m, c.exponentsAfter.v].flat(),
+    elements: c.rows.map((row, i) => [...row, ...c.codes[i]]),
+  })),
+)
+
 function write(file, names, all) {
   const lines = all.map(
     (c) => `    { "name": ${JSON.stringify(c.name)}, "scalars": ${JSON.stringify(c.scalars)},
-      "elements": [
+      ${c.exponents === undefined ? '' : `"exponents": ${JSON.stringify(c.exponents)},\n      `}"elements": [
 ${c.elements.map((row) => `      ${JSON.stringify(row)}`).join(',\n')}
     ] }`,
   )

@@ -33,10 +33,12 @@ struct Mirror {
   struct Tensor {
     std::vector<uint16_t> p, m, v;
     std::vector<float> p32, m32, v32;
+    std::vector<uint8_t> m8, v8, m_exponents, v_exponents;
   };
   std::vector<Tensor> tensors;
+  bool has_bytes;
 
-  explicit Mirror(const Engine& engine) {
+  explicit Mirror(const Engine& engine, bool has_byte_moments) : has_bytes(has_byte_moments) {
     for (const TensorValues& weight : engine.weights()) {
       Tensor tensor;
       const size_t n = weight.values.size();
@@ -46,6 +48,10 @@ struct Mirror {
       tensor.v.resize(n);
       tensor.m32.resize(n);
       tensor.v32.resize(n);
+      tensor.m8.resize(n);
+      tensor.v8.resize(n);
+      tensor.m_exponents.resize((n + 255) / 256);
+      tensor.v_exponents.resize((n + 255) / 256);
       tensors.push_back(std::move(tensor));
     }
   }
@@ -59,6 +65,12 @@ struct Mirror {
       entry.p = entry.is_half ? static_cast<void*>(tensor.p.data()) : tensor.p32.data();
       entry.m = entry.is_half ? static_cast<void*>(tensor.m.data()) : tensor.m32.data();
       entry.v = entry.is_half ? static_cast<void*>(tensor.v.data()) : tensor.v32.data();
+      if (has_bytes && entry.is_half) {
+        entry.m = tensor.m8.data();
+        entry.v = tensor.v8.data();
+        entry.m_exponents = tensor.m_exponents.data();
+        entry.v_exponents = tensor.v_exponents.data();
+      }
       entry.n = entry.columns = entry.p_stride = tensor.p.size();
       entry.first_block = layout.tensors[i].first_block;
       entry.gradient_offset = layout.tensors[i].offset();
@@ -91,10 +103,16 @@ TmAdamW reference_call(const TrainSpec& spec, const AdamWNumbers& numbers, size_
   return call;
 }
 
-void test_updates(uint64_t seed) {
+TrainSpec spec_for(const Case& made, bool has_bytes) {
+  TrainSpec spec = half_spec(made);
+  spec.has_byte_moments = has_bytes;
+  return spec;
+}
+
+void test_updates(uint64_t seed, bool has_bytes) {
   const Case made = random_case(seed);
-  const TrainSpec spec = half_spec(made);
-  const std::string what = "seed " + std::to_string(seed);
+  const TrainSpec spec = spec_for(made, has_bytes);
+  const std::string what = "seed " + std::to_string(seed) + (has_bytes ? ", bytes" : "");
   const auto decoded = engine_of(made);
   const auto grouped = engine_of(made, {2, "auto", host_group_backend()});
   const auto in_place = half_engine(made, true), single = half_engine(made, false);
@@ -105,7 +123,7 @@ void test_updates(uint64_t seed) {
     const MemoryPlan planned = engine->plan(spec);
     CHECK(planned.total_bytes == engine->prepare(spec).total_bytes, what + ": plan");
   }
-  Mirror mirror(*decoded);
+  Mirror mirror(*decoded, has_bytes);
   for (size_t step = 1; step <= 3; ++step) {
     publish(*decoded, made, step);
     const float* const gradient = decoded->exchange()->published(step);
@@ -148,11 +166,11 @@ double squares_of(const std::vector<TensorValues>& tensors) {
 }
 
 // Local mode on elements of bf16: gradients are bf16 too, and updates those of the reference.
-void test_local(uint64_t seed, bool has_groups) {
+void test_local(uint64_t seed, bool has_groups, bool has_bytes) {
   const Case made = random_case(seed);
   const auto divisor = static_cast<double>(made.num_targets());
   const std::string what = "local, seed " + std::to_string(seed) + (has_groups ? ", groups" : "");
-  TrainSpec spec = half_spec(made);
+  TrainSpec spec = spec_for(made, has_bytes);
   const auto meshed = half_engine(made, has_groups);
   meshed->prepare(spec);
   const auto wanted = meshed->gradients(made.batch(), divisor);
@@ -160,7 +178,7 @@ void test_local(uint64_t seed, bool has_groups) {
   const auto engine = half_engine(made, has_groups);
   const MemoryPlan planned = engine->plan(spec);
   CHECK(planned.total_bytes == engine->prepare(spec).total_bytes, what + ": plan");
-  Mirror mirror(*engine);
+  Mirror mirror(*engine, has_bytes);
   for (size_t step = 1; step <= 2; ++step) {  // the second finds an old gradient to clear
     const auto found = engine->gradients(made.batch(), divisor);
     engine->local_micro_batch(made.batch(), divisor);
@@ -196,9 +214,9 @@ void test_local(uint64_t seed, bool has_groups) {
   CHECK(squares_of(engine->gradients(untrained.batch(), 1)) == 0, what + ": an old gradient");
 }
 
-void test_resume() {
+void test_resume(bool has_bytes) {
   const Case made = random_case(3);
-  const TrainSpec spec = half_spec(made);
+  const TrainSpec spec = spec_for(made, has_bytes);
   const std::string path = "half_states_test.resume.safetensors";
   const auto whole = engine_of(made), resumed = engine_of(made);
   const auto in_place = half_engine(made, true);
@@ -220,7 +238,14 @@ void test_resume() {
   const auto floats = engine_of(made);
   floats->prepare(master);
   CHECK_THROWS(floats->read_state(path), "BLOB_CORRUPT", "fp32_master");
+  const auto other = engine_of(made);
+  other->prepare(spec_for(made, !has_bytes));
+  CHECK_THROWS(other->read_state(path), "BLOB_CORRUPT", has_bytes ? "of dtype U8" : "state of U8");
   std::remove(path.c_str());
+  if (has_bytes) {
+    CHECK(resumed->plan(spec).total_bytes < other->plan(half_spec(made)).total_bytes,
+          "memory of moments of bytes");
+  }
   // 2 + 2 + 2 bytes of states and the decoded copy, instead of 4 + 4 + 4.
   CHECK(resumed->plan(spec).total_bytes < floats->plan(master).total_bytes, "states' memory");
 }
@@ -256,10 +281,12 @@ void test_export() {
 int main() {
   using namespace tunemesh::test;
   for (uint64_t seed = 1; seed <= 6; ++seed) {
-    test_updates(seed);
-    for (const bool has_groups : {false, true}) test_local(seed, has_groups);
+    for (const bool has_bytes : {false, true}) {
+      test_updates(seed, has_bytes);
+      for (const bool has_groups : {false, true}) test_local(seed, has_groups, has_bytes);
+    }
   }
-  test_resume();
+  for (const bool has_bytes : {false, true}) test_resume(has_bytes);
   test_export();
   return finish("half_states_test");
 }

@@ -81,7 +81,7 @@ Case trial_case(uint64_t seed) {
 }
 
 // Updates of 2e-4 beside weights of 0.2, whose neighbours in bf16 are 1e-3 apart.
-void test_trial() {
+void test_trial(bool has_bytes) {
   constexpr double kLearningRate = 2e-4;
   constexpr size_t kSteps = 20;
   double stochastic_error = 0, nearest_error = 0;
@@ -90,6 +90,7 @@ void test_trial() {
     const auto divisor = static_cast<double>(made.num_targets());
     TrainSpec spec = half_spec(made);
     spec.weight_decay = 0;
+    spec.has_byte_moments = has_bytes;
     const auto engine = engine_of(made);
     engine->prepare(spec);
     Exact exact(made, false), plain(made, true);
@@ -110,8 +111,8 @@ void test_trial() {
     stochastic_error += std::fabs(stochastic / wanted - 1) / 6;
     nearest_error += std::fabs(plain.loss(made) / wanted - 1) / 6;
   }
-  std::printf("trial, mean: stochastic %.3f %%, nearest %.3f %% off float64\n",
-              100 * stochastic_error, 100 * nearest_error);
+  std::printf("trial%s, mean: stochastic %.3f %%, nearest %.3f %% off float64\n",
+              has_bytes ? ", 8-bit moments" : "", 100 * stochastic_error, 100 * nearest_error);
   CHECK_BELOW(stochastic_error, 3e-3, "stochastic rounding after 20 steps, against float64");
   CHECK(nearest_error > 3 * stochastic_error, "rounding to nearest is not worse");
 }
@@ -122,6 +123,6 @@ void test_trial() {
 int main() {
   using namespace tunemesh::test;
   test_rounding();
-  test_trial();
+  for (const bool has_bytes : {false, true}) test_trial(has_bytes);
   return finish("half_trial_test");
 }

@@ -332,8 +332,11 @@ inline void stage_update_entries(TmBackend& staged) {
       TmTrainedTensor t = a.host_tensors[i];
       const size_t rows = t.n / t.columns, bytes = t.is_half ? 2 : 4;
       t.p = s.in_out(static_cast<char*>(t.p), extent(rows, t.p_stride, t.columns) * bytes);
-      t.m = s.in_out(static_cast<char*>(t.m), t.n * bytes);
-      t.v = s.in_out(static_cast<char*>(t.v), t.n * bytes);
+      const size_t moment_bytes = t.m_exponents != nullptr ? 1 : bytes;
+      t.m = s.in_out(static_cast<char*>(t.m), t.n * moment_bytes);
+      t.v = s.in_out(static_cast<char*>(t.v), t.n * moment_bytes);
+      t.m_exponents = s.in_out(t.m_exponents, (t.n + 255) / 256);
+      t.v_exponents = s.in_out(t.v_exponents, (t.n + 255) / 256);
       t.copy = s.elements_in_out(t.copy, extent(rows, t.copy_stride, t.columns));
       tensors.push_back(t);
     }

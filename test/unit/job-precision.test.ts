@@ -128,6 +128,32 @@ describe('a job file with bf16: true', () => {
   })
 })
 
+describe('a job file with optim: adamw_8bit', () => {
+  const spec = fileWith('finetuning: full\noptim: adamw_8bit')
+
+  it('asks for bf16, by its own place', () => {
+    assert.equal(askedPrecision(spec), 'bf16')
+    const places = new Map([['optim', 'job.yaml:4']])
+    assert.equal(placeOfPrecision(spec, places), 'job.yaml:4')
+    const cpu = {
+      fleet: fleetOf('cpu'),
+      options: { numWorkers: 0, device: 'auto' },
+    } as unknown as Mesh
+    assert.throws(() => assertCanBegin(cpu, spec, 'job.yaml:4'), {
+      code: 'JOB_INVALID',
+      message: /^job\.yaml:4 optim: adamw_8bit needs a GPU;.*Use optim: adamw, or attach/,
+    })
+  })
+
+  it('is refused beside what it can not go with, by name', () => {
+    const refused = (keys: string, message: RegExp) =>
+      assert.throws(() => fileWith(`optim: adamw_8bit\n${keys}`), { code: 'JOB_INVALID', message })
+    refused('finetuning: lora', /optim.*adamw_8bit is of full fine-tuning/)
+    refused('finetuning: full\nbf16: false', /optim.*bf16 is false/)
+    refused('finetuning: full\nfp32_master: true', /optim.*beside fp32_master/)
+  })
+})
+
 describe('a job file with load_in_fp8: true', () => {
   const text = 'model: m\ndata: d\nload_in_fp8: true'
   const spec = readJobFile({ text, fileName: 'job.yaml' })
@@ -212,5 +238,6 @@ describe('what trained weights and moments are kept in', () => {
     assert.equal(statesIn('bf16', 'finetuning: full\nfp32_master: true'), 'fp32')
     assert.equal(statesIn('bf16', 'finetuning: lora'), 'fp32')
     assert.equal(statesIn('fp32', 'finetuning: full'), 'fp32')
+    assert.equal(statesIn('bf16', 'finetuning: full\noptim: adamw_8bit'), 'bf16_8bit')
   })
 })

@@ -1,3 +1,4 @@
+#include "kernels/byte_moments.h"
 #include "kernels/cuda/adamw.cuh"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element.cuh"
@@ -202,7 +203,7 @@ __device__ void update_half_slowly(const TmAdamW& a, const TmTrainedTensor& t, s
   }
 }
 
-// Eight values of 16 bytes in and out.
+// Eight values of 16 bytes, or of 32.
 struct HalfGroup {
   float at[kGroup];
   __device__ explicit HalfGroup(const Bfloat16* from) {
@@ -223,18 +224,20 @@ struct HalfGroup {
       at[k + 3] = four.w;
     }
   }
-  // Of finite values: stochastic_bfloat16() of pairs.
-  __device__ void store(Bfloat16* to, const PhiloxBlock& noise, Rounded what) const {
-    uint32_t words[kGroup / 2];
-#pragma unroll
-    for (int k = 0; k < kGroup; k += 2) {
-      const uint32_t even = __float_as_uint(at[k]) + rounding_noise(noise, what, k);
-      const uint32_t odd = __float_as_uint(at[k + 1]) + rounding_noise(noise, what, k + 1);
-      words[k / 2] = __byte_perm(even, odd, 0x7632);
-    }
-    *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
-  }
 };
+
+// Of finite values: stochastic_bfloat16() of pairs, 16 bytes.
+__device__ void store_rounded(const float (&values)[kGroup], Bfloat16* to, const PhiloxBlock& noise,
+                              Rounded what) {
+  uint32_t words[kGroup / 2];
+#pragma unroll
+  for (int k = 0; k < kGroup; k += 2) {
+    const uint32_t even = __float_as_uint(values[k]) + rounding_noise(noise, what, k);
+    const uint32_t odd = __float_as_uint(values[k + 1]) + rounding_noise(noise, what, k + 1);
+    words[k / 2] = __byte_perm(even, odd, 0x7632);
+  }
+  *reinterpret_cast<uint4*>(to) = make_uint4(words[0], words[1], words[2], words[3]);
+}
 
 // False, with nothing written, where values or addresses are not usual.
 __device__ bool update_half_group(const TmAdamW& a, const TmTrainedTensor& t, size_t i,
@@ -261,16 +264,200 @@ __device__ bool update_half_group(const TmAdamW& a, const TmTrainedTensor& t, si
   }
   if (!extremes.are_usual()) return false;
   const PhiloxBlock noise = noise_of(a, t, i);
-  p.store(at.p, noise, Rounded::kWeight);
-  m.store(at.m, noise, Rounded::kFirstMoment);
-  v.store(at.v, noise, Rounded::kSecondMoment);
+  store_rounded(p.at, at.p, noise, Rounded::kWeight);
+  store_rounded(m.at, at.m, noise, Rounded::kFirstMoment);
+  store_rounded(v.at, at.v, noise, Rounded::kSecondMoment);
   return true;
 }
 
+// --- moments of bytes ---
+
+// A lane's eight elements of a block, in registers; those that are not there are zero.
+struct ByteLane {
+  float p[kGroup] = {}, m[kGroup] = {}, v[kGroup] = {};
+
+  template <bool kIsUsual>
+  __device__ void run(const float (&g)[kGroup], bool decays, const Scalars& s, Extremes& extremes) {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if constexpr (kIsUsual) {
+        usual_update(p[k], m[k], v[k], g[k], decays, s, extremes);
+      } else {
+        update(p[k], m[k], v[k], g[k], decays, s);
+      }
+    }
+  }
+};
+
+struct BytePlace {
+  const TmAdamW& a;
+  const TmTrainedTensor& t;
+  size_t i;     // the lane's first element
+  size_t left;  // from there on, in the tensor
+
+  __device__ bool is_near() const {
+    const bool is_row = t.columns % kGroup == 0 || t.p_stride == t.columns;
+    const size_t g = t.gradient_offset + i;
+    const void* const gradient = t.is_half_gradient ? static_cast<const void*>(a.half_gradient + g)
+                                                    : static_cast<const void*>(a.gradient + g);
+    return is_row && left >= kGroup && is_aligned(weight(0)) && is_aligned(gradient) &&
+           reinterpret_cast<uintptr_t>(codes(t.m)) % kGroup == 0 &&
+           reinterpret_cast<uintptr_t>(codes(t.v)) % kGroup == 0;
+  }
+  __device__ Bfloat16* weight(size_t k) const {
+    return global(static_cast<Bfloat16*>(t.p) + place(i + k, t.columns, t.p_stride));
+  }
+  __device__ uint8_t* codes(void* of) const { return global(static_cast<uint8_t*>(of) + i); }
+  __device__ float gradient(size_t k) const {
+    const size_t g = t.gradient_offset + i + k;
+    if (!t.is_half_gradient) return a.gradient[g];
+    return to_float(reinterpret_cast<const Bfloat16*>(a.half_gradient)[g]);
+  }
+};
+
+// Eight bytes in and out.
+struct Codes {
+  uint32_t words[2] = {};
+  __device__ uint8_t at(int k) const { return static_cast<uint8_t>(words[k / 4] >> (k % 4 * 8)); }
+  __device__ void put(int k, uint8_t code) { words[k / 4] |= uint32_t{code} << (k % 4 * 8); }
+  __device__ void load(const uint8_t* from) {
+    const uint2 both = *reinterpret_cast<const uint2*>(from);
+    words[0] = both.x;
+    words[1] = both.y;
+  }
+  __device__ void store(uint8_t* to, bool is_near, size_t left) const {
+    if (is_near) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(words[0], words[1]);
+      return;
+    }
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      if (static_cast<size_t>(k) < left) to[k] = at(k);
+    }
+  }
+};
+
+__device__ void load_lane(const BytePlace& at, bool is_near, ByteLane& lane, float (&g)[kGroup]) {
+  const size_t block = at.i / kBlockElements;
+  const uint32_t m_exponent = at.t.m_exponents[block], v_exponent = at.t.v_exponents[block];
+  const uint8_t *const m_codes = at.codes(at.t.m), *const v_codes = at.codes(at.t.v);
+  Codes m, v;
+  if (is_near) {
+    m.load(m_codes);
+    v.load(v_codes);
+    const HalfGroup p(at.weight(0));
+    const size_t first = at.t.gradient_offset + at.i;
+    const HalfGroup gradient =
+        at.t.is_half_gradient
+            ? HalfGroup(global(reinterpret_cast<const Bfloat16*>(at.a.half_gradient) + first))
+            : HalfGroup(global(at.a.gradient + first));
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      lane.p[k] = p.at[k];
+      g[k] = gradient.at[k];
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kGroup; ++k) {
+      const bool is_there = static_cast<size_t>(k) < at.left;
+      lane.p[k] = is_there ? to_float(*at.weight(k)) : 0.0f;
+      g[k] = is_there ? at.gradient(k) : 0.0f;
+      if (is_there) m.put(k, m_codes[k]);
+      if (is_there) v.put(k, v_codes[k]);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    lane.m[k] = first_moment_value(m.at(k), m_exponent);
+    lane.v[k] = second_moment_value(v.at(k), v_exponent);
+  }
+}
+
 template <typename Element>
+__device__ void store_weights(const BytePlace& at, bool is_near, const ByteLane& lane,
+                              const PhiloxBlock& noise) {
+  bool is_finite = true;
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    is_finite &= (__float_as_uint(lane.p[k]) & 0x7fffffffu) < 0x7f800000u;
+  }
+  if (is_near && is_finite && at.t.copy == nullptr) {
+    store_rounded(lane.p, at.weight(0), noise, Rounded::kWeight);
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    if (static_cast<size_t>(k) >= at.left) continue;
+    const Bfloat16 weight = rounded(lane.p[k], noise, Rounded::kWeight, k);
+    *at.weight(k) = weight;
+    if (at.t.copy == nullptr) continue;
+    elements<Element>(at.t.copy)[place(at.i + k, at.t.columns, at.t.copy_stride)] =
+        from_float<Element>(to_float(weight));
+  }
+}
+
+// The block's exponent, of all lanes.
+__device__ uint32_t warp_exponent(const float (&values)[kGroup], const PhiloxBlock& noise,
+                                  Rounded what) {
+  uint32_t largest = 0;
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    const uint32_t magnitude = __float_as_uint(values[k]) & 0x7fffffffu;
+    largest = max(largest, noisy_magnitude(magnitude, rounding_noise(noise, what, k)));
+  }
+  return block_exponent(__reduce_max_sync(0xffffffffu, largest));
+}
+
+// A warp's block; all of its lanes come here.
+template <typename Element>
+__device__ void update_byte_block(const TmAdamW& a, const TmTrainedTensor& t, size_t first,
+                                  const Scalars& s) {
+  const size_t lane_first = first + threadIdx.x % kLanes * kGroup;
+  const BytePlace at = {a, t, lane_first, lane_first < t.n ? t.n - lane_first : 0};
+  const bool is_near = at.is_near(), decays = t.decays && s.has_decay;
+  ByteLane lane;
+  float g[kGroup];
+  Extremes extremes;
+  load_lane(at, is_near, lane, g);
+  lane.run<true>(g, decays, s, extremes);
+  if (!s.is_usual || !extremes.are_usual()) {
+    load_lane(at, false, lane, g);
+    lane.run<false>(g, decays, s, extremes);
+  }
+  const PhiloxBlock noise = noise_of(a, t, lane_first);
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    if (static_cast<size_t>(k) >= at.left) lane.m[k] = lane.v[k] = 0.0f;
+  }
+  const uint32_t m_exponent = warp_exponent(lane.m, noise, Rounded::kFirstMoment);
+  const uint32_t v_exponent = warp_exponent(lane.v, noise, Rounded::kSecondMoment);
+  Codes m, v;
+#pragma unroll
+  for (int k = 0; k < kGroup; ++k) {
+    const uint32_t m_noise = rounding_noise(noise, Rounded::kFirstMoment, k);
+    const uint32_t v_noise = rounding_noise(noise, Rounded::kSecondMoment, k);
+    m.put(k, first_moment_code(lane.m[k], m_noise, m_exponent));
+    v.put(k, second_moment_code(lane.v[k], v_noise, v_exponent));
+  }
+  m.store(at.codes(t.m), is_near, at.left);
+  v.store(at.codes(t.v), is_near, at.left);
+  if (threadIdx.x % kLanes == 0) {
+    t.m_exponents[first / kBlockElements] = static_cast<uint8_t>(m_exponent);
+    t.v_exponents[first / kBlockElements] = static_cast<uint8_t>(v_exponent);
+  }
+  store_weights<Element>(at, is_near, lane, noise);
+}
+
+template <typename Element, bool kHasBytes>
 __device__ void update_block(const TmAdamW& a, const TmTrainedTensor& t, size_t first,
                              const Scalars& s) {
   const size_t lane = threadIdx.x % kLanes;
+  if constexpr (kHasBytes) {
+    if (t.m_exponents != nullptr) {
+      update_byte_block<Element>(a, t, first, s);
+      return;
+    }
+  }
   if (t.is_half) {
     // Eight neighbouring elements a lane: one group of the rounding's noise.
     const size_t i = first + lane * kGroup;
@@ -283,8 +470,9 @@ __device__ void update_block(const TmAdamW& a, const TmTrainedTensor& t, size_t 
   }
 }
 
-template <typename Element>
-__global__ void __launch_bounds__(kThreads) adamw_kernel(TmAdamW a, Scalars s) {
+// Apart for tables without moments of bytes, which then take no registers.
+template <typename Element, bool kHasBytes>
+__global__ void __launch_bounds__(kThreads, kHasBytes ? 2 : 3) adamw_kernel(TmAdamW a, Scalars s) {
   size_t block = size_t{blockIdx.x} * kBlocksOfGroup * kRun + threadIdx.x / kLanes;
   size_t end = 0;  // of the tensor's blocks
   TmTrainedTensor t;
@@ -295,7 +483,7 @@ __global__ void __launch_bounds__(kThreads) adamw_kernel(TmAdamW a, Scalars s) {
       t = a.tensors[index];
       end = index + 1 < a.num_tensors ? a.tensors[index + 1].first_block : a.num_blocks;
     }
-    update_block<Element>(a, t, (block - t.first_block) * kBlockElements, s);
+    update_block<Element, kHasBytes>(a, t, (block - t.first_block) * kBlockElements, s);
   }
 }
 
@@ -323,7 +511,12 @@ void adamw(const TmAdamW& args, cudaStream_t stream) {
   s.is_usual = are_usual(s);
   constexpr size_t kBlocks = size_t{kBlocksOfGroup} * kRun;
   const size_t grid = (args.num_blocks + kBlocks - 1) / kBlocks;
-  adamw_kernel<Element><<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(args, s);
+  bool has_bytes = false;
+  for (size_t i = 0; i < args.num_tensors; ++i) {
+    has_bytes = has_bytes || args.host_tensors[i].m_exponents != nullptr;
+  }
+  const auto kernel = has_bytes ? adamw_kernel<Element, true> : adamw_kernel<Element, false>;
+  kernel<<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(args, s);
   CUDA_CHECK_LAUNCH("adamw", stream);
 }
 
