@@ -239,9 +239,8 @@ typedef struct {
   size_t gradient_offset;         // elements into the call's gradient of this tensor's type
   int is_half, is_half_gradient;  // half gradients of half tensors only
   int decays;
-  // Of a half tensor whose moments are bytes (byte_moments.h), else null: an exponent for each of
-  // its blocks.
-  uint8_t *m_exponents, *v_exponents;
+  uint8_t *m_exponents,
+      *v_exponents;  // by block, where moments are bytes (byte_moments.h); or null
 } TmTrainedTensor;
 
 // AdamW of all trained tensors, in exactly this order per element (no fma unless written; all
@@ -256,8 +255,7 @@ typedef struct {
 //   denominator = sqrt(v) / bias_correction2_sqrt + epsilon
 //   p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient first]
 // Of a half tensor p, m and v are read exactly, and the float32 results rounded stochastically when
-// they are stored (stochastic_rounding.h, byte_moments.h), keyed by seed, step and the element's
-// canonical number.
+// they are stored (stochastic_rounding.h), keyed by seed, step and the element's canonical number.
 typedef struct {
   const TmTrainedTensor* tensors;       // in the device's memory, first_block ascending
   const TmTrainedTensor* host_tensors;  // the same in host memory

@@ -4,8 +4,8 @@
 //
 //   shapes  a table of tensors in device memory; each is whole canonical blocks of 256 elements but
 //           for its last one
-//   launch  a warp a canonical block, 8 a thread block, four times in a row; a warp finds its tensor
-//           by binary search in the table, once for blocks of one tensor
+//   launch  a warp a canonical block, 8 a thread block, four times in a row; a warp finds its
+//           tensor by binary search in the table, once for blocks of one tensor
 //   order   every operation is one IEEE 754 float32 operation rounded to nearest even (__fadd_rn,
 //           __fmul_rn, __fdiv_rn, __fsqrt_rn); nothing is fused, subnormal numbers are kept. Half
 //           tensors are rounded by stochastic_rounding.h: a lane's 8 elements are one Philox block.
@@ -13,7 +13,9 @@
 //           of __fdiv_rn and __fsqrt_rn, by the same steps; else one by one with them
 //   scalars products and quotients of scalars are made once, on the host
 //   needs   any alignment and any width; 16 bytes a lane where addresses allow
-//   floor   28 bytes an element of floats, and s for its copy; 14 of half ones with half gradients
+//           Moments of bytes (byte_moments.h) take their exponent from all of the warp
+//   floor   28 bytes an element of floats, and s for its copy; 14 of half ones with half gradients,
+//           10 with moments of bytes
 //   source  Loshchilov & Hutter 2019, in the order of PyTorch's single-tensor AdamW
 #pragma once
 #include <cuda_runtime_api.h>
