@@ -286,9 +286,11 @@ write(
 )
 
 function write(file, names, all) {
+  const exponents = (c) =>
+    c.exponents === undefined ? '' : `"exponents": ${JSON.stringify(c.exponents)},\n      `
   const lines = all.map(
     (c) => `    { "name": ${JSON.stringify(c.name)}, "scalars": ${JSON.stringify(c.scalars)},
-      ${c.exponents === undefined ? '' : `"exponents": ${JSON.stringify(c.exponents)},\n      `}"elements": [
+      ${exponents(c)}"elements": [
 ${c.elements.map((row) => `      ${JSON.stringify(row)}`).join(',\n')}
     ] }`,
   )
