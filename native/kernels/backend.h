@@ -234,13 +234,11 @@ typedef struct {
   void *p, *m, *v;  // m and v without gaps; p in rows of p_stride
   TmElement* copy;  // in rows of copy_stride elements
   size_t n, columns, p_stride, copy_stride;
-  // Of the canonical vector: the tensor's elements are numbered from first_block * 256 on.
-  size_t first_block;
+  size_t first_block;             // elements are numbered from first_block * 256 on, canonically
   size_t gradient_offset;         // elements into the call's gradient of this tensor's type
   int is_half, is_half_gradient;  // half gradients of half tensors only
   int decays;
-  uint8_t *m_exponents,
-      *v_exponents;  // by block, where moments are bytes (byte_moments.h); or null
+  uint8_t *m_exponents, *v_exponents;  // by block, of moments in bytes (byte_moments.h); or null
 } TmTrainedTensor;
 
 // AdamW of all trained tensors, in exactly this order per element (no fma unless written; all

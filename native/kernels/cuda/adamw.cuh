@@ -10,10 +10,10 @@
 //           __fmul_rn, __fdiv_rn, __fsqrt_rn); nothing is fused, subnormal numbers are kept. Half
 //           tensors are rounded by stochastic_rounding.h: a lane's 8 elements are one Philox block.
 //           Where all 8 have usual magnitudes root and quotients are computed without the branches
-//           of __fdiv_rn and __fsqrt_rn, by the same steps; else one by one with them
+//           of __fdiv_rn and __fsqrt_rn, by the same steps; else one by one with them.
+//           Moments of bytes (byte_moments.h) take their exponent from all of the warp
 //   scalars products and quotients of scalars are made once, on the host
 //   needs   any alignment and any width; 16 bytes a lane where addresses allow
-//           Moments of bytes (byte_moments.h) take their exponent from all of the warp
 //   floor   28 bytes an element of floats, and s for its copy; 14 of half ones with half gradients,
 //           10 with moments of bytes
 //   source  Loshchilov & Hutter 2019, in the order of PyTorch's single-tensor AdamW
