@@ -8,10 +8,9 @@
 namespace tunemesh {
 namespace {
 
-// On the device beside what is planned: context, modules, the libraries' workspaces.
-constexpr size_t kOutsideBytes = size_t{3} << 29;  // 1.5 GiB
-// Of that, what is not there yet when a job is prepared.
-constexpr size_t kLateBytes = size_t{1} << 29;
+// Left free beside what is planned and what the device says that the process has besides. On an
+// H100 their sum met the driver's figure within 0.07 GiB (docs/performance.md, memory).
+constexpr size_t kReserveBytes = size_t{256} << 20;
 
 // Of an H100 (bench/results/2026-11-24_cuda-ops_H100.md), the link's as PCIe 5 x16 is assumed to
 // give; elsewhere their ratios are similar enough.
@@ -20,6 +19,8 @@ constexpr double kAttentionRate = 400e12;
 constexpr double kFloatSlowdown = 12;
 constexpr double kCopyRate = 2.5e12;  // bytes a second
 constexpr double kLinkRate = 40e9;
+
+size_t less(size_t bytes, size_t taken) { return bytes - std::min(bytes, taken); }
 
 size_t available_host_bytes() {
   std::FILE* const file = std::fopen("/proc/meminfo", "r");
@@ -84,11 +85,15 @@ MemoryRoom memory_room(const Device& device, const TrainSpec& spec, size_t held_
     room.device_bytes = SIZE_MAX;
     return room;
   }
-  const size_t all = device.ops().memory_bytes(device.context());
-  room.device_bytes = all - std::min(all, kOutsideBytes);
+  const TmBackend& ops = device.ops();
+  size_t late = 0;
+  const size_t overhead =
+      ops.overhead_bytes == nullptr ? 0 : ops.overhead_bytes(device.context(), &late);
+  room.device_bytes = less(ops.memory_bytes(device.context()), overhead + kReserveBytes);
   if (is_now) {
-    const size_t left = held_bytes + device.ops().free_bytes(device.context());
-    room.device_bytes = std::min(room.device_bytes, left - std::min(left, kLateBytes));
+    // The rest of the overhead is no longer free.
+    const size_t left = held_bytes + ops.free_bytes(device.context());
+    room.device_bytes = std::min(room.device_bytes, less(left, late + kReserveBytes));
   }
   room.generous_bytes = room.device_bytes / 4 * 3;
   return room;

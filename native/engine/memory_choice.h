@@ -16,6 +16,7 @@ struct MemoryRoom {
   size_t generous_bytes = 0;
   size_t host_bytes = 0;  // page-locked, for offloaded activations
 };
+// What is free, less the process's overhead as the device tells it, less a reserve of 256 MiB.
 // `held_bytes`: what this engine has taken of the device already. The plan of a job to come reckons
 // with an empty device (`is_now` false).
 MemoryRoom memory_room(const Device& device, const TrainSpec& spec, size_t held_bytes, bool is_now);

@@ -591,6 +591,11 @@ typedef struct TmBackend {
   // Of the exchange; both null where the host rounds and packs.
   TmStatus (*round_blocks)(TmContext*, const TmRoundBlocks*);
   TmStatus (*pack_blocks)(TmContext*, const TmPackBlocks*);
+
+  // Of the device's own memory, what this process has there beside what it asks for: context,
+  // modules, the libraries' own. Of it *late_bytes come with the first calls and are not taken yet.
+  // Null: none.
+  size_t (*overhead_bytes)(TmContext*, size_t* late_bytes);
 } TmBackend;
 
 const TmBackend* tm_cpu_backend(void);

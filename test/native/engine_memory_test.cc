@@ -218,6 +218,31 @@ void test_bytes() {
   }
 }
 
+// 10 GiB, 2 of them taken by others, and a process that has 600 MiB there beside what it asks for.
+void test_room() {
+  constexpr size_t kMib = size_t{1} << 20;
+  static TmBackend card = *device_like_backend();
+  card.memory_bytes = [](TmContext*) { return 10240 * kMib; };
+  card.free_bytes = [](TmContext*) { return 7656 * kMib; };
+  card.overhead_bytes = [](TmContext*, size_t* late) {
+    *late = 64 * kMib;
+    return 600 * kMib;
+  };
+  const Device device(&card, DeviceOptions{});
+  TrainSpec spec;
+  const auto room = [&](size_t held, bool is_now) {
+    return memory_room(device, spec, held, is_now).device_bytes / kMib;
+  };
+  CHECK(room(0, false) == 10240 - 600 - 256, "a job to come: the card less overhead and reserve");
+  CHECK(room(100 * kMib, true) == 100 + 7656 - 64 - 256, "now: what is free less what comes late");
+  card.free_bytes = [](TmContext*) { return 10240 * kMib; };
+  CHECK(room(0, true) == room(0, false), "now: more than the card has for it");
+  card.free_bytes = [](TmContext*) { return 100 * kMib; };
+  CHECK(room(0, true) == 0, "less free than the reserve: not nothing");
+  spec.device_memory_bytes = 5 * kMib;
+  CHECK(room(0, true) == 5, "a limit by hand is not what counts");
+}
+
 void test_backend(const Where& where) {
   // Biases, q/k norm, windows, tied and untied heads by the seed (random_case).
   for (uint64_t seed = 1; seed <= 3; ++seed) test_same_bits(where, seed, kAll);
@@ -249,6 +274,7 @@ int main(int argc, char** argv) {
   test_choice_fits(kAll);
   test_choice_fits({});
   test_bytes();
+  test_room();
   const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
   test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so");
   return finish("engine_memory_test");

@@ -1,5 +1,7 @@
 // What a card's memory holds beside the buffers that an engine plans: the process's context, loaded
-// modules, the libraries' own memory. Told to benchmarks and plans by plugin.h.
+// modules, the libraries' own memory. The one place of that number: TmContext::overhead_bytes()
+// adds it up, plugin.h tells it to benchmarks, TmBackend.overhead_bytes to the engine's memory
+// choice.
 #pragma once
 #include <stddef.h>
 

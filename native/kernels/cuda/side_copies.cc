@@ -1,5 +1,6 @@
 #include "kernels/cuda/side_copies.h"
 
+#include "kernels/cuda/card_memory.h"
 #include "kernels/cuda/context.h"
 #include "kernels/cuda/guard.h"
 
@@ -38,6 +39,11 @@ size_t free_bytes(TmContext* context) {
   return free;
 }
 
+size_t overhead_bytes(TmContext* context, size_t* late_bytes) {
+  *late_bytes = kLazyModuleBytes;
+  return context->overhead_bytes();
+}
+
 }  // namespace
 
 void SideCopies::start(const TmSideCopy& copy, cudaStream_t operations) {
@@ -61,6 +67,7 @@ void fill_side_copies(TmBackend& backend) {
   backend.await_copy = await_copy;
   backend.finish_copy = finish_copy;
   backend.free_bytes = free_bytes;
+  backend.overhead_bytes = overhead_bytes;
 }
 
 }  // namespace tunemesh::cuda
