@@ -172,18 +172,18 @@ export interface Engine {
   ): Promise<MicroBatchResult>
   /** Loss only. */
   evaluate(batch: TokenBatch): Promise<MicroBatchResult>
-  /** AdamW with the published gradient in sum slot `step % 2` of the exchange buffers. */
   /**
    * A slice of the step's published sum is whole, or was written again: it travels to a device with
    * memory of its own, before the update asks for it.
    */
   fetchSum(step: number, slice: number): Promise<void>
+  /** AdamW with the published gradient in sum slot `step % 2` of the exchange buffers. */
   applyUpdate(step: number, update: UpdateNumbers): Promise<void>
   /** SHA-256 (hex) of the trained tensors' float32 bytes in canonical order, without fill. */
   weightsDigest(): Promise<string>
   /**
    * Trained weights and both moments into a file (safetensors, weight.<name>, m.<name>, v.<name>,
-   * metadata step).
+   * of 8-bit moments m_exponents.<name> and v_exponents.<name>; metadata step).
    */
   writeState(path: string, step: number): Promise<void>
   readState(path: string): Promise<{ step: number }>

@@ -24,8 +24,9 @@ struct StateRead {
 // Throws the file's error where a tensor is missing or has another shape.
 void read_tensors(const Device& device, const StateRead& read);
 
-// Trained weights and both moments: weight.<name>, m.<name>, v.<name>, metadata step. Reading
-// refuses a file of other types than the job's states: a resume is exact.
+// Trained weights and both moments: weight.<name>, m.<name>, v.<name>, of moments of bytes
+// m_exponents.<name> and v_exponents.<name>; metadata step. Reading refuses a file of other types
+// than the job's states: a resume is exact.
 struct StateFile {
   std::string path;
   size_t step;

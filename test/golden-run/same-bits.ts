@@ -48,6 +48,11 @@ const kinds: Kind[] = [
     needsGpu: true,
     settings: { ...full, bf16: true, fp32_master: true },
   },
+  {
+    name: 'full bf16, 8-bit moments',
+    needsGpu: true,
+    settings: { ...full, optim: 'adamw_8bit' },
+  },
   { name: 'lora fp8', needsGpu: true, settings: { ...lora, load_in_fp8: true } },
 ]
 
