@@ -95,6 +95,12 @@ function addMesh(program: Command, context: ContextNow): void {
     .description('list hosts, workers and devices of the mesh that runs')
     .option('-w, --watch', 'go on as they change; Ctrl-C ends it', false)
     .option('--interval <s>', 'seconds between two looks', seconds, 1)
+    .option(
+      '--revoke <host>',
+      'put a joined host out, by name or identity (repeatable)',
+      collect,
+      [],
+    )
     .action((options: FleetOptions) => fleet(context(), options))
 
   program

@@ -27,6 +27,22 @@ export interface WorkerOptions {
 
 export async function worker(context: Context, options: WorkerOptions): Promise<void> {
   const way = await wayTo(context, options)
+  try {
+    await runBy(way, context, options)
+  } catch (error) {
+    if (!isRevoked(error) || way.joined === null) throw error
+    way.joined.forget()
+    if (options.token === undefined) throw error
+    // The token may be newer than what it kept; where it is the one it joined by, it is used up.
+    const again = await wayTo(context, options).catch(() => Promise.reject(error))
+    await runBy(again, context, options)
+  }
+}
+
+const isRevoked = (error: unknown) =>
+  error instanceof TunemeshError && error.code === 'HOST_REVOKED'
+
+async function runBy(way: Way, context: Context, options: WorkerOptions): Promise<void> {
   const { workDir, place } = newPlace(context.stateDir, options.device ?? 'auto')
   const args = [
     '--coordinator',

@@ -16,6 +16,7 @@ import type { ListJobsResponse__Output } from '../proto/gen/tunemesh/v1/ListJobs
 import type { ListWorkersResponse__Output } from '../proto/gen/tunemesh/v1/ListWorkersResponse.js'
 import type { PlanRequest } from '../proto/gen/tunemesh/v1/PlanRequest.js'
 import type { PlanResponse__Output } from '../proto/gen/tunemesh/v1/PlanResponse.js'
+import type { RevokeHostResponse__Output } from '../proto/gen/tunemesh/v1/RevokeHostResponse.js'
 import type { SubmitRequest } from '../proto/gen/tunemesh/v1/SubmitRequest.js'
 import type { WorkerInfo__Output } from '../proto/gen/tunemesh/v1/WorkerInfo.js'
 import { BlobService, channelOptions, JobService, JoinService } from '../proto/services.js'
@@ -121,6 +122,17 @@ export class TunemeshClient {
   /** Another join token; not retried, as each call makes one. */
   newToken(limits: { ttlMs: number; uses: number }): Promise<JoinLine> {
     return callOnce((m, o, done) => this.#joins.newToken(limits, m, o, done), {
+      token: this.options.token,
+      deadlineMs: deadlines.quickMs,
+    })
+  }
+
+  /**
+   * A joined host's certificates count no more; what it has open is ended.
+   * @param host its name, its identity, or the start of that
+   */
+  revokeHost(host: string): Promise<RevokeHostResponse__Output> {
+    return callOnce((m, o, done) => this.#joins.revokeHost({ host }, m, o, done), {
       token: this.options.token,
       deadlineMs: deadlines.quickMs,
     })

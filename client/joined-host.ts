@@ -3,7 +3,7 @@
  * one file 0600 that all its workers read. Renewed certificates count from the next connection on.
  */
 import { createHash, generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { type ChannelCredentials, type ChannelOptions, experimental } from '@grpc/grpc-js'
 import { z } from 'zod'
@@ -60,6 +60,11 @@ export class JoinedHost implements TlsIdentity {
     const host = new JoinedHost(path, stored)
     host.#write(stored)
     return host
+  }
+
+  /** Its certificates count no more: the next start joins again. */
+  forget(): void {
+    rmSync(this.path, { force: true })
   }
 
   get address(): string {

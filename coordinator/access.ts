@@ -12,6 +12,8 @@ import {
 import { TunemeshError } from '../proto/errors.js'
 import { rpcStatusOf } from '../proto/rpc-error.js'
 import { workerUnit } from '../proto/tls.js'
+import type { HostCalls } from './host-calls.js'
+import { hostRevoked } from './joined-hosts.js'
 
 export const newSecret = () => randomBytes(32).toString('base64url')
 
@@ -59,19 +61,37 @@ const openToAll = '/tunemesh.v1.JoinService/Join'
 const forWorkers = /^\/tunemesh\.v1\.(WorkerService\/|JoinService\/Renew$|BlobService\/)/
 const forOwners = /^\/tunemesh\.v1\.BlobService\//
 
+/** Which worker hosts may call, and what they have under way. */
+export interface HostGate {
+  isRevoked(hostId: string): boolean
+  calls: HostCalls
+}
+
 /** On the TLS port: a worker host does a worker's calls, the owner's token all others. */
-export function remoteInterceptor(token: string): ServerInterceptor {
-  return (method, call: ServerInterceptingCallInterface) =>
-    new ServerInterceptingCall(call as ServerInterceptingCall, {
+export function remoteInterceptor(token: string, gate: HostGate): ServerInterceptor {
+  return (method, call: ServerInterceptingCallInterface) => {
+    let ended = () => {}
+    return new ServerInterceptingCall(call as ServerInterceptingCall, {
       start: (next) =>
         next({
           onReceiveMetadata: (metadata, proceed) => {
-            const refusal = refusalOf({ path: method.path, metadata, token }, call)
-            if (refusal === null) proceed(metadata)
-            else call.sendStatus(rpcStatusOf(refusal))
+            const hostId = workerHostOf(call)
+            const refusal =
+              hostId !== null && gate.isRevoked(hostId)
+                ? hostRevoked(hostId)
+                : refusalOf({ path: method.path, metadata, token }, call)
+            if (refusal !== null) return call.sendStatus(rpcStatusOf(refusal))
+            if (hostId !== null) ended = gate.calls.began(hostId, call)
+            proceed(metadata)
           },
+          onCancel: () => ended(),
         }),
+      sendStatus: (status, next) => {
+        ended()
+        next(status)
+      },
     })
+  }
 }
 
 function refusalOf(

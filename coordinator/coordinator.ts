@@ -34,6 +34,7 @@ import { startRun } from './job-run.js'
 import { jobHandlers } from './job-service.js'
 import { hasEnded, JobStore } from './job-store.js'
 import { joinHandlers } from './join-service.js'
+import { hostRevoked } from './joined-hosts.js'
 import { assertOwnAddress, type ListenAddress } from './listen-address.js'
 import { LocalWorkers, threadsEach } from './local-workers.js'
 import { findNatsServer } from './nats-binary.js'
@@ -222,7 +223,8 @@ async function startNats(
   const { natsServer, path, natsCacheDir, log } = options
   const found = await findNatsServer({ explicit: natsServer, path, cacheDir: natsCacheDir })
   const tls = remote?.natsTls ?? null
-  const server = await NatsServer.start({ binary: found.path, folder, log, tls })
+  const revokedSeeds = () => remote?.hosts.revoked.map(({ userSeed }) => userSeed) ?? []
+  const server = await NatsServer.start({ binary: found.path, folder, log, tls, revokedSeeds })
   log.info({ version: found.version, path: found.path, url: server.url }, 'nats-server is up')
   return server
 }
@@ -276,9 +278,17 @@ async function listenGrpc(parts: {
       plan: (request) => planRequest(mesh, request),
       generate: (request, signal) => generateText(mesh, request, signal),
     }),
-    workers: workerHandlers({ fleet, proofs, nats, heartbeatMs, helloTimeoutMs, log }),
+    workers: workerHandlers({
+      fleet,
+      proofs,
+      nats,
+      userSeedOf: (host) => remote?.hosts.note(host).userSeed ?? '',
+      heartbeatMs,
+      helloTimeoutMs,
+      log,
+    }),
     blobs: blobHandlers(blobs, rpc),
-    joins: joinHandlers({ remote, rpc, log }),
+    joins: joinHandlers({ remote, rpc, putOut: putOut({ remote, fleet, nats }), log }),
   }
   const host = '127.0.0.1'
   const here = new GrpcServer(tokenInterceptor(token), services)
@@ -287,10 +297,24 @@ async function listenGrpc(parts: {
   folder.remember('grpc-port.json', port)
   const address = `${host}:${port}`
   if (remote === null) return { servers: [here], address }
-  const server = new GrpcServer(remoteInterceptor(token), services)
+  const { hosts, calls } = remote
+  const gate = { isRevoked: (hostId: string) => hosts.isRevoked(hostId), calls }
+  const server = new GrpcServer(remoteInterceptor(token, gate), services)
   await listenRemote({ server, folder, remote })
   return { servers: [here, server], address }
 }
+
+/** A host was revoked: its calls hear why, its workers are gone, the bus takes them no more. */
+const putOut =
+  (parts: { remote: RemoteAccess | null; fleet: Fleet; nats: NatsServer }) =>
+  async (hostId: string): Promise<number> => {
+    const { remote, fleet, nats } = parts
+    const workers = fleet.workers.filter((worker) => worker.hostId === hostId)
+    remote?.calls.end(hostId, hostRevoked(hostId))
+    for (const { id } of workers) fleet.disconnect(id, 'its host was revoked')
+    await nats.applyRevocations()
+    return workers.length
+  }
 
 async function listenRemote(parts: {
   server: GrpcServer

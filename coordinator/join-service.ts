@@ -7,10 +7,12 @@ import type { JoinServiceHandlers } from '../proto/gen/tunemesh/v1/JoinService.j
 import type { NewTokenRequest__Output } from '../proto/gen/tunemesh/v1/NewTokenRequest.js'
 import type { NewTokenResponse } from '../proto/gen/tunemesh/v1/NewTokenResponse.js'
 import type { RenewRequest__Output } from '../proto/gen/tunemesh/v1/RenewRequest.js'
+import type { RevokeHostRequest__Output } from '../proto/gen/tunemesh/v1/RevokeHostRequest.js'
 import { publicKeyDer, requestedKey } from '../proto/tls.js'
 import { version } from '../proto/version.js'
 import { workerHostOf } from './access.js'
 import type { IssuedCertificate } from './certificate-authority.js'
+import { hostRevoked } from './joined-hosts.js'
 import type { RemoteAccess } from './remote-access.js'
 import type { RpcHandlers } from './rpc-handlers.js'
 
@@ -25,10 +27,17 @@ export interface JoinServiceOptions {
   /** null: the coordinator listens on loopback only. */
   remote: RemoteAccess | null
   rpc: RpcHandlers
+  /** Ends everything that a revoked host has open. Answers how many workers that were. */
+  putOut(hostId: string): Promise<number>
   log: Logger
 }
 
-export function joinHandlers({ remote, rpc, log }: JoinServiceOptions): JoinServiceHandlers {
+export function joinHandlers({
+  remote,
+  rpc,
+  putOut,
+  log,
+}: JoinServiceOptions): JoinServiceHandlers {
   return {
     Join: rpc.unary((request: JoinRequest__Output, call) => {
       try {
@@ -43,10 +52,12 @@ export function joinHandlers({ remote, rpc, log }: JoinServiceOptions): JoinServ
       const hostId = workerHostOf(call)
       if (hostId === null) throw noCertificate()
       const key = keyIn(request.certificateRequest)
-      const { authority, options } = opened(remote)
+      const { authority, options, hosts } = opened(remote)
       const life = lifeNow(options)
       log.info({ hostId }, 'a worker host renews its certificate')
-      return message(authority.worker(key, life, hostId), life)
+      const issued = authority.worker(key, life, hostId)
+      hosts.note({ ...issued, host: '' })
+      return message(issued, life)
     }),
     NewToken: rpc.unary((request: NewTokenRequest__Output): NewTokenResponse => {
       const { ttlMs, uses } = request
@@ -58,6 +69,13 @@ export function joinHandlers({ remote, rpc, log }: JoinServiceOptions): JoinServ
         )
       }
       return opened(remote).newToken({ ttlMs, uses })
+    }),
+    RevokeHost: rpc.unary(async ({ host: name }: RevokeHostRequest__Output) => {
+      const { hosts } = opened(remote)
+      const { hostId, host } = hosts.revoke(name)
+      const numWorkers = await putOut(hostId)
+      log.warn({ hostId, host, numWorkers }, 'a worker host was revoked')
+      return { hostId, host, numWorkers }
     }),
   }
 }
@@ -72,10 +90,12 @@ function join(remote: RemoteAccess, request: JoinRequest__Output, log: Logger): 
     )
   }
   const key = keyIn(request.certificateRequest)
-  // Durable before the certificate leaves: a crash in between costs a token, not its being once.
-  remote.tokens.use(secret, publicKeyDer(key))
   const life = lifeNow(remote.options)
   const issued = remote.authority.worker(key, life)
+  if (remote.hosts.isRevoked(issued.hostId)) throw hostRevoked(issued.hostId)
+  // Durable before the certificate leaves: a crash in between costs a token, not its being once.
+  remote.tokens.use(secret, publicKeyDer(key))
+  remote.hosts.note({ ...issued, host })
   log.info({ host, hostId: issued.hostId }, 'a worker host joined')
   return message(issued, life)
 }

@@ -18,6 +18,7 @@ import { hereOf } from './listen-address.js'
 import {
   accountName,
   coordinatorUser,
+  meshAccount,
   type NatsSeeds,
   newSeeds,
   systemUser,
@@ -53,6 +54,8 @@ export interface NatsServerOptions {
   log: Logger
   /** null: plain text on loopback. Else everybody speaks TLS with a certificate of the mesh. */
   tls?: NatsTls | null
+  /** Keys of users whose credentials count no more; none where it is absent. */
+  revokedSeeds?: () => string[]
 }
 
 interface NatsServerEvents {
@@ -107,7 +110,7 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     writePrivate(
       configPathIn(folder),
       configText(folder, { host: tls?.host ?? '127.0.0.1', port }, tls !== null) +
-        (await trustConfig(seeds)),
+        (await trustConfig(seeds, options.revokedSeeds?.() ?? [])),
     )
     const [coordinator, system] = await Promise.all([coordinatorUser(seeds), systemUser(seeds)])
     return new NatsServer(options, secrets, { coordinator, system })
@@ -126,10 +129,48 @@ export class NatsServer extends EventEmitter<NatsServerEvents> {
     return this.#addressOf('system', this.users.system)
   }
 
-  /** For one worker, until `expiresMs` of the wall clock. */
-  async workerAddress(workerId: string, expiresMs: number): Promise<NatsAddress> {
-    const credentials = await workerUser(this.secrets.seeds, workerId, expiresMs)
+  /**
+   * For one worker, until `expiresMs` of the wall clock.
+   * @param userSeed the key of its host; null: a key of its own
+   */
+  async workerAddress(
+    workerId: string,
+    expiresMs: number,
+    userSeed: string | null = null,
+  ): Promise<NatsAddress> {
+    const credentials = await workerUser(this.secrets.seeds, workerId, { expiresMs, userSeed })
     return this.#addressOf(workerId, credentials)
+  }
+
+  /**
+   * Ends the connections of users that are revoked by now, and takes none of theirs any more: at
+   * once, and from its configuration after a restart.
+   * @throws TunemeshError NATS_UNREACHABLE
+   */
+  async applyRevocations(): Promise<void> {
+    const { seeds } = this.secrets
+    const revoked = this.options.revokedSeeds?.() ?? []
+    const { folder, tls = null } = this.options
+    const address = { host: tls?.host ?? '127.0.0.1', port: this.secrets.port }
+    writePrivate(
+      configPathIn(folder),
+      configText(folder, address, tls !== null) + (await trustConfig(seeds, revoked)),
+    )
+    const connection = await NatsConnection.open(this.systemAddress, startTimeoutMs)
+    try {
+      const subject = `$SYS.REQ.ACCOUNT.${accountName(seeds.mesh)}.CLAIMS.UPDATE`
+      const claims = new TextEncoder().encode(await meshAccount(seeds, revoked))
+      const reply = await connection.request(subject, claims)
+      const { data, error } = JSON.parse(new TextDecoder().decode(reply)) as {
+        data?: { code?: number }
+        error?: { description?: string }
+      }
+      if (data?.code === 200) return
+      const why = error?.description ?? 'no reason given'
+      throw new TunemeshError('NATS_UNREACHABLE', `nats-server did not take a revocation: ${why}.`)
+    } finally {
+      await connection.close()
+    }
   }
 
   #addressOf(user: string, credentials: NatsCredentials): NatsAddress {

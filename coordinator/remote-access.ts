@@ -5,7 +5,9 @@ import { experimental, type ServerCredentials } from '@grpc/grpc-js'
 import { encodeJoinToken } from '../proto/join-token.js'
 import type { TlsIdentity } from '../proto/tls.js'
 import { CertificateAuthority } from './certificate-authority.js'
+import { HostCalls } from './host-calls.js'
 import { JoinTokens } from './join-tokens.js'
+import { JoinedHosts } from './joined-hosts.js'
 import { joinHost, type ListenAddress, serverNames } from './listen-address.js'
 import type { NatsTls } from './nats-server.js'
 
@@ -28,6 +30,9 @@ export interface JoinLine {
 export class RemoteAccess {
   readonly authority: CertificateAuthority
   readonly tokens: JoinTokens
+  readonly hosts: JoinedHosts
+  /** Of worker hosts, under way. */
+  readonly calls = new HostCalls()
   readonly server: TlsIdentity
   /** Of this machine's own clients of the bus. */
   readonly local: TlsIdentity
@@ -35,9 +40,10 @@ export class RemoteAccess {
   boundPort = 0
 
   constructor(readonly options: RemoteAccessOptions) {
-    const { folder, listen, nowMs } = options
+    const { folder, listen, nowMs, certificateLifeMs } = options
     this.authority = CertificateAuthority.open(folder, nowMs())
     this.tokens = new JoinTokens(join(folder, 'tokens.json'), nowMs)
+    this.hosts = new JoinedHosts({ path: join(folder, 'hosts.json'), certificateLifeMs, nowMs })
     this.server = this.authority.server(serverNames(listen.host, hostname()), nowMs())
     this.local = this.authority.local(nowMs())
   }

@@ -15,7 +15,9 @@ import { workerLifeMs } from './nats-accounts.js'
 export interface WorkerServiceOptions {
   fleet: Fleet
   proofs: WorkerProofs
-  nats: { workerAddress(workerId: string, expiresMs: number): Promise<NatsAddress> }
+  nats: { workerAddress(id: string, expiresMs: number, seed?: string | null): Promise<NatsAddress> }
+  /** The key on the bus of a joined host's workers; it is noted where it was not known. */
+  userSeedOf(host: { hostId: string; host: string }): string
   heartbeatMs: number
   /** How long a new stream may take to say Hello. */
   helloTimeoutMs: number
@@ -96,7 +98,7 @@ function streamOf(call: AttachCall) {
 
 async function welcome(worker: FleetWorker, options: WorkerServiceOptions): Promise<void> {
   const { hello, id, hostId } = worker
-  const { url, credentials, tls } = await options.nats.workerAddress(id, Date.now() + workerLifeMs)
+  const { url, credentials, tls } = await addressFor(worker, options)
   if (options.fleet.get(id) !== worker) return // it left meanwhile
   worker.stream.send({
     welcome: {
@@ -113,14 +115,26 @@ async function welcome(worker: FleetWorker, options: WorkerServiceOptions): Prom
   options.fleet.announce(worker)
 }
 
+/** Throws where the list of hosts is full. */
+async function addressFor(
+  { id, hello, hostId }: FleetWorker,
+  { nats, userSeedOf }: WorkerServiceOptions,
+): Promise<NatsAddress> {
+  const { host } = hello
+  const userSeed = hostId === '' ? null : userSeedOf({ hostId, host })
+  return nats.workerAddress(id, Date.now() + workerLifeMs, userSeed)
+}
+
 /** Before the credentials of its Welcome expire; the server would end its connection. */
 async function renew(worker: FleetWorker, options: WorkerServiceOptions): Promise<void> {
-  const { nats, log } = options
   try {
-    const { credentials } = await nats.workerAddress(worker.id, Date.now() + workerLifeMs)
+    const { credentials } = await addressFor(worker, options)
     worker.stream.send({ renewedNats: credentials })
   } catch (error) {
-    log.error({ err: error, workerId: worker.id }, 'its NATS credentials could not be renewed')
+    options.log.error(
+      { err: error, workerId: worker.id },
+      'its NATS credentials could not be renewed',
+    )
   }
 }
 

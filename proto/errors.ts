@@ -50,6 +50,7 @@ export const errorKinds = {
   NOT_AUTHENTICATED: user(status.UNAUTHENTICATED),
   JOIN_REFUSED: user(status.PERMISSION_DENIED),
   CERTIFICATE_INVALID: user(status.UNAUTHENTICATED),
+  HOST_REVOKED: user(status.PERMISSION_DENIED),
   TLS_REQUIRED: user(status.FAILED_PRECONDITION),
   STATE_CONFLICT: user(status.FAILED_PRECONDITION),
   // failures of a job

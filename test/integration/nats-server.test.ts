@@ -169,7 +169,10 @@ describe('nats-server', () => {
       code: 'NATS_UNREACHABLE',
       message: /refuses the credentials of w-a: they have expired or are of another mesh/,
     })
-    const credentials = await workerUser(newSeeds(), 'w-a', inAnHour())
+    const credentials = await workerUser(newSeeds(), 'w-a', {
+      expiresMs: inAnHour(),
+      userSeed: null,
+    })
     await assert.rejects(WorkerConnection.open({ ...expired, credentials }), {
       code: 'NATS_UNREACHABLE',
       message: /refuses the credentials of w-a/,

@@ -33,7 +33,7 @@ async function attached(workerAddress: Sign = async (_, expiresMs) => addressUnt
   const log = pino({ level: 'silent' })
   const nats = { workerAddress }
   const proofs = new WorkerProofs('secret')
-  const limits = { heartbeatMs: 1, helloTimeoutMs: 1_000 }
+  const limits = { heartbeatMs: 1, helloTimeoutMs: 1_000, userSeedOf: () => '' }
   const handlers = workerHandlers({ fleet, proofs, nats, ...limits, log })
   const call = new Call()
   handlers.Attach(call as never)
