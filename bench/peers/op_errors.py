@@ -168,9 +168,9 @@ def draw_adamw(random):
 def run_adamw(inputs, dtype):
     p, m, v = leaf(inputs[0], dtype), inputs[1].to(dtype), inputs[2].to(dtype)
     p.grad = inputs[3].to(dtype)
-    optimizer = torch.optim.AdamW([p], lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01,
-                                  fused=dtype != torch.float64 and device == "cuda")
-    step = torch.tensor(9.0, device=device if device == "cuda" else "cpu")
+    is_fused = dtype != torch.float64 and device == "cuda"
+    optimizer = torch.optim.AdamW([p], lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=is_fused)
+    step = torch.tensor(9.0, device="cuda" if is_fused else "cpu")  # where each of them keeps it
     optimizer.state[p] = {"step": step, "exp_avg": m.clone(), "exp_avg_sq": v.clone()}
     optimizer.step()
     return [p, optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]]
