@@ -25,7 +25,7 @@ const maxArchiveBytes = 40_000_000
  * Everything within one dictionary, as test programs share most of their code, and jumps of x86
  * code made comparable first.
  */
-const xzOptions = '-T1 --x86 --lzma2=preset=9,dict=192MiB'
+const xzOptions = '-T1 --x86 --lzma2=preset=6,dict=192MiB'
 const isFast = process.argv.includes('--fast')
 const { version } = JSON.parse(readFileSync(join(top, 'package.json'), 'utf8'))
 const name = `tunemesh-${version}-linux-x64`
