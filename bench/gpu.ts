@@ -4,6 +4,7 @@
  * [--precision fp32|fp8]`; `./tunemesh dev bench:gpu` in the bundle.
  *
  *   --steps N --warmup N   measured steps (9), and those before (5)
+ *   --accumulation N       micro-batches of a step (1); peers, which take one, are then left out
  *   --graphs on|off        parts of a step as one launch (on)
  *   --mode both|deterministic|free   sums in a fixed order, or in whatever order is fastest; by
  *                          default both, one after the other, and what the fixed order costs
@@ -61,6 +62,7 @@ const { values } = parseArgs({
     threads: text,
     'loss-rows': text,
     graphs: text,
+    accumulation: text,
     mode: { type: 'string', default: 'both' },
     'memory-gib': text,
     out: { type: 'string', default: `${top}build/bench-gpu.jsonl` },
@@ -94,6 +96,8 @@ interface Record {
   date: string
   commit: string | null
   driver_gib: number | null
+  /** Micro-batches of a step. */
+  accumulation: number
   ms: number
   outside_share: number | null
   peer_peak_gib: number | null
@@ -139,6 +143,7 @@ function stepProgram(mode: Mode): StepProgram {
     'threads',
     'loss-rows',
     'graphs',
+    'accumulation',
     'memory-gib',
   ]
   const options = passedOn.flatMap((name) => {
@@ -172,13 +177,17 @@ function recordOf(row: Row, { step, card, peers }: Found): Record {
     tokens_per_second: step.tokens_per_second,
     peer: best?.peer ?? null,
     peer_tokens_per_second: best?.tokensPerSecond ?? null,
-    limit_tokens_per_second: isKnown && hasRate ? limitOf(card, row).tokensPerSecond : null,
+    limit_tokens_per_second:
+      isKnown && hasRate
+        ? limitOf(card, { ...row, accumulation: step.accumulation }).tokensPerSecond
+        : null,
     peak_gib: (step.plan_bytes + step.workspace_bytes) / gib,
     predicted_gib: step.predicted_bytes / gib,
     device: step.device,
     date: new Date().toISOString(),
     commit: commit(),
     driver_gib: step.driver_bytes === null ? null : step.driver_bytes / gib,
+    accumulation: step.accumulation,
     ms: step.ms,
     outside_share: step.outside_share,
     peer_peak_gib: best?.peakGib ?? null,
@@ -270,7 +279,7 @@ async function measure(row: Row, card: Ceilings | null, runs: PeerRuns | null): 
     found.push({ step, card, peers: [] })
     write(row, found, size)
   }
-  const variants = variantsOf(values.peers)
+  const variants = Number(values.accumulation ?? 1) > 1 ? [] : variantsOf(values.peers)
   if (runs !== null && variants.length > 0) {
     // Peers take minutes where they compile: what is known stands already.
     const times = found.map(({ step }) => `${step.ms.toFixed(2)} ms`).join(' and ')

@@ -50,6 +50,8 @@ export interface Work {
   seq: number
   /** Of LoRA with an fp8 base: its linears at the fp8 rate, the head in bf16. */
   precision?: string
+  /** Micro-batches of a step; its update is shared among them. By default 1. */
+  accumulation?: number
 }
 
 interface Limit {
@@ -87,7 +89,7 @@ export function limitOf(card: Ceilings, work: Work): Limit {
   const moved = (2 * tokens * (layers * elements + 3 * model.vocabulary)) / card.copy
 
   const trained = linears + head * (model.isTied ? 1 : 2)
-  const update = isFull ? (updateBytes * trained) / card.copy : 0
+  const update = isFull ? (updateBytes * trained) / card.copy / (work.accumulation ?? 1) : 0
   return {
     tokensPerSecond: tokens / (products + attention + moved + update),
     parts: {

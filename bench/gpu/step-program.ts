@@ -16,6 +16,7 @@ export interface StepResult {
   min_ms: number
   tokens_per_second: number
   load_s: number
+  accumulation: number
   mode: string
   /** Of a step, in which the device had nothing to do; null where the device has no clock. */
   outside_share: number | null

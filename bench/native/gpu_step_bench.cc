@@ -1,13 +1,14 @@
-// Times the engine's own training step on one device, without a mesh: one micro-batch, gradient
-// norm, clip at 1.0 and AdamW, on random weights of a real shape (local mode). Prints one JSON
-// object; bench/gpu.ts makes rows and tables of it. With --exchange the step is that of a mesh's
-// worker on its own (exchange_step.h), rounding on the device or on the host.
+// Times the engine's own training step on one device, without a mesh: one micro-batch or several,
+// gradient norm, clip at 1.0 and AdamW, on random weights of a real shape (local mode). Prints one
+// JSON object; bench/gpu.ts makes rows and tables of it. With --exchange the step is that of a
+// mesh's worker on its own (exchange_step.h), rounding on the device or on the host.
 //
 //   gpu_step_bench --model NAME --method lora|full --batch N --seq N [--precision bf16|fp32|fp8]
 //                  [--warmup N] [--steps N] [--loss-rows N] [--profile 1] [--ceilings 1]
-//                  [--memory-gib X] [--graphs on|off] [--mode deterministic|free]
-//                  [--device cuda|cpu] [--plugin PATH] [--libraries DIR] [--threads N]
-//                  [--fp32-master 1] [--adamw-8bit 1] [--exchange off|device|host]
+//                  [--accumulation N] [--memory-gib X] [--graphs on|off]
+//                  [--mode deterministic|free] [--device cuda|cpu] [--plugin PATH]
+//                  [--libraries DIR] [--threads N] [--fp32-master 1] [--adamw-8bit 1]
+//                  [--exchange off|device|host]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -97,6 +98,7 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
 struct StepInput {
   const TokenBatch& batch;
   ExchangeMode mode;
+  size_t accumulation;  // times that the batch is taken
 };
 
 struct StepTime {
@@ -107,12 +109,12 @@ struct StepTime {
 StepTime one_step(Engine& engine, const StepInput& input, size_t step) {
   StepTime time;
   const bool is_local = input.mode == ExchangeMode::kOff;
+  const auto divisor = static_cast<double>(input.batch.num_tokens * input.accumulation);
   const auto start = Clock::now();
-  if (is_local) {
-    engine.local_micro_batch(input.batch, static_cast<double>(input.batch.num_tokens));
-  } else {
-    time.wire_bytes = exchange_micro_batch(engine, input.batch);
+  for (size_t i = 0; is_local && i < input.accumulation; ++i) {
+    engine.local_micro_batch(input.batch, divisor);
   }
+  if (!is_local) time.wire_bytes = exchange_micro_batch(engine, input.batch);
   time.micro_batch_seconds = seconds_since(start);
   if (is_local) {
     engine.apply_local_update(step, clipped_update(step, engine.local_sum_squares()));
@@ -196,6 +198,7 @@ struct StepTimes {
   size_t wire_bytes = 0;
   std::optional<double> outside_share;  // of the profiled step, whose calls are issued one by one
   bool has_graphs = false, is_deterministic = true;
+  size_t accumulation = 1;
 };
 
 StepTimes measure(Engine& engine, const Options& options, const StepWork& work) {
@@ -203,8 +206,10 @@ StepTimes measure(Engine& engine, const Options& options, const StepWork& work) 
   times.has_graphs = engine.device().records_calls();
   times.is_deterministic = engine.device().is_deterministic();
   const RandomTokens tokens(work, engine.config().vocab_size);
+  times.accumulation = options.count("accumulation", 1);
   const TokenBatch batch = tokens.batch();
-  const StepInput input = {batch, exchange_mode(options.text("exchange", "off"))};
+  const ExchangeMode mode = exchange_mode(options.text("exchange", "off"));
+  const StepInput input = {batch, mode, times.accumulation};
   const size_t warmup = options.count("warmup", 5), steps = options.count("steps", 9);
   for (size_t step = 1; step <= warmup + steps; ++step) {
     const StepTime time = one_step(engine, input, step);
@@ -227,7 +232,9 @@ void print_step(const StepTimes& times, const StepWork& work) {
   const double middle = median(times.seconds);
   std::printf("{\"ms\":%.4f,\"min_ms\":%.4f,\"tokens_per_second\":%.1f,\"load_s\":%.2f",
               middle * 1e3, *std::min_element(times.seconds.begin(), times.seconds.end()) * 1e3,
-              static_cast<double>(work.num_tokens()) / middle, times.load_seconds);
+              static_cast<double>(work.num_tokens() * times.accumulation) / middle,
+              times.load_seconds);
+  std::printf(",\"accumulation\":%zu", times.accumulation);
   std::printf(",\"mode\":\"%s%s\"", times.is_deterministic ? "deterministic" : "free",
               times.has_graphs ? "" : ", no graphs");
   std::printf(",\"micro_batch_ms\":%.4f,\"wire_bytes\":%zu",
@@ -256,6 +263,10 @@ void run(const Options& options) {
   engine.load();
   TrainSpec spec = spec_of(work);
   plan_exchange(engine, exchange_mode(options.text("exchange", "off")), spec);
+  spec.local_micro_batches = options.count("accumulation", 1);
+  if (!spec.is_local && spec.local_micro_batches > 1) {
+    throw EngineError("JOB_INVALID", "--accumulation is of the local mode: leave --exchange out.");
+  }
   spec.device_memory_bytes = options.gibibytes("memory-gib");
   const bool is_half = engine.device().element_bytes() == 2;
   spec.has_half_states = work.is_full && is_half && !options.is_set("fp32-master");

@@ -6,6 +6,7 @@
 //                     [--checkpointing auto|never|always] [--offloading auto|never|always]
 //                     [--embedding auto|never|always (on the host)] [--loss-rows N]
 //                     [--fp32-master 1] [--adamw-8bit 1] [--mode deterministic|free]
+//                     [--accumulation N]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -118,6 +119,7 @@ void run(const Options& options) {
   const Engine engine(&card, engine_options, std::make_unique<RandomSource>(engine_options.config));
   TrainSpec spec = spec_of(work);
   spec.is_local = true;
+  spec.local_micro_batches = count(options, "accumulation", "1");
   spec.has_half_states = work.is_full && options.count("fp32-master") == 0;
   spec.has_byte_moments = options.count("adamw-8bit") != 0;
   spec.gradient_checkpointing = use_of(options, "checkpointing");

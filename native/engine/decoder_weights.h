@@ -15,6 +15,7 @@ struct LinearWeights {
   const float* bias = nullptr;
   void* weight_grad = nullptr;  // floats, or elements where has_element_grad; null: frozen
   bool has_element_grad = false;
+  bool adds_grads = false;  // to what is there, as biases always do
   float* bias_grad = nullptr;
   // y += (scale x A^T) B^T; A [r, in], B [out, r]; rows null: no adapter here
   TmWeight lora_a = {};

@@ -365,6 +365,7 @@ std::vector<TensorValues> Engine::gradients(const TokenBatch& batch, double loss
   state.fetched().slices.clear();
   const TrainedVector& trained = state.trained();
   const GradientVector gradient = {trained.added_ranges(), trained.gradient_ranges()};
+  state.num_summed() = 0;  // of a local step under way
   train_step({*device_, options_.config, weights_, state.work()}, batch, {gradient, loss_divisor});
   std::vector<TensorValues> result;
   for (size_t i = 0; i < trained.tensors.size(); ++i) {

@@ -69,9 +69,10 @@ class Engine {
   // meanwhile. Called again for a slice that was written again; changes no bit.
   void fetch_sum(size_t step, size_t slice);
   void apply_update(size_t step, AdamWNumbers numbers);  // the rest is the spec's
-  // Local mode (TrainSpec::is_local): a step is one micro-batch, whose gradient never leaves the
-  // device. In this order; the sum of squares is that of the last micro-batch's gradient, fp64 in
-  // fixed order, and NON_FINITE_GRADIENT where it is not finite.
+  // Local mode (TrainSpec::is_local): a step is up to local_micro_batches micro-batches, whose
+  // summed gradient never leaves the device. In this order; all divide by the step's divisor. The
+  // sum of squares is fp64 in fixed order, and NON_FINITE_GRADIENT where it is not finite. A
+  // micro-batch that fails ends the step: the next one begins it anew.
   MicroBatchResult local_micro_batch(const TokenBatch& batch, double loss_divisor);
   double local_sum_squares() const;
   void apply_local_update(size_t step, const AdamWNumbers& numbers);

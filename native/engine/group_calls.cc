@@ -94,7 +94,7 @@ void group_weight_grads(const Pass& pass, size_t layer, const GroupBackwardCall&
                                      pass.n,
                                      shape.out[part],
                                      shape.in,
-                                     0,
+                                     linear.adds_grads ? 1 : 0,
                                      1.0f,
                                      linear.has_element_grad ? 1 : 0};
     if (linear.weight_grad != nullptr) TM_RUN(pass.device, linear_weight_grad, &grad);
@@ -102,6 +102,7 @@ void group_weight_grads(const Pass& pass, size_t layer, const GroupBackwardCall&
       TM_RUN(pass.device, bias_grad_add, call.dy[part], pass.n, shape.out[part], strides.dy,
              linear.bias_grad);
     }
+    if (linear.adds_grads) adapters.accumulate = 1;
     adapters.lora_a[part] = linear.lora_a_grad;
     adapters.lora_b[part] = linear.lora_b_grad;
   }

@@ -44,6 +44,7 @@ void linear_backward(const Device& device, const LinearBackward& args) {
   const LinearWeights& linear = args.linear;
   const size_t out = linear.weight.out;
   const size_t in = linear.weight.in;
+  const int adds = linear.adds_grads ? 1 : 0;
   if (linear.weight_grad != nullptr) {
     const TmLinearWeightGrad call = {args.dy,
                                      out,
@@ -53,7 +54,7 @@ void linear_backward(const Device& device, const LinearBackward& args) {
                                      args.n,
                                      out,
                                      in,
-                                     0,
+                                     adds,
                                      1.0f,
                                      linear.has_element_grad ? 1 : 0};
     TM_RUN(device, linear_weight_grad, &call);
@@ -72,7 +73,7 @@ void linear_backward(const Device& device, const LinearBackward& args) {
   if (!linear.has_adapter()) return;
   const size_t rank = args.rank;
   const TmLinearWeightGrad b_grad = {
-      args.dy, out, args.lora_u, rank, linear.lora_b_grad, args.n, out, rank, 0, 1.0f, 0};
+      args.dy, out, args.lora_u, rank, linear.lora_b_grad, args.n, out, rank, adds, 1.0f, 0};
   TM_RUN(device, linear_weight_grad, &b_grad);
   TmLinear du = product(args.lora_du, linear.lora_b, nullptr);
   du.y = const_cast<TmElement*>(args.dy);
@@ -80,7 +81,7 @@ void linear_backward(const Device& device, const LinearBackward& args) {
   du.alpha = args.scale;
   backward_input(device, du);
   const TmLinearWeightGrad a_grad = {
-      args.lora_du, rank, args.x, in, linear.lora_a_grad, args.n, rank, in, 0, 1.0f, 0};
+      args.lora_du, rank, args.x, in, linear.lora_a_grad, args.n, rank, in, adds, 1.0f, 0};
   TM_RUN(device, linear_weight_grad, &a_grad);
   if (args.dx == nullptr) return;
   TmLinear through_a = product(args.dx, linear.lora_a, nullptr);

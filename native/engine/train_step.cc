@@ -255,7 +255,7 @@ void head_backward(const Pass& pass, size_t first_row, size_t num_rows) {
                                      num_rows,
                                      vocabulary,
                                      hidden,
-                                     first_row > 0 ? 1 : 0,
+                                     first_row > 0 || head.adds_grads ? 1 : 0,
                                      1.0f,
                                      head.has_element_grad ? 1 : 0};
     TM_RUN(pass.device, linear_weight_grad, &call);

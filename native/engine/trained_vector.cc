@@ -180,6 +180,7 @@ std::vector<MemoryRange> TrainedVector::gradient_ranges() const {
 
 // Products overwrite the gradients of matrices. A tied table's first receives the head's.
 std::vector<MemoryRange> TrainedVector::added_ranges() const {
+  if (adds_gradient) return gradient_ranges();
   if (layout->find("model.embed_tokens.weight") == nullptr) return {};  // adapters
   if (!has_half_gradient) return gradient_ranges();
   std::vector<MemoryRange> ranges = {
@@ -275,6 +276,7 @@ DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained
   view.head.weight = at.matrix(head);
   view.head.weight_grad = at.grad(head);
   view.has_element_grads = view.head.has_element_grad = trained.has_half_gradient;
+  view.head.adds_grads = trained.adds_gradient;
   view.groups = trained.groups;
   const auto shapes = linear_shapes(config);
   for (size_t index = 0; index < config.num_layers; ++index) {
@@ -293,6 +295,7 @@ DecoderWeights full_view(const ModelConfig& config, const TrainedVector& trained
       linear.weight = at.matrix(name + ".weight");
       linear.weight_grad = at.grad(name + ".weight");
       linear.has_element_grad = trained.has_half_gradient;
+      linear.adds_grads = trained.adds_gradient;
       if (!config.qkv_bias || which > kValue) continue;
       linear.bias = at.weight(name + ".bias");
       linear.bias_grad = at.float_grad(name + ".bias");
@@ -315,6 +318,7 @@ void attach_adapter(const AdapterView& adapter, DecoderWeights& weights) {
       const std::string b = adapter_tensor_name(index, shapes[which], 'B');
       linear.lora_a = at.matrix(a);
       linear.lora_b = at.matrix(b);
+      linear.adds_grads = adapter.trained.adds_gradient;
       linear.lora_a_grad = at.float_grad(a);
       linear.lora_b_grad = at.float_grad(b);
     }

@@ -37,10 +37,11 @@ struct TrainedVector {
   size_t num_full_layers = 0;  // whose groups are packed here; 0: adapters, packed with their base
   bool is_half = false, has_half_gradient = false;
   bool has_byte_moments = false;  // of half states: the matrices' moments in 8 bits
+  bool adds_gradient = false;  // a step's micro-batches sum theirs in `gradient`
   HalfStates half;
   // With half states: the matrices decoded, where products read rows of floats; else null.
   float* weights = nullptr;
-  // Of one micro-batch, overwritten by the next; null with half gradients.
+  // Of one micro-batch, overwritten by the next unless adds_gradient; null with half gradients.
   float* gradient = nullptr;
   float* m = nullptr;  // null with half states, as v
   float* v = nullptr;
@@ -60,7 +61,7 @@ struct TrainedVector {
   float* rows(size_t tensor) const;
   // Floats, or bfloat16 of a matrix where has_half_gradient; null without gradient.
   void* gradient_of(size_t tensor) const;
-  // Of the gradient, all that a step may write, and what it adds into.
+  // Of the gradient, all that a micro-batch may write, and what it adds into.
   std::vector<MemoryRange> gradient_ranges() const;
   std::vector<MemoryRange> added_ranges() const;
 

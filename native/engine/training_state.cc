@@ -52,6 +52,7 @@ TrainingState::TrainingState(std::shared_ptr<const Device> device, const ModelCo
     spec_.loss_chunk_rows = loss_rows_for(*device_, config, spec_.tokens_per_micro_batch);
   }
   check_range("lossChunkRows", spec_.loss_chunk_rows, 1 << 20);
+  check_range("localMicroBatches", spec_.local_micro_batches, 1 << 20);
   if (spec_.is_local) return;
   check_range("numContributionSlots", static_cast<size_t>(spec_.num_contribution_slots), 4096);
 }
@@ -76,8 +77,10 @@ TrainingState::Buffers TrainingState::take_all(Arenas& arenas, const ActivationP
   buffers.trained.num_full_layers = spec_.is_full && groups_.is_used ? config_.num_layers : 0;
   buffers.trained.is_half = spec_.is_full && spec_.has_half_states;
   buffers.trained.has_byte_moments = buffers.trained.is_half && spec_.has_byte_moments;
-  buffers.trained.has_half_gradient =
-      buffers.trained.is_half && spec_.is_local && reads_half_weights(*device_);
+  buffers.trained.adds_gradient = spec_.is_local && spec_.local_micro_batches > 1;
+  buffers.trained.has_half_gradient = buffers.trained.is_half && spec_.is_local &&
+                                      !buffers.trained.adds_gradient &&
+                                      reads_half_weights(*device_);
   buffers.trained.reserve(*device_, arena);
   buffers.work.spec = {spec_.tokens_per_micro_batch,
                        spec_.longest_document,

@@ -34,6 +34,8 @@ struct TrainSpec {
   // `local` mode: one worker, nothing is exchanged; the fields below are then not read. Reached by
   // the engine's local_* calls only.
   bool is_local = false;
+  // Of a local step, at most. Where more than one, their gradients are added in float32, in order.
+  size_t local_micro_batches = 1;
   int num_contribution_slots = 0;
   size_t slice_blocks = 0, chunk_blocks = 0;
   // Memory against time; the bits are the same. On the CPU kAuto recomputes and moves nothing.
@@ -123,6 +125,8 @@ class TrainingState {
   std::shared_ptr<ExchangeBuffers> shared_exchange() const;  // not in local mode
   // Local mode: where the device leaves the sums of squares of the gradient's groups.
   std::span<double> norm_sums() const { return norm_sums_; }
+  // Micro-batches that the gradient has the sum of.
+  size_t& num_summed() { return num_summed_; }
 
  private:
   struct Buffers {
@@ -159,6 +163,7 @@ class TrainingState {
   DeviceSums sums_;
   FetchedSum fetched_;
   std::span<double> norm_sums_;
+  size_t num_summed_ = 0;
   std::shared_ptr<ExchangeBuffers> exchange_;
 };
 

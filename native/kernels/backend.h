@@ -397,9 +397,9 @@ typedef struct {
   TmPlace lora_a[TM_GROUP_PARTS], lora_b[TM_GROUP_PARTS];
 } TmGroupPlaces;
 
-// Gradients of all adapters of a group, overwritten: lora_b[part] = dy_part^T (x's tail of the
-// part), [out, rank]; lora_a[part] = (dy's tail of the part)^T x, [rank, in]. Tails hold the
-// adapted parts' ranks side by side, in their order.
+// Gradients of all adapters of a group, overwritten, or added to where accumulate: lora_b[part] =
+// dy_part^T (x's tail of the part), [out, rank]; lora_a[part] = (dy's tail of the part)^T x, [rank,
+// in]. Tails hold the adapted parts' ranks side by side, in their order.
 typedef struct {
   const TmGroupShape* shape;
   const TmElement* x;
@@ -411,6 +411,7 @@ typedef struct {
   float* lora_a[TM_GROUP_PARTS];
   float* lora_b[TM_GROUP_PARTS];
   size_t n;
+  int accumulate;
 } TmGroupAdapterGrads;
 
 // Rows as e4m3 numbers (sign, 4 exponent, 3 mantissa bits; largest 448, no infinity) with one scale

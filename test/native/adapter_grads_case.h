@@ -67,8 +67,8 @@ inline void test_adapter_grads(const Device& device, const AdapterGradsCase& mad
   const Elements x(device, poisoned_rows(random, n, shape.in, x_stride));
   const Elements tail(device, poisoned_rows(random, n, ranks, tail_stride));
   const Elements dy(device, poisoned_rows(random, n, out + ranks, dy_stride));
-  TmGroupAdapterGrads call = {&shape,    x.data(),  x_stride, tail.data(), tail_stride,
-                              dy.data(), dy_stride, {},       {},          n};
+  TmGroupAdapterGrads call = {
+      &shape, x.data(), x_stride, tail.data(), tail_stride, dy.data(), dy_stride, {}, {}, n, 0};
   std::vector<std::unique_ptr<DeviceFloats>> a_grads(shape.num_parts), b_grads(shape.num_parts);
   for (size_t part = 0; part < shape.num_parts; ++part) {
     if (!shape.is_adapted[part]) continue;
@@ -111,6 +111,18 @@ inline void test_adapter_grads(const Device& device, const AdapterGradsCase& mad
     again.push_back(b_grads[part]->read());
   }
   CHECK(again == first, name + ": other values in a second run");
+  // Added to itself: twice the sum, which rounds nothing.
+  call.accumulate = 1;
+  TM_RUN(device, group_adapter_grads, &call);
+  size_t next = 0;
+  for (size_t part = 0; part < shape.num_parts; ++part) {
+    if (!shape.is_adapted[part]) continue;
+    for (const DeviceFloats* grad : {a_grads[part].get(), b_grads[part].get()}) {
+      Floats twice = first[next++];
+      for (float& value : twice) value *= 2;
+      CHECK(grad->read() == twice, name + ": not added");
+    }
+  }
 }
 
 inline void test_adapter_grads(const Device& device) {

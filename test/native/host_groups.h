@@ -136,6 +136,9 @@ class HostGroup {
       for (size_t i = 0; i < args.n; ++i) total += double{a[i * a_stride]} * b[i * b_stride];
       return static_cast<float>(total);
     };
+    const auto store = [&](float& to, float total) {
+      to = args.accumulate != 0 ? to + total : total;
+    };
     const float* dy = floats(args.dy);
     const float* x_tail = floats(args.x_tail);
     const float* dy_tail = dy + out_;
@@ -143,12 +146,12 @@ class HostGroup {
       if (!shape_.is_adapted[part]) continue;
       for (size_t k = 0; k < shape_.rank; ++k, ++x_tail, ++dy_tail) {
         for (size_t o = 0; o < shape_.out[part]; ++o) {
-          args.lora_b[part][o * shape_.rank + k] =
-              sum(dy + o, args.dy_stride, x_tail, args.x_tail_stride);
+          store(args.lora_b[part][o * shape_.rank + k],
+                sum(dy + o, args.dy_stride, x_tail, args.x_tail_stride));
         }
         for (size_t j = 0; j < shape_.in; ++j) {
-          args.lora_a[part][k * shape_.in + j] =
-              sum(dy_tail, args.dy_stride, floats(args.x) + j, args.x_stride);
+          store(args.lora_a[part][k * shape_.in + j],
+                sum(dy_tail, args.dy_stride, floats(args.x) + j, args.x_stride));
         }
       }
     }

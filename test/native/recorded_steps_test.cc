@@ -66,6 +66,7 @@ struct Steps {
   std::vector<Lengths> layouts;  // of the micro-batches, in turn
   size_t num_steps;
   std::string name;
+  size_t accumulation = 1;  // micro-batches of a local step
 };
 
 // `Both`: an engine that records, and one that does not.
@@ -79,9 +80,12 @@ Both engines_of(const Steps& steps, Choice recording, Choice direct) {
   return both;
 }
 
-double step_of(Engine& engine, const Case& batch, size_t step) {
-  const double divisor = static_cast<double>(batch.num_targets());
-  const double loss = engine.local_micro_batch(batch.batch(), divisor).loss_sum;
+double step_of(Engine& engine, const std::vector<Case>& batches, size_t step) {
+  double loss = 0;
+  for (const Case& batch : batches) {
+    const double divisor = static_cast<double>(batches.size() * batch.num_targets());
+    loss += engine.local_micro_batch(batch.batch(), divisor).loss_sum;
+  }
   engine.apply_local_update(step, numbers_of(step, engine.local_sum_squares()));
   return loss;
 }
@@ -89,12 +93,16 @@ double step_of(Engine& engine, const Case& batch, size_t step) {
 // Whole steps of one worker: the backward is one part.
 void test_local(Steps steps, const Choice& recording, const Choice& direct) {
   steps.spec.is_local = true;
+  steps.spec.local_micro_batches = steps.accumulation;
   const Both both = engines_of(steps, recording, direct);
   for (size_t step = 1; step <= steps.num_steps; ++step) {
-    const Case batch =
-        batch_of(steps.model, steps.layouts[step % steps.layouts.size()], 1000 + step);
+    std::vector<Case> batches;
+    for (size_t i = 0; i < steps.accumulation; ++i) {
+      const size_t layout = (step + i) % steps.layouts.size();
+      batches.push_back(batch_of(steps.model, steps.layouts[layout], 1000 * (i + 1) + step));
+    }
     const std::string what = steps.name + ", local step " + std::to_string(step);
-    CHECK(step_of(*both.recorded, batch, step) == step_of(*both.direct, batch, step),
+    CHECK(step_of(*both.recorded, batches, step) == step_of(*both.direct, batches, step),
           what + ": another loss");
     CHECK(same_bits(both.recorded->weights(), both.direct->weights()), what + ": other weights");
   }
@@ -145,6 +153,10 @@ void test_host(const TmBackend* host, uint64_t seed, const std::vector<std::stri
   recording.num_launched = 0;
   test_local(steps, recorded, direct);
   CHECK(recording.num_launched > 0, steps.name + ": nothing was launched in local steps");
+  Steps summed = steps;
+  summed.accumulation = 2;
+  summed.name += ", 2 micro-batches";
+  test_local(summed, recorded, direct);
   recording.num_launched = 0;
   test_mesh(steps, recorded, direct);
   CHECK(recording.num_launched > 0, steps.name + ": nothing was launched in a mesh");
@@ -210,6 +222,10 @@ void test_cuda(const std::string& path, const std::vector<std::string>& all) {
       Steps steps = card_steps(modules);
       steps.name = std::string(precision == TM_BF16 ? "cuda bf16, " : "cuda fp32, ") + steps.name;
       test_local(steps, recorded, direct);
+      Steps summed = steps;
+      summed.accumulation = 3;
+      summed.name += ", 3 micro-batches";
+      test_local(summed, recorded, direct);
       if (!modules.empty()) test_mesh(steps, recorded, direct);
       std::printf("%s: done\n", steps.name.c_str());
     }

@@ -154,12 +154,12 @@ __global__ void __launch_bounds__(kSumThreads)
 #pragma unroll 8
   for (unsigned span = 0; span < a.num_spans; ++span) sum += from[size_t{span} * size];
   const unsigned r = element / product.width, w = element % product.width;
-  if (product.part_ranks == 0) {
-    product.to[0][size_t{w} * product.ranks + r] = sum;
-  } else {
+  float* to = product.to[0] + size_t{w} * product.ranks + r;
+  if (product.part_ranks > 0) {
     const unsigned row = r % product.part_ranks;
-    product.to[r / product.part_ranks][size_t{row} * product.width + w] = sum;
+    to = product.to[r / product.part_ranks] + size_t{row} * product.width + w;
   }
+  *to = a.accumulate ? *to + sum : sum;
 }
 
 bool is_fit(const AdapterProduct& product) {

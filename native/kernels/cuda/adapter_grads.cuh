@@ -4,8 +4,8 @@
 //   dB of a part   wide dy's columns of the part, narrow the part's tail of x
 //   dA of all      wide x, narrow the tails of dy
 //
-//   shapes  wide [n, width], narrow [n, ranks] in rows of their strides; results f32, overwritten:
-//           [width, ranks] (dB), or for each part [part_ranks, width] (dA)
+//   shapes  wide [n, width], narrow [n, ranks] in rows of their strides; results f32, overwritten
+//           or added to: [width, ranks] (dB), or for each part [part_ranks, width] (dA)
 //   launch  products: a block of 4 warps for a tile of 128 x 64 and a span of tokens, 3 stages of
 //           32 tokens through shared memory (39 KB); mma.m16n8k16. Sums: a thread an element
 //   needs   strides and first columns multiples of 8 elements, pointers of 16 bytes, width and
@@ -42,6 +42,7 @@ struct AdapterProducts {
   size_t n;
   float* partials;
   size_t num_partials;  // floats that there is room for
+  bool accumulate;      // the spans' sum is added to what is there
   // Filled in by the launch.
   unsigned num_spans, span_tokens;
 };

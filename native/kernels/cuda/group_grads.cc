@@ -33,6 +33,7 @@ AdapterProducts products_of(const TmGroupAdapterGrads& args) {
   const unsigned rank = static_cast<unsigned>(shape.rank);
   AdapterProducts products = {};
   products.n = args.n;
+  products.accumulate = args.accumulate != 0;
   AdapterProduct of_a = {};
   for_each_adapter(shape, [&](size_t part, size_t column, size_t first_rank) {
     AdapterProduct& of_b = products.at[products.count++];
@@ -66,10 +67,10 @@ void by_library(TmContext* context, const TmGroupAdapterGrads& args) {
   for_each_adapter(shape, [&](size_t part, size_t column, size_t rank) {
     gemm.weight_grad(
         {at(args.dy, column), args.dy_stride, at(args.x_tail, rank), args.x_tail_stride,
-         args.lora_b[part], args.n, shape.out[part], shape.rank, 0, 1.0f, 0},
+         args.lora_b[part], args.n, shape.out[part], shape.rank, args.accumulate, 1.0f, 0},
         context->stream());
     gemm.weight_grad({at(args.dy, out_width(shape) + rank), args.dy_stride, args.x, args.x_stride,
-                      args.lora_a[part], args.n, shape.rank, shape.in, 0, 1.0f, 0},
+                      args.lora_a[part], args.n, shape.rank, shape.in, args.accumulate, 1.0f, 0},
                      context->stream());
   });
 }
