@@ -37,7 +37,7 @@ struct TrainedVector {
   size_t num_full_layers = 0;  // whose groups are packed here; 0: adapters, packed with their base
   bool is_half = false, has_half_gradient = false;
   bool has_byte_moments = false;  // of half states: the matrices' moments in 8 bits
-  bool adds_gradient = false;  // a step's micro-batches sum theirs in `gradient`
+  bool adds_gradient = false;     // a step's micro-batches sum theirs in `gradient`
   HalfStates half;
   // With half states: the matrices decoded, where products read rows of floats; else null.
   float* weights = nullptr;
