@@ -227,9 +227,9 @@ const numerics = {
     .boolean()
     .default(true)
     .describe(
-      'The same job gives the same weights to the bit. false: free mode, in which a GPU may add in ' +
-        'whatever order is fastest; no two runs end alike, and steps that no worker holds any more ' +
-        'are rolled back to the last checkpoint.',
+      'The same job gives the same weights to the bit. false: free mode, in which a GPU may add ' +
+        'in whatever order is fastest; no two runs end alike, and steps that no worker holds any ' +
+        'more are rolled back to the last checkpoint.',
     ),
   dtype: z.enum(['float32']).default('float32').describe('Arithmetic of the weights.'),
 }

@@ -108,8 +108,8 @@ function finishWhenComplete(run: WorkerRun, owned: OwnedSlice): void {
 }
 
 /**
- * The committed sum lies in the slot, and is read or about to be. Another one, of contributions that
- * were computed again on another device class or in free mode, would have other bits.
+ * The committed sum lies in the slot, and is read or about to be. Another one, of contributions
+ * that were computed again on another device class or in free mode, would have other bits.
  */
 function holdsCommitted(run: WorkerRun, { step, slice }: OwnedSlice): boolean {
   const commit = run.applying?.step === step ? run.applying : run.commits.get(step)

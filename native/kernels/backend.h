@@ -60,8 +60,7 @@ typedef struct {
   int device_index;
   int precision;               // TmPrecision; the CPU knows float only, TM_FP8 needs Hopper
   const char* library_folder;  // GPU: where its libraries are looked for first; null: nowhere
-  // 0: the same calls give the same bits. 1: free mode, in which a sum may be taken in whatever
-  // order is fastest; only the backward of a GPU's attention has such a form.
+  // Free mode: sums may be in whatever order is fastest (the backward of a GPU's attention is).
   int is_free;
 } TmContextOptions;
 
@@ -244,11 +243,8 @@ typedef struct {
 // AdamW of all trained tensors, in exactly this order per element (no fma unless written; all
 // values float32):
 //   g = gradient * clip_factor
-//   p = p - p * (learning_rate * weight_decay)   [only where decay; the product of the two scalars
-//                                                 first]
-//   m = m + (g - m) * (1 - beta1)                [1 - beta in float64, rounded to float32 once: 1 -
-//                                                 0.999f in float32 would be 1e-5 off and so would
-//                                                 be every update]
+//   p = p - p * (learning_rate * weight_decay)   [only where decay; the scalars' product first]
+//   m = m + (g - m) * (1 - beta1)   [1 - beta in float64, rounded once: in float32 it is 1e-5 off]
 //   v = v * beta2 + (g * g) * (1 - beta2)
 //   denominator = sqrt(v) / bias_correction2_sqrt + epsilon
 //   p = p - (learning_rate / bias_correction1) * (m / denominator)   [the scalar quotient first]
@@ -287,8 +283,7 @@ typedef struct {
   const float* gradient;
   int64_t* accumulator;
   size_t num_blocks;
-  int significant_bits;
-  int overwrites;
+  int significant_bits, overwrites;
   size_t first_block;  // the range's first one in the whole vector
   uint64_t* outcome;   // on the device
 } TmRoundBlocks;
@@ -321,9 +316,8 @@ typedef struct {
 // A linear group: linears that read the same input (q, k and v; gate and up; or one alone) as one
 // product, whose adapters lie in a border of the packed weight:
 //
-//   packed  [out + border, in + border]   W B    W the parts' rows one below the other; A [rank,
-//   in]
-//                                         A 0    of the adapted parts likewise; B block-diagonal
+//   packed  [out + border, in + border]   W B    W: the parts' rows, one below the other
+//                                         A 0    A: [rank, in] of the adapted parts; B block-diagonal
 //   x       rows [in | tail]: the tail receives scale x A^T, then y = [x | tail] [W B]^T
 //   dy      rows [out | tail]: the tail receives scale dy B, then dx = [dy | tail] [W; A]
 //

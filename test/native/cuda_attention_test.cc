@@ -253,13 +253,7 @@ size_t scratch_of(const CudnnAttention& attention, const AttentionSizes& s) {
       {s.n(), static_cast<size_t>(longest), s.num_heads, s.num_kv_heads, s.head_size, true});
 }
 
-struct Mode {
-  CudnnAttention& attention;
-  bool repeats;  // to the bit
-};
-
-void run_case(const Case& c, const Mode& mode) {
-  CudnnAttention& attention = mode.attention;
+void run_case(const Case& c, CudnnAttention& attention, bool repeats) {
   const AttentionSizes s = sizes_of(c);
   const size_t scratch = c.scratch_bytes != 0 ? c.scratch_bytes : scratch_of(attention, s);
   std::printf("%s: %zu tokens, %zu documents, %zu/%zu heads of %zu, window %zu, scratch %.1f MiB\n",
@@ -277,7 +271,7 @@ void run_case(const Case& c, const Mode& mode) {
   CHECK(served, std::string(c.name) + " is not served: " + attention.refusal());
   if (!served) return;
   check_numbers(c.name, call, in);
-  if (mode.repeats) check_repeats(c.name, attention, call);
+  if (repeats) check_repeats(c.name, attention, call);
   CHECK(call.guards_hold(), std::string(c.name) + " wrote beyond its rows");
 }
 
@@ -372,20 +366,19 @@ int run(const std::string& folder) {
   }
   cuda::Stream stream;
   std::string why;
-  const CudnnAttention::Options options = {folder, stream.get(), false};
-  const auto attention = CudnnAttention::open(options, &why);
+  const CudnnAttention::Options fixed = {folder, stream.get(), false};
+  const CudnnAttention::Options free = {folder, stream.get(), true};
+  const auto attention = CudnnAttention::open(fixed, &why);
   if (attention == nullptr) {
     std::printf("skipped: %s\n", why.c_str());
     return 0;
   }
   std::printf("cuDNN %s\n", attention->version().c_str());
-  for (const Case& c : cases()) run_case(c, {*attention, true});
-  const CudnnAttention::Options free_options = {folder, stream.get(), true};
-  const auto free_attention = CudnnAttention::open(free_options, &why);
+  for (const Case& c : cases()) run_case(c, *attention, true);
+  const auto in_free_mode = CudnnAttention::open(free, &why);
   std::printf("\nfree mode\n");
-  for (const Case& c : cases()) run_case(c, {*free_attention, false});
-  print_all_times(options);
-  print_all_times(free_options);
+  for (const Case& c : cases()) run_case(c, *in_free_mode, false);
+  for (const auto& options : {fixed, free}) print_all_times(options);
   return finish("cuda_attention_test");
 }
 
