@@ -317,7 +317,7 @@ typedef struct {
 // product, whose adapters lie in a border of the packed weight:
 //
 //   packed  [out + border, in + border]   W B    W: the parts' rows, one below the other
-//                                         A 0    A: [rank, in] of the adapted parts; B block-diagonal
+//                                         A 0    A: [rank, in] of adapted parts; B block-diagonal
 //   x       rows [in | tail]: the tail receives scale x A^T, then y = [x | tail] [W B]^T
 //   dy      rows [out | tail]: the tail receives scale dy B, then dx = [dy | tail] [W; A]
 //
