@@ -2,6 +2,7 @@
 
 import { TunemeshError } from '../proto/errors.js'
 import type { Context } from './context.js'
+import { checkCache } from './doctor-cache.js'
 import { checkCompiler, checkEngine, checkInstructions } from './doctor-engine.js'
 import { checkGpus, checkLibraryFolder } from './doctor-gpus.js'
 import { checkCoordinator, checkNode, checkPorts, checkStateDirAndDisk } from './doctor-machine.js'
@@ -39,6 +40,7 @@ export async function doctor(context: Context, options: DoctorOptions): Promise<
     checkNats(context.natsServerPath, context.env),
     checkCompiler(context.env),
     checkStateDirAndDisk(context.stateDir),
+    checkCache(context.env),
     checkCoordinator(context.stateDir),
     checkPorts(context.stateDir),
   ])

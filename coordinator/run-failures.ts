@@ -47,8 +47,9 @@ export function tryAgain(run: Run, worker: FleetWorker, failure: RunFailure): vo
   const inARow = noteFailure(run, worker, failure)
   const isAlone = ![...run.workers.values()].some((w) => w !== worker && w.status !== 'refused')
   if (inARow >= maxFailuresInARow && isAlone) {
-    const times = `worker ${workerId} on ${host}, the only one here, failed ${inARow} times in a row`
-    return fail(run, { code, message: `${times}, without a step in between: ${message}` })
+    const who = `worker ${workerId} on ${host}, the only one here,`
+    const times = `failed ${inARow} times in a row, without a step in between`
+    return fail(run, { code, message: `${who} ${times}: ${message}` })
   }
   declareDead(run, workerId, `${code} ${message}`)
 }

@@ -36,7 +36,7 @@ inline constexpr const char* kAddonInterface = "${stamp}";
 
 }  // namespace tunemesh
 `,
-  'worker/addon-interface.ts': `/** Written by: node scripts/addon-interface.mjs. Of the names that the addon shares with us. */
+  'worker/addon-interface.ts': `/** Written by: node scripts/addon-interface.mjs */
 export const addonInterface = '${stamp}'
 `,
 })

@@ -1,2 +1,2 @@
-/** Written by: node scripts/addon-interface.mjs. Of the names that the addon shares with us. */
-export const addonInterface = '5de2528396d4'
+/** Written by: node scripts/addon-interface.mjs */
+export const addonInterface = 'b63a8335b6ef'

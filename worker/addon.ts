@@ -75,8 +75,8 @@ export function assertInterface(stamp: unknown, path: string): void {
   const seen = typeof stamp === 'string' ? `interface ${stamp}` : 'no interface stamp'
   throw new TunemeshError(
     'ENGINE_OUTDATED',
-    `the native engine ${path} has ${seen}, this program needs ${addonInterface}: they were built ` +
-      'from different sources. Run: npm run build',
+    `the native engine ${path} has ${seen}, this program needs ${addonInterface}: they were ` +
+      'built from different sources. Run: npm run build',
   )
 }
 

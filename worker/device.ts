@@ -17,6 +17,8 @@ export interface DeviceOptions {
   instructionPath: InstructionPath
   /** CPU: folder for packed weights shared by a machine's workers; null: keep them private. */
   packedCacheDir: string | null
+  /** Most that this folder holds; by default 64 GiB. The least recently used models go first. */
+  packedCacheBytes?: number
   /** Where a GPU's libraries are looked for first. */
   libraryFolder?: string
   /** CPU: why a GPU of this machine is not used, from unusedGpu(); absent or empty: none is. */

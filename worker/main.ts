@@ -56,7 +56,19 @@ interface WorkerTuning {
   graphs?: boolean
 }
 
+/** Of each of the two folders; null: their defaults. */
+function cacheBytesOf(text: string | undefined): number | null {
+  if (!text) return null
+  const gib = Number(text)
+  if (gib > 0 && Number.isFinite(gib)) return Math.floor(gib * 2 ** 30)
+  throw new TunemeshError(
+    'JOB_INVALID',
+    `TUNEMESH_CACHE_GIB is "${text}": give a number of GiB above 0, such as 20, or unset it.`,
+  )
+}
+
 function workerOptions() {
+  const cacheBytes = cacheBytesOf(process.env.TUNEMESH_CACHE_GIB)
   if (!values.coordinator || (!values['token-file'] && !values.joined))
     throw new TunemeshError(
       'JOB_INVALID',
@@ -79,10 +91,12 @@ function workerOptions() {
     place: values.place,
     workDir,
     modelCacheDir: join(cacheDir, 'models'),
+    modelCacheBytes: cacheBytes,
     device: {
       numThreads: Number(values.threads),
       instructionPath: values['instruction-path'] as 'auto',
       packedCacheDir: join(cacheDir, 'packed'),
+      ...(cacheBytes === null ? {} : { packedCacheBytes: cacheBytes }),
       device,
       unusedGpu: unusedGpu(values.device, device),
       libraryFolder: values['library-folder'],

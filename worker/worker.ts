@@ -39,6 +39,8 @@ export interface WorkerOptions {
   workDir: string
   /** Shared by the workers of this machine. */
   modelCacheDir: string
+  /** Most that it holds; null: three quarters of its disk. */
+  modelCacheBytes: number | null
   device: DeviceOptions
   /** How long the coordinator may be away before the worker ends. */
   giveUpAfterMs: number
@@ -113,7 +115,7 @@ export class Worker {
         blobs,
         folder: options.modelCacheDir,
         patienceMs,
-        maxBytes: null,
+        maxBytes: options.modelCacheBytes,
         log: options.log,
       }),
       patienceMs,

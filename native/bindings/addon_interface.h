@@ -4,6 +4,6 @@
 namespace tunemesh {
 
 // Of the names that JavaScript and the addon share; worker/addon-interface.ts has the same.
-inline constexpr const char* kAddonInterface = "5de2528396d4";
+inline constexpr const char* kAddonInterface = "b63a8335b6ef";
 
 }  // namespace tunemesh

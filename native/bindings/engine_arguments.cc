@@ -159,6 +159,10 @@ EngineOptions engine_options(const Napi::Object& from) {
   const Napi::Value cache = from.Get("packedCacheDir");
   if (!cache.IsNull() && !cache.IsUndefined()) {
     options.packed_cache_dir = text_value(cache, "packedCacheDir");
+    if (from.Has("packedCacheBytes")) {
+      options.packed_cache_limits.max_bytes =
+          static_cast<uintmax_t>(number_field(from, "packedCacheBytes"));
+    }
   }
   return options;
 }

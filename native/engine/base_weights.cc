@@ -73,7 +73,7 @@ BaseWeights::BaseWeights(const Device& device, const Options& options)
   num_bytes_ = layout.num_bytes;
   host_bytes_ = layout.host_bytes;
   if (!options.cache_folder.empty() && device.is_host()) {
-    open_cache(options.cache_folder);
+    open_cache(options.cache_folder, options.cache_limits);
     return;
   }
   fill_private();
@@ -218,7 +218,7 @@ void BaseWeights::fill(const Part& part, char* out) const {
   }
 }
 
-void BaseWeights::open_cache(const std::string& folder) {
+void BaseWeights::open_cache(const std::string& folder, const PackedCacheLimits& limits) {
   std::string identity = kMagic + source_.fingerprint() + "layout " +
                          std::to_string(kLayoutVersion) + " " + device_.ops().name;
   for (const Part& part : parts_) {
@@ -240,11 +240,11 @@ void BaseWeights::open_cache(const std::string& folder) {
         mapped_.emplace(std::move(file));
         base_ = reinterpret_cast<const char*>(mapped_->data() + kHeaderBytes);
         touch_packed_file(path);
+        prune_packed_cache(folder, path, limits);
         return;
       }
     }
     write_cache(path, header);
-    prune_packed_cache(folder, path);
   }
   throw EngineError("ENGINE_FAILED", path + " was written but can't be read back.");
 }

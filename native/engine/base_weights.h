@@ -15,6 +15,7 @@
 #include "engine/arena.h"
 #include "engine/decoder_weights.h"
 #include "engine/mapped_file.h"
+#include "engine/packed_cache.h"
 #include "engine/weight_source.h"
 
 namespace tunemesh {
@@ -28,6 +29,7 @@ class BaseWeights {
     GroupPlan groups;          // plan_frozen_groups()
     // The embedding in host memory, from which the device reads single rows; not where it is tied.
     bool embedding_on_host = false;
+    PackedCacheLimits cache_limits = {};  // of cache_folder
   };
   BaseWeights(const Device& device, const Options& options);
 
@@ -70,7 +72,7 @@ class BaseWeights {
   void fill_on_host(const Part& part, char* out) const;
   void fill(const Part& part, char* out) const;
   void fill_group(const Part& part, TmElement* packed) const;
-  void open_cache(const std::string& folder);
+  void open_cache(const std::string& folder, const PackedCacheLimits& limits);
   void write_cache(const std::string& path, const std::string& header) const;
   const char* at(const std::string& tensor, bool is_packed) const;
   void view_layer(size_t index, LayerWeights& layer) const;

@@ -81,7 +81,7 @@ void Engine::ensure_base(const BaseChoice& choice) {
   has_weights_ = false;
   base_ = std::make_unique<BaseWeights>(
       *device_, BaseWeights::Options{options_.config, *source_, options_.packed_cache_dir, groups,
-                                     choice.embedding_on_host});
+                                     choice.embedding_on_host, options_.packed_cache_limits});
   base_bytes_ = base_->is_mapped() ? 0 : base_->num_bytes();
 }
 

@@ -10,6 +10,7 @@
 #include "engine/base_weights.h"
 #include "engine/contribution_writer.h"
 #include "engine/generate.h"
+#include "engine/packed_cache.h"
 #include "engine/product_rate.h"
 #include "engine/train_step.h"
 #include "engine/training_state.h"
@@ -23,6 +24,7 @@ struct EngineOptions {
   ModelConfig config;
   DeviceOptions device;
   std::string packed_cache_dir;  // empty: private
+  PackedCacheLimits packed_cache_limits;
 };
 
 struct MicroBatchResult {

@@ -13,9 +13,11 @@ struct PackedCacheLimits {
 
 // Notes that the file is in use, so that it is removed last.
 void touch_packed_file(const std::string& path);
-// Removes the least recently used "*.weights" files beyond either limit, but never `kept`. A file
-// that a process has mapped lives on for that process. What can't be removed is left.
+// Removes the least recently used "*.weights" files beyond either limit, but never `kept`, and what
+// writers left behind that were killed. A file that a process has mapped lives on for that process.
+// What can't be removed is left. The caller holds the folder's lock: nobody writes or opens a file
+// there meanwhile.
 void prune_packed_cache(const std::string& folder, const std::string& kept,
-                        const PackedCacheLimits& limits = {});
+                        const PackedCacheLimits& limits);
 
 }  // namespace tunemesh

@@ -57,6 +57,12 @@ void check_kept() {
   CHECK(folder.files() == Names{"a.weights"}, "the kept file stays, though old and too large");
 }
 
+void check_left_behind() {
+  Folder folder({"a.weights", "b.weights.tmp-7-0", "other"});
+  prune_packed_cache(folder.path, folder.path / "a.weights", {3, 300});
+  CHECK(folder.files() == (Names{"a.weights", "other"}), "what a killed writer left stays");
+}
+
 void check_touch() {
   Folder folder({"a.weights", "b.weights", "c.weights"});
   touch_packed_file(folder.path / "a.weights");
@@ -70,6 +76,7 @@ void check_touch() {
 int main() {
   tunemesh::test::check_limits();
   tunemesh::test::check_kept();
+  tunemesh::test::check_left_behind();
   tunemesh::test::check_touch();
   return tunemesh::test::finish("packed_cache_test");
 }

@@ -1,7 +1,10 @@
 import assert from 'node:assert/strict'
 import { type ChildProcess, spawn } from 'node:child_process'
+import { existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { test } from 'node:test'
-import { keepRunning } from '../../cli/worker.js'
+import { keepRunning, newPlace } from '../../cli/worker.js'
 import { errorLine } from '../../proto/error-line.js'
 import { TunemeshError } from '../../proto/errors.js'
 
@@ -40,4 +43,20 @@ test('worker: any other failure ends it, and so do eight of the device in a row'
   assert.deepEqual([other.numStarted, other.failure?.code], [1, 'NOT_AUTHENTICATED'])
   const dead = await runWorkers(Array.from({ length: 20 }, broken))
   assert.deepEqual([dead.numStarted, dead.failure?.code], [8, 'DEVICE_FAILED'])
+})
+
+test('worker: a place is the first that no live worker of the same device has', (t) => {
+  const stateDir = mkdtempSync(join(tmpdir(), 'tunemesh-places-'))
+  t.after(() => rmSync(stateDir, { recursive: true }))
+  // No process has this number.
+  const dead = join(stateDir, 'workers', '999999999.cuda0.1')
+  mkdirSync(dead, { recursive: true })
+  const first = newPlace(stateDir, 'cuda:0')
+  assert.deepEqual(
+    [first.place, newPlace(stateDir, 'cuda:0').place, newPlace(stateDir, 'cpu').place],
+    ['joined-1', 'joined-2', 'joined-1'],
+  )
+  assert.equal(existsSync(dead), false)
+  rmSync(first.workDir, { recursive: true })
+  assert.equal(newPlace(stateDir, 'cuda:0').place, 'joined-1')
 })

@@ -129,7 +129,7 @@ test('failures: a step that counts its work begins the count anew', () => {
   assert.equal(run.outcome, null)
 })
 
-test('back-off: a death counts for the process that takes its place, and passes if it lasts', () => {
+test('back-off: a death counts for the process that takes its place, unless that lasts', () => {
   const run = runWith(['w1', 'w2'])
   const place = { identity: 'h-1 cuda:0 own-1' }
   const untilMs = () => run.run.histories.get(place.identity)?.untilMs ?? 0
