@@ -79,6 +79,8 @@ function workerOptions() {
   armFailpoints(values.failpoints)
   const { graphs, ...tuning } = JSON.parse(values.tuning) as WorkerTuning
   const device = chooseDevice(values.device, Number(values['device-index']))
+  const unused = unusedGpu(values.device, device)
+  if (unused !== '') log.warn(`computes on the CPU although this machine has a GPU: ${unused}`)
   const workDir = values['work-dir'] ?? mkdtempSync(join(tmpdir(), 'tunemesh-worker-'))
   // However this process ends, short of kill -9: its parent gone, a failure before it attached.
   process.once('exit', () => rmSync(workDir, { recursive: true, force: true }))
@@ -98,7 +100,7 @@ function workerOptions() {
       packedCacheDir: join(cacheDir, 'packed'),
       ...(cacheBytes === null ? {} : { packedCacheBytes: cacheBytes }),
       device,
-      unusedGpu: unusedGpu(values.device, device),
+      unusedGpu: unused,
       libraryFolder: values['library-folder'],
       ...(graphs === undefined ? {} : { recordsCalls: graphs }),
     },

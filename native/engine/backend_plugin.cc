@@ -35,9 +35,13 @@ Function plugin_function(const std::string& name, const std::string& path, const
 const TmBackend* load_plugin(const std::string& name, const std::string& path) {
   const TmBackend* backend = plugin_function<BackendFunction>(name, path, "_backend")();
   if (backend->abi != TM_BACKEND_ABI || backend->size != sizeof(TmBackend)) {
-    throw EngineError("ENGINE_MISSING", path + " has version " + std::to_string(backend->abi) +
+    const auto table = [](uint32_t abi, size_t bytes) {
+      return std::to_string(abi) + " (" + std::to_string(bytes) + " bytes)";
+    };
+    throw EngineError("ENGINE_MISSING", path + " has version " +
+                                            table(backend->abi, backend->size) +
                                             " of the backend's interface, this engine needs " +
-                                            std::to_string(TM_BACKEND_ABI) +
+                                            table(TM_BACKEND_ABI, sizeof(TmBackend)) +
                                             ". Build both from the same sources.");
   }
   return backend;
