@@ -238,8 +238,12 @@ void Bench::add_loss_and_update() {
        [=, this] { return backend_->cross_entropy(context_, &loss); }});
   float *p = floats(kAdapter), *m = floats(kAdapter), *v = floats(kAdapter), *g = floats(kAdapter);
   for (size_t i = 0; i < kAdapter; ++i) v[i] = fabsf(v[i]);
-  const TmTrainedTensor adapter = {p, m, v, nullptr, kAdapter, kAdapter, kAdapter,
-                                   0, 0, 0, 0,       0,        1};
+  TmTrainedTensor adapter = {};
+  adapter.p = p;
+  adapter.m = m;
+  adapter.v = v;
+  adapter.n = adapter.columns = adapter.p_stride = kAdapter;
+  adapter.decays = 1;
   add({"adamw, adapter", 1, 28.0 * kAdapter, 0, false, [=, this] {
          const TmAdamW call = {&adapter, &adapter, 1,    kAdapter / 256, g,      nullptr, 1e-4f,
                                1.0f,     0.5f,     0.5f, 0.9f,           0.999f, 1e-8f,   0.01f,
