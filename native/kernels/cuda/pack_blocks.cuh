@@ -3,8 +3,8 @@
 //
 //   shapes  values i64 [num_blocks, 256]; shapes u8 [num_blocks, 2]; words u32, 8 * width a block
 //   launch  three kernels. Blocks are measured, a warp each (grid ceil(num_blocks / 8), block 256);
-//           chunks add up their blocks, a thread block each; a thread block for each block then
-//           finds its place from the chunks and blocks before it and writes its words
+//           chunks add up their blocks, a thread block each, and say where each block's words
+//           start; a warp for each block writes them (grid ceil(num_blocks / 8), block 256)
 //   floor   8 bytes an element read (twice here), the packed bytes written
 //   order   integers modulo 2^64: any
 #pragma once
