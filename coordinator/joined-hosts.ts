@@ -1,6 +1,7 @@
 /**
  * Worker hosts that hold a certificate of this mesh, and those put out: a file 0600. A host is
- * known by the identity in its certificate, which a renewed one has too; joining anew gives another.
+ * known by the identity in its certificate, which a renewed one has too; joining anew gives
+ * another.
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { z } from 'zod'
