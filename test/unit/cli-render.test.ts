@@ -26,13 +26,14 @@ import { isNewEnough } from '../../proto/nats-search.js'
 
 test('plan: layers that are computed again or moved are told, plain ones are not', () => {
   const kept = { everything: 0, products: 28, attentionHalves: 0, inputs: 0, offloaded: 0 }
-  const linesOf = (changed: object) =>
+  const linesOf = (changed: object, freeMode = false) =>
     renderPlan(
       {
         numSteps: 4,
         microBatchesPerStep: 2,
         numTrainedParameters: 1000,
         precision: 'bf16',
+        freeMode,
         estimatedSeconds: 0,
         timeBasis: '',
         warnings: [],
@@ -57,6 +58,8 @@ test('plan: layers that are computed again or moved are told, plain ones are not
     /of 28 layers 12 are computed again in backward, 4 in part \(gate and up\), 9 are kept in host/,
   )
   assert.match(told, /the embedding is read from host memory/)
+  assert.doesNotMatch(told, /free mode/)
+  assert.match(linesOf({}, true), /in bf16, in free mode: its bits are not promised/)
 })
 
 const step = {

@@ -72,6 +72,15 @@ describe('limit of a step', () => {
   })
 })
 
+describe('limit of a step of several micro-batches', () => {
+  it('shares the update among them', () => {
+    const work: Work = { model: 'llama-3b', method: 'full', batch: 4, seq: 512 }
+    const [one, four] = [limitOf(h200, work), limitOf(h200, { ...work, accumulation: 4 })]
+    assert.equal(four.parts.update, one.parts.update / 4)
+    assert.equal(four.parts.products, one.parts.products)
+  })
+})
+
 describe('row of the GPU benchmark', () => {
   it('is read from its short name', () => {
     assert.deepEqual(parseRow('3b-full-4x512'), {
