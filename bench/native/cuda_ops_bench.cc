@@ -32,10 +32,11 @@ void time_norms(Bench& b, const Model& m) {
   TmElement *x = b.elements(kTokens * m.c), *y = b.elements(kTokens * m.c);
   TmElement* dx = b.elements(kTokens * m.c);
   float *gain = b.floats(m.c), *rstd = b.floats(kTokens), *dgain = b.floats(m.c);
-  const TmRmsNorm forward = {x, gain, y, rstd, kTokens, m.c, m.c, m.c, 1e-5f, 0};
+  const TmRmsNorm forward = {x, gain, y, rstd, kTokens, m.c, m.c, m.c, 1e-5f, 0, {}};
   b.memory_bound("rms norm forward", 2 * row_bytes,
                  [&] { return b.ops().rms_norm_forward(b.context(), &forward); });
-  TmRmsNormBackward backward = {y, x, gain, rstd, dx, nullptr, kTokens, m.c, m.c, m.c, m.c, 0, 0};
+  TmRmsNormBackward backward = {y,   x,   gain, rstd, dx, nullptr, kTokens,
+                                m.c, m.c, m.c,  m.c,  0,  0,       {}};
   const auto run = [&] { return b.ops().rms_norm_backward(b.context(), &backward); };
   b.memory_bound("rms norm backward", 3 * row_bytes, run);
   backward.dx_add = 1;
@@ -56,10 +57,10 @@ void time_activations(Bench& b, const Model& m) {
   TmElement* both = b.elements(kTokens * 2 * m.d);
   auto* up = reinterpret_cast<TmElement*>(reinterpret_cast<char*>(both) + m.d * b.element_bytes());
   TmElement *out = b.elements(kTokens * m.d), *dout = b.elements(kTokens * m.d);
-  const TmSwiGlu forward = {both, up, out, kTokens, m.d, 2 * m.d, m.d};
+  const TmSwiGlu forward = {both, up, out, kTokens, m.d, 2 * m.d, m.d, {}};
   b.memory_bound("swiglu forward", 3 * row_bytes,
                  [&] { return b.ops().swiglu_forward(b.context(), &forward); });
-  TmSwiGluBackward backward = {dout, both, up, both, up, nullptr, kTokens, m.d, 2 * m.d, m.d};
+  TmSwiGluBackward backward = {dout, both, up, both, up, nullptr, kTokens, m.d, 2 * m.d, m.d, {}};
   const auto run = [&] { return b.ops().swiglu_backward(b.context(), &backward); };
   b.memory_bound("swiglu backward", 5 * row_bytes, run);
   backward.out = out;

@@ -135,8 +135,8 @@ void Bench::add_elementwise() {
   const double hidden_bytes = 4.0 * n * c, wide_bytes = 4.0 * n * d;
   float *x = floats(n * c), *y = floats(n * c), *dx = floats(n * c), *gain = floats(c);
   float *rstd = floats(n), *dgain = floats(c);
-  const TmRmsNorm norm = {x, gain, y, rstd, n, c, c, c, 1e-5f, 0};
-  TmRmsNormBackward norm_back = {y, x, gain, rstd, dx, nullptr, n, c, c, c, c, 1, 0};
+  const TmRmsNorm norm = {x, gain, y, rstd, n, c, c, c, 1e-5f, 0, {}};
+  TmRmsNormBackward norm_back = {y, x, gain, rstd, dx, nullptr, n, c, c, c, c, 1, 0, {}};
   add({"rms_norm forward", 2 * kLayers + 1, 2 * hidden_bytes, 0, false,
        [=, this] { return backend_->rms_norm_forward(context_, &norm); }});
   add({"rms_norm backward, added", 2 * kLayers + 1, 4 * hidden_bytes, 0, false,
@@ -146,8 +146,8 @@ void Bench::add_elementwise() {
        [=, this] { return backend_->rms_norm_backward(context_, &norm_back); }});
   float *gate = floats(n * d), *up = floats(n * d), *out = floats(n * d), *dout = floats(n * d);
   float *dgate = floats(n * d), *dup = floats(n * d);
-  const TmSwiGlu swiglu = {gate, up, out, n, d, d, d};
-  const TmSwiGluBackward swiglu_back = {dout, gate, up, dgate, dup, out, n, d, d, d};
+  const TmSwiGlu swiglu = {gate, up, out, n, d, d, d, {}};
+  const TmSwiGluBackward swiglu_back = {dout, gate, up, dgate, dup, out, n, d, d, d, {}};
   add({"swiglu forward", kLayers, 3 * wide_bytes, 0, false,
        [=, this] { return backend_->swiglu_forward(context_, &swiglu); }});
   add({"swiglu backward with out", kLayers, 6 * wide_bytes, 0, false,

@@ -54,9 +54,16 @@ inline OpFloor of(double e, const TmLinearWeightGrad* a) {
   const double written = 4 * out * in * (a->accumulate ? 2 : 1);
   return {text(a->out, a->in), 2 * n * out * in, e * n * (out + in) + written};
 }
-inline OpFloor of(double e, const TmRmsNorm* a) { return {"", 0, 2 * e * real(a->n) * real(a->c)}; }
+// A result written once more in e4m3.
+inline double once_more(const TmQuantised& quantised, size_t rows, size_t columns) {
+  return quantised.q == nullptr ? 0 : real(rows) * real(columns);
+}
+inline OpFloor of(double e, const TmRmsNorm* a) {
+  return {"", 0, 2 * e * real(a->n) * real(a->c) + once_more(a->quantised, a->n, a->c)};
+}
 inline OpFloor of(double e, const TmRmsNormBackward* a) {
-  return {"", 0, (a->dx_add ? 4 : 3) * e * real(a->n) * real(a->c)};
+  const double moved = (a->dx_add ? 4 : 3) * e * real(a->n) * real(a->c);
+  return {"", 0, moved + once_more(a->quantised, a->n, a->c)};
 }
 inline OpFloor of(double e, const TmRope* a) {
   return {"", 0, 2 * e * real(a->n) * real(a->heads * a->head_size)};
@@ -79,9 +86,12 @@ inline OpFloor of(double e, const TmAttentionBackward* b) {
   const double moved = 4 * real(a.n) * real((a.num_heads + a.num_kv_heads) * a.head_size);
   return {"", 2.5 * attention_flops(a), e * moved};
 }
-inline OpFloor of(double e, const TmSwiGlu* a) { return {"", 0, 3 * e * real(a->n * a->d)}; }
+inline OpFloor of(double e, const TmSwiGlu* a) {
+  return {"", 0, 3 * e * real(a->n * a->d) + once_more(a->quantised, a->n, a->d)};
+}
 inline OpFloor of(double e, const TmSwiGluBackward* a) {
-  return {"", 0, (a->out != nullptr ? 6 : 5) * e * real(a->n * a->d)};
+  const double moved = (a->out != nullptr ? 6 : 5) * e * real(a->n * a->d);
+  return {"", 0, moved + once_more(a->quantised, a->n, 2 * a->d)};
 }
 inline OpFloor of(double e, const TmCrossEntropy* a) {
   return {"", 0, (a->dlogits ? 2 : 1) * e * real(a->rows * a->v)};

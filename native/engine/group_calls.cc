@@ -57,7 +57,8 @@ void group_forward(const Pass& pass, size_t layer, const GroupCall& call) {
   args.residual_stride = pass.config.hidden_size;
   args.n = pass.n;
   args.scale = pass.weights.lora_scale;
-  args.scratch = pass.work.group_scratch[call.group];
+  args.quantised = pass.work.quantised[call.group];
+  args.is_quantised = call.is_quantised && args.quantised.q != nullptr ? 1 : 0;
   TM_RUN(pass.device, group_forward, &args);
   keep_tail(pass, layer, call);
 }
@@ -74,7 +75,8 @@ void group_input_grad(const Pass& pass, size_t layer, const GroupBackwardCall& c
   args.dx_stride = strides.dx;
   args.n = pass.n;
   args.scale = pass.weights.lora_scale;
-  args.scratch = pass.work.group_scratch[call.group];
+  args.quantised = pass.work.quantised[call.group];
+  args.is_quantised = call.is_quantised && args.quantised.q != nullptr ? 1 : 0;
   TM_RUN(pass.device, group_backward, &args);
 }
 

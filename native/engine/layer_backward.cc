@@ -4,7 +4,8 @@
 namespace tunemesh {
 namespace {
 
-// Gradients of gate and up, written over them; swiglu computed anew to `out` where not null.
+// Gradients of gate and up, written over them and quantised where those are fp8; swiglu computed
+// anew to `out` where not null.
 void swiglu_backward(const Pass& pass, const LayerActivations& saved, TmElement* out) {
   TmSwiGluBackward call = {};
   call.dout = pass.work.dswiglu;
@@ -17,6 +18,7 @@ void swiglu_backward(const Pass& pass, const LayerActivations& saved, TmElement*
   call.d = pass.config.intermediate_size;
   call.in_stride = pass.work.strides.gate_up;
   call.out_stride = pass.work.strides.swiglu;
+  call.quantised = pass.work.quantised[kGateUpGroup];
   TM_RUN(pass.device, swiglu_backward, &call);
 }
 
@@ -52,11 +54,15 @@ void mlp_backward(const Pass& pass, size_t layer, bool to_input) {
     norm_forward(pass, {saved.x_mid, weights.post_norm.gain, saved.normed2, saved.rstd2,
                         work.strides.normed});
   }
-  run_group_backward(
-      pass, layer,
-      {kGateUpGroup, {saved.gate, saved.up}, saved.normed2, to_input ? work.dnormed : nullptr});
+  run_group_backward(pass, layer,
+                     {kGateUpGroup,
+                      {saved.gate, saved.up},
+                      saved.normed2,
+                      to_input ? work.dnormed : nullptr,
+                      true});
   if (!to_input) return;
-  norm_backward_add(pass, {saved.x_mid, saved.rstd2, &weights.post_norm});
+  norm_backward_add(pass,
+                    {saved.x_mid, saved.rstd2, &weights.post_norm, work.quantised[kOutputGroup]});
 }
 
 void attention_backward(const Pass& pass, const LayerActivations& saved) {
@@ -85,7 +91,7 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
   const bool below_output = depth >= BackwardDepth::kAttention;
   run_group_backward(
       pass, layer,
-      {kOutputGroup, {work.dx}, saved.attention, below_output ? work.dattention : nullptr});
+      {kOutputGroup, {work.dx}, saved.attention, below_output ? work.dattention : nullptr, true});
   if (!below_output) return;
   attention_backward(pass, saved);
   if (config.qk_norm) {

@@ -32,6 +32,7 @@ void norm_forward(const Pass& pass, const NormCall& call) {
   args.c = args.x_stride = pass.config.hidden_size;
   args.y_stride = call.y_stride;
   args.epsilon = static_cast<float>(pass.config.rms_norm_epsilon);
+  args.quantised = call.quantised;
   TM_RUN(pass.device, rms_norm_forward, &args);
 }
 
@@ -61,6 +62,7 @@ void norm_backward_add(const Pass& pass, const NormBackwardCall& call) {
   args.c = args.x_stride = args.dy_stride = pass.config.hidden_size;
   args.dx_stride = pass.work.strides.dx;
   args.dx_add = 1;
+  args.quantised = call.quantised;
   TM_RUN(pass.device, rms_norm_backward, &args);
 }
 
@@ -162,6 +164,7 @@ void swiglu_forward(const Pass& pass, const LayerActivations& saved) {
   args.d = width;
   args.in_stride = pass.work.strides.gate_up;
   args.out_stride = pass.work.strides.swiglu;
+  args.quantised = pass.work.quantised[kDownGroup];
   TM_RUN(pass.device, swiglu_forward, &args);
 }
 

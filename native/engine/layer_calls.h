@@ -11,6 +11,7 @@ struct NormCall {
   TmElement* y;
   float* rstd;
   size_t y_stride;
+  TmQuantised quantised = {};
 };
 void norm_forward(const Pass& pass, const NormCall& call);
 // q/k norm: every head of every token is a row of head_size.
@@ -23,6 +24,7 @@ struct NormBackwardCall {
   const TmElement* x;
   const float* rstd;
   const NormWeights* weights;
+  TmQuantised quantised = {};  // of work.dx
 };
 // work.dx += d norm / d x of work.dnormed
 void norm_backward_add(const Pass& pass, const NormBackwardCall& call);
@@ -43,7 +45,7 @@ void rotate(const Pass& pass, const RotateCall& call);
 TmAttention attention_call(const Pass& pass, const LayerActivations& saved);
 // Of the one newest token, at row pass.cache_start of the cache.
 TmDecodeAttention decode_attention_call(const Pass& pass, const LayerActivations& saved);
-// saved.swiglu = silu(gate) * up
+// saved.swiglu = silu(gate) * up, quantised for down_proj where that is fp8
 void swiglu_forward(const Pass& pass, const LayerActivations& saved);
 
 // Linears that read the same x, as one product where the backend has groups. Strides are the
@@ -53,6 +55,8 @@ struct GroupCall {
   TmElement* x;
   std::array<TmElement*, TM_GROUP_PARTS> y;
   const TmElement* residual = nullptr;  // added to the one y, which has rows of hidden_size
+  // fp8: what made x has quantised it too (Workspace::quantised).
+  bool is_quantised = false;
 };
 void run_group(const Pass& pass, size_t layer, const GroupCall& call);
 
@@ -62,6 +66,7 @@ struct GroupBackwardCall {
   std::array<TmElement*, TM_GROUP_PARTS> dy;  // with groups side by side in the same rows
   const TmElement* x;
   TmElement* dx;
+  bool is_quantised = false;  // as in GroupCall, of dy
 };
 void run_group_backward(const Pass& pass, size_t layer, const GroupBackwardCall& call);
 // On a backend with groups: run_group, and the two halves of run_group_backward in this order. The

@@ -27,8 +27,8 @@ void attention_half(const Pass& pass, size_t layer) {
   TmElement* const k_raw = config.qk_norm ? saved.k_raw : k;
 
   norm_forward(pass, {work.residual[layer], weights.input_norm.gain, saved.normed1, saved.rstd1,
-                      strides.normed});
-  run_group(pass, layer, {kQkvGroup, saved.normed1, {q_raw, k_raw, v}});
+                      strides.normed, work.quantised[kQkvGroup]});
+  run_group(pass, layer, {kQkvGroup, saved.normed1, {q_raw, k_raw, v}, nullptr, true});
   if (config.qk_norm) {
     head_norm_forward(pass, {q_raw, weights.q_norm.gain, saved.q, saved.q_rstd, 0},
                       {config.num_heads, strides.raw_query, strides.query});
@@ -44,8 +44,8 @@ void gate_and_up(const Pass& pass, size_t layer) {
   const LayerWeights& weights = pass.weights.layers[layer];
   const LayerActivations& saved = pass.work.layers[layer];
   norm_forward(pass, {saved.x_mid, weights.post_norm.gain, saved.normed2, saved.rstd2,
-                      pass.work.strides.normed});
-  run_group(pass, layer, {kGateUpGroup, saved.normed2, {saved.gate, saved.up}});
+                      pass.work.strides.normed, pass.work.quantised[kGateUpGroup]});
+  run_group(pass, layer, {kGateUpGroup, saved.normed2, {saved.gate, saved.up}, nullptr, true});
 }
 
 }  // namespace
@@ -55,7 +55,8 @@ void layer_forward(const Pass& pass, size_t layer) {
   attention_half(pass, layer);
   gate_and_up(pass, layer);
   swiglu_forward(pass, saved);
-  run_group(pass, layer, {kDownGroup, saved.swiglu, {pass.work.residual[layer + 1]}, saved.x_mid});
+  run_group(pass, layer,
+            {kDownGroup, saved.swiglu, {pass.work.residual[layer + 1]}, saved.x_mid, true});
 }
 
 void layer_again(const Pass& pass, size_t layer) {

@@ -98,11 +98,6 @@ size_t packed_group_elements(const Device& device, const GroupPlan& plan, Group 
   return device.ops().group_packed_elements(&plan.shapes[group]);
 }
 
-size_t group_scratch_bytes(const Device& device, const GroupPlan& plan, const GroupTokens& of) {
-  if (!plan.is_used || device.ops().group_scratch_bytes == nullptr) return 0;
-  return device.ops().group_scratch_bytes(&plan.shapes[of.group], of.num_tokens);
-}
-
 void refresh_groups(const Device& device, const DecoderWeights& weights) {
   if (!weights.groups.is_used) return;
   for (const LayerWeights& layer : weights.layers) {

@@ -45,13 +45,6 @@ GroupPlan plan_trained_groups(const Device& device, const ModelConfig& config);
 // Elements of a group's packed weight, on any device with groups.
 size_t packed_group_elements(const Device& device, const GroupPlan& plan, Group group);
 
-// What a group's products need beside their operands.
-struct GroupTokens {
-  Group group;
-  size_t num_tokens;
-};
-size_t group_scratch_bytes(const Device& device, const GroupPlan& plan, const GroupTokens& of);
-
 // Packs what is trained into the groups' weights: after it was read, initialised or updated.
 void refresh_groups(const Device& device, const DecoderWeights& weights);
 

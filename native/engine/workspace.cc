@@ -12,15 +12,35 @@ TmElement* beside(const Device& device, TmElement* first, size_t count) {
   return first == nullptr ? nullptr : device.at(first, count);
 }
 
-// What one of these groups' products needs beside its operands.
-size_t scratch_bytes_of(const Device& device, const WorkspaceSpec& spec,
-                        std::initializer_list<Group> groups) {
-  size_t most = 0;
-  for (const Group group : groups) {
-    most = std::max(most, group_scratch_bytes(device, spec.groups, {group, spec.tokens}));
+// Rows of two groups as e4m3 numbers, in the same memory: one of them runs at a time.
+struct QuantisedRows {
+  const WorkspaceSpec& spec;
+  Group groups[2];
+
+  // The widest input or output; 0: the groups are not fp8.
+  size_t width() const {
+    size_t widest = 0;
+    for (const Group group : groups) {
+      const TmGroupShape& shape = spec.groups.shapes[group];
+      if (!spec.groups.is_used || !shape.is_fp8) continue;
+      widest = std::max({widest, shape.in, spec.groups.out_width(group)});
+    }
+    return widest;
   }
-  return most;
-}
+  size_t num_bytes() const {
+    return scales_at() + (width() == 0 ? 0 : spec.tokens * sizeof(float));
+  }
+  void place(void* memory, std::array<TmQuantised, kNumGroups>& quantised) const {
+    if (memory == nullptr || width() == 0) return;
+    auto* const q = static_cast<uint8_t*>(memory);
+    for (const Group group : groups) {
+      quantised[group] = {q, reinterpret_cast<float*>(q + scales_at())};
+    }
+  }
+
+ private:
+  size_t scales_at() const { return (spec.tokens * width() + 63) / 64 * 64; }
+};
 
 }  // namespace
 
@@ -99,11 +119,9 @@ void Workspace::take_attention_scratch(const ModelConfig& config, Region& region
     throw EngineError("MODEL_UNSUPPORTED",
                       std::string(device.ops().name) + ": " + device.ops().last_error() + ".");
   }
-  const size_t group_bytes = scratch_bytes_of(device, spec, {kQkvGroup, kOutputGroup});
-  attention_scratch = region.take_bytes(std::max(attention_scratch_bytes, group_bytes));
-  if (group_bytes > 0) {
-    group_scratch[kQkvGroup] = group_scratch[kOutputGroup] = attention_scratch;
-  }
+  const QuantisedRows rows = {spec, {kQkvGroup, kOutputGroup}};
+  attention_scratch = region.take_bytes(std::max(attention_scratch_bytes, rows.num_bytes()));
+  rows.place(attention_scratch, quantised);
   if (!spec.has_backward) return;
   dq = region.take_elements(n * strides.query_grad);
   if (spec.groups.is_used) {
@@ -121,9 +139,8 @@ void Workspace::take_mlp_scratch(Region& region) {
   if (spec.has_backward && !spec.groups.is_used) {
     dswiglu = region.take_elements(spec.tokens * strides.swiglu);
   }
-  const size_t group_bytes = scratch_bytes_of(region.device(), spec, {kGateUpGroup, kDownGroup});
-  if (group_bytes == 0) return;
-  group_scratch[kGateUpGroup] = group_scratch[kDownGroup] = region.take_bytes(group_bytes);
+  const QuantisedRows rows = {spec, {kGateUpGroup, kDownGroup}};
+  rows.place(region.take_bytes(rows.num_bytes()), quantised);
 }
 
 void Workspace::take_loss_scratch(const ModelConfig& config, Region& region) {

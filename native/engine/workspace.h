@@ -93,8 +93,9 @@ struct Workspace {
   TmElement* swiglu = nullptr;  // [N, D]
   void* attention_scratch = nullptr;
   size_t attention_scratch_bytes = 0;
-  // Of each group's products (fp8); those of attention take turns with attention_scratch.
-  std::array<void*, kNumGroups> group_scratch = {};
+  // What each group's product reads as e4m3 numbers (fp8): forward its inputs, backward its output
+  // gradients. Those of attention take turns with attention_scratch.
+  std::array<TmQuantised, kNumGroups> quantised = {};
   float* decode_scores = nullptr;                         // [H, decode_score_stride]
   size_t decode_score_stride = 0;                         // cache_tokens rounded up to a vector
                                                           // loss

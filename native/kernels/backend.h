@@ -102,6 +102,13 @@ typedef struct {
   int is_element;
 } TmLinearWeightGrad;  // dw = alpha dy^T x, chain over tokens ascending
 
+// A result's rows once more as e4m3 numbers (TmQuantiseRows), as the operation has rounded them to
+// elements: q [n, c] dense, scales [n]. A null q: not wanted.
+typedef struct {
+  uint8_t* q;
+  float* scales;
+} TmQuantised;
+
 typedef struct {
   const TmElement* x;
   const float* gain;  // [n, c], [c]
@@ -114,6 +121,7 @@ typedef struct {
   // 0, or (backends with linear groups only) rows are heads: row i lies at
   // i / heads * stride + i % heads * c
   size_t heads;
+  TmQuantised quantised;  // of y; not of heads
 } TmRmsNorm;
 
 typedef struct {
@@ -125,7 +133,8 @@ typedef struct {
   float* dgain;   // [c], added to in token order; null where the gain is frozen
   size_t n, c, x_stride, dy_stride, dx_stride;
   int dx_add;
-  size_t heads;  // as in TmRmsNorm
+  size_t heads;           // as in TmRmsNorm
+  TmQuantised quantised;  // of dx; not of heads
 } TmRmsNormBackward;
 
 // Rotates pairs (i, i + F/2) in place, as the Hugging Face Llama code does.
@@ -202,6 +211,7 @@ typedef struct {
   const TmElement* up;  // [n, D] with one stride
   TmElement* out;       // silu(gate) * up
   size_t n, d, in_stride, out_stride;
+  TmQuantised quantised;  // of out
 } TmSwiGlu;
 
 typedef struct {
@@ -212,6 +222,7 @@ typedef struct {
   TmElement* dup;  // may alias gate and up
   TmElement* out;  // recomputed silu(gate)*up, null if not wanted; may be dout
   size_t n, d, in_stride, out_stride;
+  TmQuantised quantised;  // of rows [dgate | dup], which then lie side by side
 } TmSwiGluBackward;
 
 // Loss of R rows of logits: loss_sum += sum over rows of -log softmax(logits)[target] (float64,
@@ -366,7 +377,9 @@ typedef struct {
   size_t residual_stride;
   size_t n;
   float scale;
-  void* scratch;  // group_scratch_bytes(); null where they are 0
+  // fp8: where x's rows go as e4m3 numbers, or with is_quantised are already.
+  TmQuantised quantised;  // [n, in]
+  int is_quantised;
 } TmGroupForward;
 
 typedef struct {
@@ -378,7 +391,8 @@ typedef struct {
   size_t dx_stride;
   size_t n;
   float scale;
-  void* scratch;  // as in TmGroupForward
+  TmQuantised quantised;  // as in TmGroupForward, of dy [n, out]
+  int is_quantised;
 } TmGroupBackward;
 
 // Where a packed group keeps its parts: rows of `stride` elements from `at` on; null: not there.
@@ -580,8 +594,6 @@ typedef struct TmBackend {
   const char* (*take_note)(TmContext*);
 
   TmStatus (*quantise_rows)(TmContext*, const TmQuantiseRows*);
-  // What a group's forward and backward of n tokens need; null: nothing.
-  size_t (*group_scratch_bytes)(const TmGroupShape*, size_t n);
 
   // Of the exchange; both null where the host rounds and packs.
   TmStatus (*round_blocks)(TmContext*, const TmRoundBlocks*);

@@ -50,7 +50,7 @@ struct Tested {
   const GroupCase& made;
   const std::vector<GroupValues>& parts;
   size_t border, out;
-  void* scratch;
+  TmQuantised quantised;
   std::string name;
 };
 
@@ -138,7 +138,7 @@ void test_forward(const Tested& t, const PackedGroup& group, Random& random) {
   call.x_stride = r.x_stride;
   call.n = n;
   call.scale = kScale;
-  call.scratch = t.scratch;
+  call.quantised = t.quantised;
   if (t.made.has_residual) {
     call.residual = residual.data();
     call.residual_stride = shape.out[0];
@@ -218,8 +218,9 @@ void test_backward(const Tested& t, const PackedGroup& group, Random& random) {
   const size_t dx_stride = shape.in + t.made.gap;
   const Elements dy(t.device, poisoned_rows(random, n, t.out, dy_stride));
   const Elements dx(t.device, Floats(n * dx_stride, kPoison));
-  const TmGroupBackward call = {&shape, group.packed(), dy.data(), dy_stride, dx.data(), dx_stride,
-                                n,      kScale,         t.scratch};
+  const TmGroupBackward call = {
+      &shape, group.packed(), dy.data(),   dy_stride, dx.data(), dx_stride,
+      n,      kScale,         t.quantised, 0};
   TM_RUN(t.device, group_backward, &call);
   const Floats found = dx.read();
   check_backward(t, dy.read(), dy_stride, found, dx_stride);
@@ -241,16 +242,18 @@ void test_group(const Device& device, const GroupCase& made, uint64_t seed) {
   const TmGroupShape& shape = made.shape;
   const auto parts = group_values(device, made, random);
   const PackedGroup group(device, shape, parts);
-  const size_t bytes = device.ops().group_scratch_bytes(&shape, made.n);
-  const DeviceBytes scratch(device, bytes);
+  const DeviceBytes q(device, made.n * std::max(shape.in, out_width(shape)));
+  const DeviceBytes scales(device, made.n * sizeof(float));
+  const TmQuantised quantised = {static_cast<uint8_t*>(q.data()),
+                                 static_cast<float*>(scales.data())};
   std::string name = "fp8 n " + std::to_string(made.n) + " in " + std::to_string(shape.in);
   for (size_t part = 0; part < shape.num_parts; ++part) {
     name += " out " + std::to_string(shape.out[part]) + (shape.is_adapted[part] ? "+" : "");
   }
   name += std::string(shape.has_bias ? " bias" : "") + (made.is_apart ? " apart" : "") +
           (made.has_residual ? " residual" : "") + on(device);
-  const Tested tested = {device,           made,           parts, device.ops().group_border(&shape),
-                         out_width(shape), scratch.data(), name};
+  const Tested tested = {device,           made,      parts, device.ops().group_border(&shape),
+                         out_width(shape), quantised, name};
   test_forward(tested, group, random);
   test_backward(tested, group, random);
 }

@@ -101,7 +101,7 @@ void test_forward(const Tested& t, const PackedGroup& group, Random& random) {
   const size_t wide = t.out + t.made.gap;
   std::vector<std::unique_ptr<Elements>> outputs;
   TmGroupForward call = {&shape, group.packed(), x.data(), x_stride, {}, {}, nullptr, 0,
-                         n,      kScale,         nullptr};
+                         n,      kScale,         {},       0};
   std::vector<size_t> y_strides;
   size_t column = 0;
   for (size_t part = 0; part < shape.num_parts; ++part) {
@@ -189,7 +189,7 @@ void test_backward(const Tested& t, const PackedGroup& group, Random& random) {
   const Elements dy(t.device, random_rows(random, n, {t.out, dy_stride}));
   const Elements dx(t.device, Floats(n * dx_stride, kPoison));
   TmGroupBackward call = {&shape, group.packed(), dy.data(), dy_stride, nullptr, dx_stride,
-                          n,      kScale,         nullptr};
+                          n,      kScale,         {},        0};
   TM_RUN(t.device, group_backward, &call);
   bool is_untouched = true;
   for (const float value : dx.read()) is_untouched &= std::isnan(value);

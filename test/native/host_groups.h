@@ -2,9 +2,9 @@
 // checked where there is no GPU. Its borders and packed rows are odd sizes on purpose. An fp8 base
 // is held as the floats that its e4m3 numbers stand for, once by rows and once by columns.
 #pragma once
-#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/e4m3.h"
@@ -37,9 +37,6 @@ class HostGroup {
   size_t bias_at() const { return (out_ + border()) * stride(); }
   // fp8: W once more, [out, in] rounded by columns.
   size_t columns_at() const { return bias_at() + out_; }
-  size_t scratch_bytes() const {
-    return shape_.is_fp8 ? std::max(shape_.in, out_) * sizeof(float) : 0;
-  }
 
   void pack(const TmGroupPack& args) const {
     float* const packed = reinterpret_cast<float*>(args.packed);
@@ -92,7 +89,9 @@ class HostGroup {
         const auto sum = static_cast<float>(dot(x, packed + (out_ + k) * stride(), shape_.in));
         x[shape_.in + k] = args.scale * sum;
       }
-      const float* const base = base_input(x, shape_.in, args.scratch);
+      const Quantised rows = {args.quantised, args.is_quantised != 0, i};
+      const std::vector<float> rounded = rounded_row(x, shape_.in, rows);
+      const float* const base = shape_.is_fp8 ? rounded.data() : x;
       size_t row = 0;
       for (size_t part = 0; part < shape_.num_parts; ++part) {
         float* const y = reinterpret_cast<float*>(args.y[part]) + i * args.y_stride[part];
@@ -117,7 +116,9 @@ class HostGroup {
       }
       if (args.dx == nullptr) continue;
       float* const dx = reinterpret_cast<float*>(args.dx) + i * args.dx_stride;
-      const float* const base = base_input(dy, out_, args.scratch);
+      const Quantised rows = {args.quantised, args.is_quantised != 0, i};
+      const std::vector<float> rounded = rounded_row(dy, out_, rows);
+      const float* const base = shape_.is_fp8 ? rounded.data() : dy;
       const float* const w = shape_.is_fp8 ? packed + columns_at() : packed;
       const size_t w_stride = shape_.is_fp8 ? shape_.in : stride();
       for (size_t j = 0; j < shape_.in; ++j) {
@@ -184,11 +185,25 @@ class HostGroup {
     }
     for (size_t j = 0; j < shape_.in; ++j) round_to_e4m3(columns + j, out_, shape_.in);
   }
-  const float* base_input(const float* row, size_t count, void* scratch) const {
-    if (!shape_.is_fp8) return row;
-    float* const rounded = static_cast<float*>(scratch);
-    copy(rounded, row, count);
-    round_to_e4m3(rounded, count);
+  struct Quantised {
+    TmQuantised to;
+    bool is_there;
+    size_t row;
+  };
+  // What a row's e4m3 numbers stand for; nothing where the group is not fp8.
+  std::vector<float> rounded_row(const float* row, size_t count, const Quantised& rows) const {
+    std::vector<float> rounded(shape_.is_fp8 ? count : 0);
+    if (rounded.empty()) return rounded;
+    uint8_t* const q = rows.to.q + rows.row * count;
+    float& scale = rows.to.scales[rows.row];
+    if (!rows.is_there) {
+      float largest = 0;
+      for (size_t i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(row[i]));
+      const RowScale of_row = row_scale(largest);
+      scale = of_row.scale;
+      for (size_t i = 0; i < count; ++i) q[i] = e4m3_from_float(row[i] * of_row.inverse);
+    }
+    for (size_t i = 0; i < count; ++i) rounded[i] = e4m3_to_float(q[i]) * scale;
     return rounded;
   }
 
@@ -221,9 +236,6 @@ inline void add_group_entries(TmBackend& host) {
                          TmGroupPlaces* out) {
     *out = HostGroup(*shape).places(packed);
     return TM_OK;
-  };
-  host.group_scratch_bytes = [](const TmGroupShape* shape, size_t) {
-    return HostGroup(*shape).scratch_bytes();
   };
   host.copy_rows = [](TmContext*, const TmCopyRows* args) {
     for (size_t i = 0; i < args->n; ++i) {

@@ -59,16 +59,8 @@ inline OpCase norm_case(Random random, size_t n, size_t c, size_t gap, bool dx_a
   auto kernel = [=](const Device& d) {
     Matrix y = poisoned(x), out = dx;
     Floats rstd(n, kPoison), dg = dgain;
-    const TmRmsNorm forward = {x.values.data(),
-                               gain.data(),
-                               y.values.data(),
-                               rstd.data(),
-                               n,
-                               c,
-                               x.stride,
-                               y.stride,
-                               kEpsilon,
-                               0};
+    const TmRmsNorm forward = {x.values.data(), gain.data(), y.values.data(), rstd.data(), n, c,
+                               x.stride,        y.stride,    kEpsilon,        0,           {}};
     require(d.backend->rms_norm_forward(d.context, &forward), d);
     const TmRmsNormBackward backward = {dy.values.data(),
                                         x.values.data(),
@@ -82,7 +74,8 @@ inline OpCase norm_case(Random random, size_t n, size_t c, size_t gap, bool dx_a
                                         dy.stride,
                                         out.stride,
                                         dx_add,
-                                        0};
+                                        0,
+                                        {}};
     require(d.backend->rms_norm_backward(d.context, &backward), d);
     return Outputs{y.values, rstd, out.values, dg};
   };
@@ -174,8 +167,14 @@ inline OpCase swiglu_case(Random random, size_t n, size_t d_size, double deviati
   const Matrix up = random_matrix(random, n, d_size, 3), dout = random_matrix(random, n, d_size, 5);
   auto kernel = [=](const Device& d) {
     Matrix out = poisoned(dout), again = out, dgate = gate, dup = up;
-    const TmSwiGlu forward = {gate.values.data(), up.values.data(), out.values.data(), n, d_size,
-                              gate.stride,        out.stride};
+    const TmSwiGlu forward = {gate.values.data(),
+                              up.values.data(),
+                              out.values.data(),
+                              n,
+                              d_size,
+                              gate.stride,
+                              out.stride,
+                              {}};
     require(d.backend->swiglu_forward(d.context, &forward), d);
     const TmSwiGluBackward backward = {dout.values.data(),
                                        dgate.values.data(),
@@ -186,7 +185,8 @@ inline OpCase swiglu_case(Random random, size_t n, size_t d_size, double deviati
                                        n,
                                        d_size,
                                        gate.stride,
-                                       out.stride};
+                                       out.stride,
+                                       {}};
     require(d.backend->swiglu_backward(d.context, &backward), d);
     return Outputs{out.values, again.values, dgate.values, dup.values};
   };

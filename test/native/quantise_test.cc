@@ -125,13 +125,141 @@ void test_quantise(const Device& device, bool is_small) {
   }
 }
 
+// Rows that an operation makes, and their e4m3 numbers: of quantise_rows afterwards, or of the
+// operation itself.
+class Made {
+ public:
+  Made(const Device& device, size_t n, size_t c)
+      : device_(device), n_(n), c_(c), q_(device, n * c), scales_(device, n * sizeof(float)) {}
+  TmQuantised numbers() const {
+    return {static_cast<uint8_t*>(q_.data()), static_cast<float*>(scales_.data())};
+  }
+  void quantise(const TmElement* rows, size_t stride) const {
+    const TmQuantiseRows call = {rows, stride, numbers().q, numbers().scales, n_, c_};
+    TM_RUN(device_, quantise_rows, &call);
+  }
+  Quantised read() const {
+    Quantised result = {std::vector<uint8_t>(n_ * c_), Floats(n_)};
+    TM_RUN(device_, copy_out, result.q.data(), q_.data(), result.q.size());
+    TM_RUN(device_, copy_out, result.scales.data(), scales_.data(), n_ * sizeof(float));
+    return result;
+  }
+
+ private:
+  const Device& device_;
+  size_t n_, c_;
+  DeviceBytes q_, scales_;
+};
+
+struct Outcome {
+  Floats rows;
+  Quantised numbers;
+  bool operator==(const Outcome& other) const {
+    return numbers.q == other.numbers.q && same(rows, other.rows) &&
+           same(numbers.scales, other.numbers.scales);
+  }
+  static bool same(const Floats& a, const Floats& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+  }
+};
+
+struct Shape {
+  size_t n, c, gap;
+  size_t stride() const { return c + gap; }
+};
+
+Floats gap_rows(uint64_t seed, const Shape& shape) {
+  Random random(seed);
+  Floats values(shape.n * shape.stride(), kPoison);
+  for (size_t i = 0; i < shape.n; ++i) {
+    for (size_t j = 0; j < shape.c; ++j) {
+      values[i * shape.stride() + j] = static_cast<float>(random.symmetric(i % 4 == 1 ? 30 : 1));
+    }
+  }
+  return values;
+}
+
+Outcome norm_outcome(const Device& device, const Shape& shape, bool is_backward, bool is_fused) {
+  const Elements x(device, gap_rows(1, shape)), y(device, gap_rows(2, shape));
+  const Elements dx(device, gap_rows(3, shape));
+  const Floats gains = gap_rows(4, {1, shape.c, 0});
+  const DeviceBytes gain(device, shape.c * sizeof(float)), rstd(device, shape.n * sizeof(float));
+  TM_RUN(device, copy_in, gain.data(), gains.data(), shape.c * sizeof(float));
+  const Made made(device, shape.n, shape.c);
+  TmRmsNorm norm = {};
+  norm.x = x.data();
+  norm.y = y.data();
+  norm.gain = static_cast<const float*>(gain.data());
+  norm.rstd = static_cast<float*>(rstd.data());
+  norm.n = shape.n;
+  norm.c = shape.c;
+  norm.x_stride = norm.y_stride = shape.stride();
+  norm.epsilon = 1e-5f;
+  if (is_fused && !is_backward) norm.quantised = made.numbers();
+  TM_RUN(device, rms_norm_forward, &norm);
+  TmRmsNormBackward back = {};
+  back.dy = y.data();
+  back.x = x.data();
+  back.dx = dx.data();
+  back.gain = norm.gain;
+  back.rstd = norm.rstd;
+  back.n = shape.n;
+  back.c = shape.c;
+  back.x_stride = back.dy_stride = back.dx_stride = shape.stride();
+  back.dx_add = 1;
+  if (is_fused && is_backward) back.quantised = made.numbers();
+  if (is_backward) TM_RUN(device, rms_norm_backward, &back);
+  const Elements& result = is_backward ? dx : y;
+  if (!is_fused) made.quantise(result.data(), shape.stride());
+  return {result.read(), made.read()};
+}
+
+// Rows [gate | up] and their gradients over them.
+Outcome swiglu_outcome(const Device& device, const Shape& shape, bool is_backward, bool is_fused) {
+  const size_t d = shape.c / 2;
+  const Elements both(device, gap_rows(5, shape)), dout(device, gap_rows(6, {shape.n, d, 3}));
+  const Elements out(device, Floats(shape.n * (d + 3), kPoison));
+  const Made made(device, shape.n, is_backward ? shape.c : d);
+  TmElement* const up = device.at(both.data(), d);
+  TmSwiGlu forward = {both.data(), up, out.data(), shape.n, d, shape.stride(), d + 3, {}};
+  if (is_fused && !is_backward) forward.quantised = made.numbers();
+  TM_RUN(device, swiglu_forward, &forward);
+  TmSwiGluBackward back = {dout.data(), both.data(),    up,    both.data(), up, out.data(), shape.n,
+                           d,           shape.stride(), d + 3, {}};
+  if (is_fused && is_backward) back.quantised = made.numbers();
+  if (is_backward) TM_RUN(device, swiglu_backward, &back);
+  const Elements& result = is_backward ? both : out;
+  if (!is_fused) made.quantise(result.data(), is_backward ? shape.stride() : d + 3);
+  return {result.read(), made.read()};
+}
+
+void test_results(const Device& device, bool is_small) {
+  const Shape shapes[] = {{1, 16, 0},    {9, 64, 64},  {33, 576, 64},  {5, 1032, 8}, {7, 3072, 64},
+                          {3, 4096, 64}, {2, 9000, 2}, {3, 28672, 64}, {2, 37888, 0}};
+  for (const Shape& shape : shapes) {
+    if (is_small && shape.c > 7000) continue;
+    const std::string what = std::to_string(shape.n) + " rows of " + std::to_string(shape.c);
+    for (const bool is_backward : {false, true}) {
+      const std::string which = (is_backward ? " backward, " : " forward, ") + what + on(device);
+      CHECK(norm_outcome(device, shape, is_backward, true) ==
+                norm_outcome(device, shape, is_backward, false),
+            "norm" + which + ": other e4m3 numbers, or rows");
+      CHECK(swiglu_outcome(device, shape, is_backward, true) ==
+                swiglu_outcome(device, shape, is_backward, false),
+            "swiglu" + which + ": other e4m3 numbers, or rows");
+    }
+  }
+}
+
 void test_cuda(const TestOptions& test_options) {
   const TmBackend* const backend = cuda_backend_or_skip(test_options.plugin);
   if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     DeviceOptions options;
     options.precision = precision;
-    test_quantise(Device(backend, options), test_options.is_small);
+    const Device device(backend, options);
+    test_quantise(device, test_options.is_small);
+    test_results(device, test_options.is_small);
   }
 }
 
@@ -143,8 +271,10 @@ int main(int argc, char** argv) {
   using namespace tunemesh::test;
   const TestOptions options = options_of(argc, argv);
   if (!options.is_small) {
+    const Device host(tm_cpu_backend(), DeviceOptions{});
     test_numbers();
-    test_quantise(Device(tm_cpu_backend(), DeviceOptions{}), false);
+    test_quantise(host, false);
+    test_results(host, false);
   }
   test_cuda(options);
   return finish("quantise_test");

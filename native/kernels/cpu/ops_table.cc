@@ -125,14 +125,41 @@ TmStatus scatter_rows_add(TmContext* context, const float* x, const int32_t* row
   return scatter(context, {x, rows, out, n, c}, kUnknownHeight);
 }
 
+// The same on every instruction path: nothing on the CPU's main path asks for it.
+void quantise(const TmQuantiseRows& a, Range range) {
+  for (size_t i = range.begin; i < range.end; ++i) {
+    const float* x = a.x + i * a.x_stride;
+    float largest = 0;
+    for (size_t j = 0; j < a.c; ++j) largest = std::fmax(largest, std::fabs(x[j]));
+    const RowScale scale = row_scale(largest);
+    a.scales[i] = scale.scale;
+    for (size_t j = 0; j < a.c; ++j) a.q[i * a.c + j] = e4m3_from_float(x[j] * scale.inverse);
+  }
+}
+
+TmStatus quantise_rows(TmContext* context, const TmQuantiseRows* args) {
+  return over_rows(context, quantise, *args, args->n, args->c);
+}
+
+TmStatus quantise_result(TmContext* context, const TmQuantised& to, TmQuantiseRows rows) {
+  if (to.q == nullptr) return TM_OK;
+  rows.q = to.q;
+  rows.scales = to.scales;
+  return quantise_rows(context, &rows);
+}
+
 TmStatus rms_norm_forward(TmContext* context, const TmRmsNorm* args) {
-  return over_rows(context, context->kernels.ops.rms_norm_forward, *args, args->n, args->c);
+  over_rows(context, context->kernels.ops.rms_norm_forward, *args, args->n, args->c);
+  return quantise_result(context, args->quantised,
+                         {args->y, args->y_stride, nullptr, nullptr, args->n, args->c});
 }
 
 TmStatus rms_norm_backward(TmContext* context, const TmRmsNormBackward* args) {
   // First, because dx may overwrite dy.
   if (args->dgain) over_columns(context, context->kernels.ops.rms_norm_gain_grad, *args, args->c);
-  return over_rows(context, context->kernels.ops.rms_norm_backward, *args, args->n, args->c);
+  over_rows(context, context->kernels.ops.rms_norm_backward, *args, args->n, args->c);
+  return quantise_result(context, args->quantised,
+                         {args->dx, args->dx_stride, nullptr, nullptr, args->n, args->c});
 }
 
 TmStatus bias_add(TmContext* context, float* y, size_t n, size_t c, size_t stride,
@@ -160,11 +187,18 @@ TmStatus rope(TmContext* context, const TmRope* args) {
 }
 
 TmStatus swiglu_forward(TmContext* context, const TmSwiGlu* args) {
-  return over_rows(context, context->kernels.ops.swiglu_forward, *args, args->n, args->d);
+  over_rows(context, context->kernels.ops.swiglu_forward, *args, args->n, args->d);
+  return quantise_result(context, args->quantised,
+                         {args->out, args->out_stride, nullptr, nullptr, args->n, args->d});
 }
 
 TmStatus swiglu_backward(TmContext* context, const TmSwiGluBackward* args) {
-  return over_rows(context, context->kernels.ops.swiglu_backward, *args, args->n, args->d);
+  if (args->quantised.q != nullptr && args->dup != args->dgate + args->d) {
+    return fail(TM_BAD_ARGUMENT, "swiglu_backward: dup does not lie beside dgate");
+  }
+  over_rows(context, context->kernels.ops.swiglu_backward, *args, args->n, args->d);
+  return quantise_result(context, args->quantised,
+                         {args->dgate, args->in_stride, nullptr, nullptr, args->n, 2 * args->d});
 }
 
 TmStatus cross_entropy(TmContext* context, const TmCrossEntropy* args) {
@@ -172,22 +206,6 @@ TmStatus cross_entropy(TmContext* context, const TmCrossEntropy* args) {
     return status;
   }
   return over_rows(context, context->kernels.ops.cross_entropy, *args, args->rows, args->v);
-}
-
-// The same on every instruction path: nothing on the CPU's main path asks for it.
-void quantise(const TmQuantiseRows& a, Range range) {
-  for (size_t i = range.begin; i < range.end; ++i) {
-    const float* x = a.x + i * a.x_stride;
-    float largest = 0;
-    for (size_t j = 0; j < a.c; ++j) largest = std::fmax(largest, std::fabs(x[j]));
-    const RowScale scale = row_scale(largest);
-    a.scales[i] = scale.scale;
-    for (size_t j = 0; j < a.c; ++j) a.q[i * a.c + j] = e4m3_from_float(x[j] * scale.inverse);
-  }
-}
-
-TmStatus quantise_rows(TmContext* context, const TmQuantiseRows* args) {
-  return over_rows(context, quantise, *args, args->n, args->c);
 }
 
 size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }

@@ -185,13 +185,21 @@ TmStatus scatter_add(TmContext* context, const TmElement* x, const int32_t* indi
   });
 }
 
+void check_quantised_norm(const TmQuantised& quantised, size_t heads) {
+  if (quantised.q != nullptr && heads != 0) refuse("rms_norm: rows of heads are not quantised");
+}
 TmStatus norm_forward(TmContext* context, const TmRmsNorm* args) {
   return with_element(context, [&](auto element) {
+    check_quantised_norm(args->quantised, args->heads);
     rms_norm_forward<decltype(element)>(*args, context->stream());
   });
 }
 TmStatus norm_backward(TmContext* context, const TmRmsNormBackward* args) {
   return with_element(context, [&](auto element) {
+    check_quantised_norm(args->quantised, args->heads);
+    if (args->quantised.q != nullptr && args->dgain != nullptr) {
+      refuse("rms_norm_backward: rows are not quantised where the gain is trained");
+    }
     rms_norm_backward<decltype(element)>(*args, context->scratch(), context->stream());
   });
 }
@@ -328,8 +336,14 @@ TmStatus swiglu(TmContext* context, const TmSwiGlu* args) {
       context, [&](auto element) { swiglu_forward<decltype(element)>(*args, context->stream()); });
 }
 TmStatus swiglu_grad(TmContext* context, const TmSwiGluBackward* args) {
-  return with_element(
-      context, [&](auto element) { swiglu_backward<decltype(element)>(*args, context->stream()); });
+  return with_element(context, [&](auto element) {
+    using Element = decltype(element);
+    if (args->quantised.q != nullptr &&
+        elements<Element>(args->dup) != elements<Element>(args->dgate) + args->d) {
+      refuse("swiglu_backward: dup does not lie beside dgate");
+    }
+    swiglu_backward<Element>(*args, context->stream());
+  });
 }
 
 TmStatus loss(TmContext* context, const TmCrossEntropy* args) {

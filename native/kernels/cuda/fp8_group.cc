@@ -84,18 +84,12 @@ void quantise_columns(TmContext* context, const Packed& packed, const Bfloat16* 
   context->wait();  // before the memory is given back
 }
 
-// Rows quantised to scratch, their scales behind them.
-struct Quantised {
-  const uint8_t* rows;
-  const float* scales;
-};
-Quantised quantised(TmContext* context, const TmQuantiseRows& rows, void* scratch) {
-  if (scratch == nullptr) refuse("an fp8 group without scratch (group_scratch_bytes)");
-  TmQuantiseRows call = rows;
-  call.q = static_cast<uint8_t*>(scratch);
-  call.scales = reinterpret_cast<float*>(call.q + aligned(call.n * call.c));
-  quantise_rows<Bfloat16>(call, context->stream());
-  return {call.q, call.scales};
+// Rows as e4m3 numbers, if not there already.
+void quantise(TmContext* context, const TmQuantised& to, TmQuantiseRows rows) {
+  if (to.q == nullptr) refuse("an fp8 group has no place for e4m3 numbers");
+  rows.q = to.q;
+  rows.scales = to.scales;
+  quantise_rows<Bfloat16>(rows, context->stream());
 }
 
 // c [n, m] = alpha b [n, k] op(w), or added to c; w transposed: [m, k], else [k, m].
@@ -147,14 +141,14 @@ Run run_from(const TmGroupForward& args, size_t first, size_t row) {
 }
 
 void run_forward(TmContext* context, const TmGroupForward& args, const Packed& packed,
-                 const Quantised& x, const Run& run) {
+                 const Run& run) {
   const Places& places = packed.places;
   auto* const y = elements<Bfloat16>(args.y[run.first]);
   const size_t y_stride = args.y_stride[run.first];
   Fp8Gemm::Product base = {packed.rows() + run.row * places.in,
-                           x.rows,
+                           args.quantised.q,
                            packed.row_scales() + run.row,
-                           x.scales,
+                           args.quantised.scales,
                            y,
                            run.width,
                            args.n,
@@ -186,11 +180,6 @@ void run_forward(TmContext* context, const TmGroupForward& args, const Packed& p
 
 size_t fp8_group_packed_elements(const TmGroupShape& shape, size_t border) {
   return Places(shape, border).end / sizeof(Bfloat16);
-}
-
-size_t fp8_group_scratch_bytes(const TmGroupShape& shape, size_t n) {
-  const size_t widest = std::max(shape.in, out_width(shape));
-  return aligned(n * widest) + aligned(n * sizeof(float));
 }
 
 void pack_fp8_group_base(TmContext* context, const TmGroupPack& args, size_t border) {
@@ -258,8 +247,9 @@ void fp8_group_forward(TmContext* context, const TmGroupForward& args, size_t bo
   const TmGroupShape& shape = *args.shape;
   check_shape(context, shape);
   const Packed packed(shape, border, args.packed);
-  const Quantised x =
-      quantised(context, {args.x, args.x_stride, nullptr, nullptr, args.n, shape.in}, args.scratch);
+  if (!args.is_quantised) {
+    quantise(context, args.quantised, {args.x, args.x_stride, nullptr, nullptr, args.n, shape.in});
+  }
   if (border > 0) {
     auto* const rows = elements<Bfloat16>(args.x);
     multiply(context, {packed.lora_a(), shape.in, true, rows, args.x_stride, rows + shape.in,
@@ -267,7 +257,7 @@ void fp8_group_forward(TmContext* context, const TmGroupForward& args, size_t bo
   }
   for (size_t first = 0, row = 0; first < shape.num_parts;) {
     const Run run = run_from(args, first, row);
-    run_forward(context, args, packed, x, run);
+    run_forward(context, args, packed, run);
     row += run.width;
     first = run.next;
   }
@@ -285,11 +275,14 @@ void fp8_group_backward(TmContext* context, const TmGroupBackward& args, size_t 
                        border, args.n, places.out, args.scale, false});
   }
   if (args.dx == nullptr) return;
-  const Quantised rows = quantised(
-      context, {args.dy, args.dy_stride, nullptr, nullptr, args.n, places.out}, args.scratch);
-  context->fp8_gemm().multiply({packed.columns(), rows.rows, packed.column_scales(), rows.scales,
-                                args.dx, places.in, args.n, places.out, args.dx_stride},
-                               context->stream());
+  if (!args.is_quantised) {
+    quantise(context, args.quantised,
+             {args.dy, args.dy_stride, nullptr, nullptr, args.n, places.out});
+  }
+  context->fp8_gemm().multiply(
+      {packed.columns(), args.quantised.q, packed.column_scales(), args.quantised.scales, args.dx,
+       places.in, args.n, places.out, args.dx_stride},
+      context->stream());
   if (border == 0) return;
   multiply(context, {packed.lora_a(), places.in, false, tail, args.dy_stride, args.dx,
                      args.dx_stride, places.in, args.n, border, 1.0f, true});

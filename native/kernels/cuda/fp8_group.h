@@ -3,9 +3,10 @@
 //
 //   packed   q(W) [out, in], q(W^T) [in, out], scales f32 [out] and [in], A [border, in],
 //            B [out, border], bias [out]; each at a multiple of 256 bytes
-//   forward  x's rows quantised to scratch; y = q(x) q(W)^T (+ residual); tail = scale x A^T;
+//   forward  x's rows quantised, unless what made them has; y = q(x) q(W)^T (+ residual); tail =
+//   scale x A^T;
 //            y += tail B^T + bias
-//   backward dy's rows quantised to scratch; tail = scale dy B; dx = q(dy) q(W^T)^T; dx += tail A
+//   backward dy's rows quantised likewise; tail = scale dy B; dx = q(dy) q(W^T)^T; dx += tail A
 //
 //   launch   the adapters' additions are products with beta 1; where cuBLASLt has no fp8 product
 //            that adds a residual, add_to_rows does (fp8.cuh)
@@ -19,7 +20,6 @@
 namespace tunemesh::cuda {
 
 size_t fp8_group_packed_elements(const TmGroupShape& shape, size_t border);
-size_t fp8_group_scratch_bytes(const TmGroupShape& shape, size_t n);
 void pack_fp8_group_base(TmContext* context, const TmGroupPack& args, size_t border);
 void pack_fp8_group_trained(TmContext* context, const TmGroupPack& args, size_t border);
 // Of the adapters alone: the base is frozen.

@@ -292,10 +292,6 @@ TmStatus quantise(TmContext* context, const TmQuantiseRows* args) {
       context, [&](auto element) { quantise_rows<decltype(element)>(*args, context->stream()); });
 }
 
-size_t group_scratch_bytes(const TmGroupShape* shape, size_t n) {
-  return shape->is_fp8 ? fp8_group_scratch_bytes(*shape, n) : 0;
-}
-
 TmStatus copy_within(TmContext* context, const TmCopyRows* args) {
   return guarded(context, [&] { copy_rows(*args, context->stream()); });
 }
@@ -312,7 +308,6 @@ void fill_groups(TmBackend& backend) {
   backend.copy_rows = copy_within;
   backend.group_places = group_places;
   backend.quantise_rows = quantise;
-  backend.group_scratch_bytes = group_scratch_bytes;
 }
 
 }  // namespace tunemesh::cuda

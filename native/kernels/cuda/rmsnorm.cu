@@ -3,6 +3,7 @@
 #include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/fp8_rows.cuh"
 #include "kernels/cuda/rmsnorm.cuh"
 
 namespace tunemesh::cuda {
@@ -35,6 +36,10 @@ struct Lane {
   __device__ float sum(float value) const {
     if constexpr (kThreads == kWarpSize) return warp_reduce<kWarpSize>(value, Sum());
     return block_reduce<kThreads>(value, Sum());
+  }
+  __device__ float largest(float value) const {
+    if constexpr (kThreads == kWarpSize) return warp_reduce<kWarpSize>(value, Max());
+    return block_reduce<kThreads>(value, Max());
   }
   // First column of the thread's chunk k.
   __device__ size_t column(size_t k) const { return (k * kThreads + index) * C::kWidth; }
@@ -85,7 +90,31 @@ __device__ inline void for_each_chunk(const Lane<Element, kThreads>& lane, size_
   for (size_t k = kKept; lane.column(k) < c; ++k) visit(kKept, lane.column(k), c - lane.column(k));
 }
 
+// A result's row on its way to e4m3: what a thread has written of it, in the place of what it kept.
 template <typename Element, int kThreads>
+struct WrittenRow {
+  using C = Chunk<Element>;
+  KeptRow<Element, kThreads>& kept;
+  const Element* data;
+  float largest = 0;
+
+  __device__ void add(int k, const C& chunk) {
+    largest = largest_of(chunk, largest);
+    if (k < kKept) kept.kept[k] = chunk;
+  }
+  __device__ void quantise(const TmQuantised& to, size_t row, size_t c,
+                           const Lane<Element, kThreads>& lane) const {
+    const RowScale scale(lane.largest(largest));
+    if (lane.index == 0) to.scales[row] = scale.scale;
+    uint8_t* const q = to.q + row * c;
+    for_each_chunk(lane, c, [&](int k, size_t column, size_t left) {
+      const C chunk = k < kKept ? kept.kept[k] : C::load(data + column, left);
+      store_e4m3(chunk, scale.inverse, q + column, left);
+    });
+  }
+};
+
+template <typename Element, int kThreads, bool kQuantises>
 __global__ void __launch_bounds__(kBlock<kThreads>, kForwardBlocks<kThreads>)
     forward_kernel(TmRmsNorm a) {
   using C = Chunk<Element>;
@@ -104,14 +133,18 @@ __global__ void __launch_bounds__(kBlock<kThreads>, kForwardBlocks<kThreads>)
   if (a.rstd != nullptr && lane.index == 0) a.rstd[row] = rstd;
   x.keep_packed();
   Element* y = elements<Element>(a.y) + start_of(a, row, a.y_stride);
+  WrittenRow<Element, kThreads> written = {x, y};
   for_each_chunk(lane, a.c, [&](int k, size_t column, size_t left) {
     const C chunk = x.at(k, column, left);
     const FloatsBeside<C::kWidth> gain(a.gain + column, left);
     float out[C::kWidth];
 #pragma unroll
     for (int i = 0; i < C::kWidth; ++i) out[i] = chunk[i] * rstd * gain[i];
-    C::rounded(out).store(y + column, left);
+    const C result = C::rounded(out);
+    result.store(y + column, left);
+    if constexpr (kQuantises) written.add(k, result);
   });
+  if constexpr (kQuantises) written.quantise(a.quantised, row, a.c, lane);
 }
 
 // The gain's gradient of a thread's columns over the rows of its team.
@@ -122,7 +155,7 @@ struct GainSums {
 
 // dx of one row. With kSumsGain also the row's terms of the gain's gradient, where all chunks are
 // kept.
-template <typename Element, int kThreads, bool kSumsGain>
+template <typename Element, int kThreads, bool kSumsGain, bool kQuantises = false>
 __device__ inline void row_backward(const TmRmsNormBackward& a, size_t row,
                                     const Lane<Element, kThreads>& lane, GainSums<Element>& sums) {
   using C = Chunk<Element>;
@@ -147,6 +180,7 @@ __device__ inline void row_backward(const TmRmsNormBackward& a, size_t row,
   const float factor = static_cast<float>(wide * wide * mean);
   x.keep_packed();
   dy.keep_packed();
+  WrittenRow<Element, kThreads> written = {x, dx};
   for_each_chunk(lane, a.c, [&](int k, size_t column, size_t left) {
     const C xs = x.at(k, column, left), dys = dy.at(k, column, left);
     const FloatsBeside<C::kWidth> gain(a.gain + column, left);
@@ -158,18 +192,21 @@ __device__ inline void row_backward(const TmRmsNormBackward& a, size_t row,
       const float inner = fmaf(-xs[i], factor, dys[i] * gain[i]);
       out[i] = a.dx_add ? fmaf(inner, rstd, before[i]) : inner * rstd;
     }
-    C::rounded(out).store(dx + column, left);
+    const C result = C::rounded(out);
+    result.store(dx + column, left);
+    if constexpr (kQuantises) written.add(k, result);
   });
+  if constexpr (kQuantises) written.quantise(a.quantised, row, a.c, lane);
 }
 
-template <typename Element, int kThreads>
+template <typename Element, int kThreads, bool kQuantises>
 __global__ void __launch_bounds__(kBlock<kThreads>, kBackwardBlocks<kThreads>)
     backward_kernel(TmRmsNormBackward a) {
   const Lane<Element, kThreads> lane;
   const size_t row = size_t{blockIdx.x} * kRows<kThreads> + lane.team;
   if (row >= a.n) return;
   GainSums<Element> none;
-  row_backward<Element, kThreads, false>(a, row, lane, none);
+  row_backward<Element, kThreads, false, kQuantises>(a, row, lane, none);
 }
 
 // A block has a.n / parts neighbouring rows, its teams in turn; teams are added ascending.
@@ -244,8 +281,9 @@ unsigned grid_of(size_t n) {
 
 template <typename Element, int kThreads>
 void launch_forward(const TmRmsNorm& args, cudaStream_t stream) {
-  forward_kernel<Element, kThreads>
-      <<<grid_of<kThreads>(args.n), kBlock<kThreads>, 0, stream>>>(args);
+  const auto kernel = args.quantised.q != nullptr ? forward_kernel<Element, kThreads, true>
+                                                  : forward_kernel<Element, kThreads, false>;
+  kernel<<<grid_of<kThreads>(args.n), kBlock<kThreads>, 0, stream>>>(args);
   CUDA_CHECK_LAUNCH("rms_norm_forward", stream);
 }
 
@@ -277,8 +315,9 @@ void launch_backward(const TmRmsNormBackward& args, const Scratch& scratch, cuda
     CUDA_CHECK_LAUNCH("rms_norm_gain_grad", stream);
     add_partial_sums({scratch.data, parts.parts, args.c, args.dgain}, stream);
   }
-  backward_kernel<Element, kThreads>
-      <<<grid_of<kThreads>(args.n), kBlock<kThreads>, 0, stream>>>(args);
+  const auto kernel = args.quantised.q != nullptr ? backward_kernel<Element, kThreads, true>
+                                                  : backward_kernel<Element, kThreads, false>;
+  kernel<<<grid_of<kThreads>(args.n), kBlock<kThreads>, 0, stream>>>(args);
   CUDA_CHECK_LAUNCH("rms_norm_backward", stream);
 }
 
