@@ -12,6 +12,7 @@
 #include "bench/native/adamw_bench.h"
 #include "bench/native/adapter_bench.h"
 #include "bench/native/cuda_bench.h"
+#include "bench/native/quantise_bench.h"
 #include "kernels/cuda/plugin.h"
 
 namespace tunemesh::bench {
@@ -74,6 +75,8 @@ void time_activations(Bench& b, const Model& m) {
                        kTokens,
                        m.heads,
                        m.head_size,
+                       0,
+                       {},
                        0};
   b.memory_bound("rope", 2.0 * double(kTokens) * double(width) * double(b.element_bytes()),
                  [&] { return b.ops().rope(b.context(), &rope); });
@@ -168,6 +171,12 @@ void run_all(Bench& b) {
   b.release_all();
   if (b.wants("adamw")) time_adamw(b);
   if (b.wants("packing")) time_packing(b);
+  if (b.wants("quantised")) {
+    for (const Model& m : {kModels[0], kModels[2]}) {
+      printf("rows of %s as e4m3 numbers too\n", m.name);
+      time_quantised(b, {m.c, m.d, m.heads, m.kv_heads, m.head_size});
+    }
+  }
   b.release_all();
   if (!b.wants("products")) return;
   for (const Model& m : kModels) {

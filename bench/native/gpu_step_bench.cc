@@ -8,7 +8,7 @@
 //                  [--accumulation N] [--memory-gib X] [--graphs on|off]
 //                  [--mode deterministic|free] [--device cuda|cpu] [--plugin PATH]
 //                  [--libraries DIR] [--threads N] [--fp32-master 1] [--adamw-8bit 1]
-//                  [--exchange off|device|host]
+//                  [--exchange off|device|host] [--fused-quantise on|off]
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +18,7 @@
 #include "bench/native/card.h"
 #include "bench/native/exchange_step.h"
 #include "bench/native/gpu_ceilings.h"
+#include "bench/native/separate_quantise.h"
 #include "bench/native/timed_backend.h"
 #include "engine/backend_plugin.h"
 
@@ -71,6 +72,13 @@ StepWork work_of(const Options& options) {
           options.count("loss-rows", 2048)};
 }
 
+// On where it is not given.
+bool is_on(const Options& options, const std::string& name) {
+  const std::string value = options.text(name, "on");
+  if (value == "on" || value == "off") return value == "on";
+  throw EngineError("JOB_INVALID", "--" + name + " is " + value + "; use on or off.");
+}
+
 EngineOptions engine_options(const Options& options, const ModelConfig& config) {
   EngineOptions result;
   result.config = config;
@@ -80,11 +88,7 @@ EngineOptions engine_options(const Options& options, const ModelConfig& config) 
   }
   result.device.precision = precision == "fp8" ? TM_FP8 : precision == "bf16" ? TM_BF16 : TM_FP32;
   result.device.library_folder = options.text("libraries", "");
-  const std::string graphs = options.text("graphs", "on");
-  if (graphs != "on" && graphs != "off") {
-    throw EngineError("JOB_INVALID", "--graphs is " + graphs + "; use on or off.");
-  }
-  result.device.records_calls = graphs == "on";
+  result.device.records_calls = is_on(options, "graphs");
   const std::string mode = options.text("mode", "deterministic");
   if (mode != "deterministic" && mode != "free") {
     throw EngineError("JOB_INVALID", "--mode is " + mode + "; use deterministic or free.");
@@ -249,6 +253,7 @@ void run(const Options& options) {
   const std::string plugin = options.text("plugin", built_plugin());
   CardWatch watch(device_name, plugin);
   const TmBackend* backend = find_backend(device_name, plugin);
+  if (!is_on(options, "fused-quantise")) backend = separately_quantising(backend);
   op_times.card = card_functions(device_name, plugin);
   Engine engine(timed_backend(backend), engine_options(options, config),
                 std::make_unique<RandomSource>(config));

@@ -157,8 +157,8 @@ void Bench::add_elementwise() {
   float *cosine = floats(n * kHeadSize / 2), *sine = floats(n * kHeadSize / 2);
   tokens_.resize(n);
   for (size_t i = 0; i < n; ++i) tokens_[i] = int32_t(i);
-  const TmRope rope = {x, c, tokens_.data(), cosine, sine, n, kHeads, kHeadSize, 0};
-  const TmRope rope_k = {y, kKv, tokens_.data(), cosine, sine, n, kKvHeads, kHeadSize, 0};
+  const TmRope rope = {x, c, tokens_.data(), cosine, sine, n, kHeads, kHeadSize, 0, {}, 0};
+  const TmRope rope_k = {y, kKv, tokens_.data(), cosine, sine, n, kKvHeads, kHeadSize, 0, {}, 0};
   add({"rope q", 2 * kLayers, 2 * hidden_bytes, 0, false,
        [=, this] { return backend_->rope(context_, &rope); }});
   add({"rope k", 2 * kLayers, 2 * hidden_bytes / 3, 0, false,

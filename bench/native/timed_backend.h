@@ -66,7 +66,10 @@ inline OpFloor of(double e, const TmRmsNormBackward* a) {
   return {"", 0, moved + once_more(a->quantised, a->n, a->c)};
 }
 inline OpFloor of(double e, const TmRope* a) {
-  return {"", 0, 2 * e * real(a->n) * real(a->heads * a->head_size)};
+  const size_t rotated = a->heads * a->head_size;
+  double moved = 2 * e * real(a->n) * real(rotated);
+  if (a->quantised.q != nullptr) moved += e * real(a->n) * real(a->quantised_width - rotated);
+  return {"", 0, moved + once_more(a->quantised, a->n, a->quantised_width)};
 }
 // Half of all pairs: causal. Windows are not counted.
 inline double attention_flops(const TmAttention& a) {

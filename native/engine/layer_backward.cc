@@ -22,6 +22,14 @@ void swiglu_backward(const Pass& pass, const LayerActivations& saved, TmElement*
   TM_RUN(pass.device, swiglu_backward, &call);
 }
 
+// Does the layer's output gradient come quantised from the norm of the layer above? Not where
+// something of this layer is computed again in between, which would use the same memory.
+bool is_output_grad_quantised(const Pass& pass, size_t layer) {
+  const LayerActivations& saved = pass.work.layers[layer];
+  return layer + 1 < pass.config.num_layers && !saved.recomputes_attention &&
+         !saved.recomputes_gate_up;
+}
+
 // down_proj's input, where it was not kept, is computed anew for its own gradient: with groups by
 // swiglu's backward, which has read gate and up anyway.
 void down_and_swiglu_backward(const Pass& pass, size_t layer, bool below_down) {
@@ -29,8 +37,11 @@ void down_and_swiglu_backward(const Pass& pass, size_t layer, bool below_down) {
   const LayerActivations& saved = work.layers[layer];
   const bool needs_input =
       pass.weights.layers[layer].linears[kDown].is_trained() && !saved.keeps_inputs;
-  const GroupBackwardCall down = {
-      kDownGroup, {work.dx}, saved.swiglu, below_down ? work.dswiglu : nullptr};
+  const GroupBackwardCall down = {kDownGroup,
+                                  {work.dx},
+                                  saved.swiglu,
+                                  below_down ? work.dswiglu : nullptr,
+                                  is_output_grad_quantised(pass, layer)};
   if (below_down && pass.weights.groups.is_used) {
     group_input_grad(pass, layer, down);
     swiglu_backward(pass, saved, needs_input ? saved.swiglu : nullptr);
@@ -65,7 +76,9 @@ void mlp_backward(const Pass& pass, size_t layer, bool to_input) {
                     {saved.x_mid, saved.rstd2, &weights.post_norm, work.quantised[kOutputGroup]});
 }
 
-void attention_backward(const Pass& pass, const LayerActivations& saved) {
+// `quantised`: where the gradients of q, k and v go as e4m3 numbers too.
+void attention_backward(const Pass& pass, const LayerActivations& saved,
+                        const TmQuantised& quantised) {
   const ModelConfig& config = pass.config;
   const Workspace& work = pass.work;
   TmAttentionBackward call = {};
@@ -79,7 +92,7 @@ void attention_backward(const Pass& pass, const LayerActivations& saved) {
   call.dk_stride = work.strides.key_grad;
   call.dv_stride = work.strides.value_grad;
   TM_RUN(pass.device, attention_backward, &call);
-  rotate(pass, {work.dq, work.dk, work.strides.query_grad, work.strides.key_grad, true});
+  rotate(pass, {work.dq, work.dk, work.strides.query_grad, work.strides.key_grad, true, quantised});
 }
 
 void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth) {
@@ -93,7 +106,9 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
       pass, layer,
       {kOutputGroup, {work.dx}, saved.attention, below_output ? work.dattention : nullptr, true});
   if (!below_output) return;
-  attention_backward(pass, saved);
+  const bool to_input = depth == BackwardDepth::kInput;
+  const bool is_quantised = to_input && !config.qk_norm;
+  attention_backward(pass, saved, is_quantised ? work.quantised[kQkvGroup] : TmQuantised{});
   if (config.qk_norm) {
     head_norm_backward(pass, {saved.q_raw, saved.q_rstd, &weights.q_norm},
                        {work.dq, config.num_heads, strides.query_grad, strides.raw_query});
@@ -104,11 +119,16 @@ void attention_half_backward(const Pass& pass, size_t layer, BackwardDepth depth
     norm_forward(pass, {work.residual[layer], weights.input_norm.gain, saved.normed1, saved.rstd1,
                         strides.normed});
   }
-  const bool to_input = depth == BackwardDepth::kInput;
-  run_group_backward(
-      pass, layer,
-      {kQkvGroup, {work.dq, work.dk, work.dv}, saved.normed1, to_input ? work.dnormed : nullptr});
-  if (to_input) norm_backward_add(pass, {work.residual[layer], saved.rstd1, &weights.input_norm});
+  run_group_backward(pass, layer,
+                     {kQkvGroup,
+                      {work.dq, work.dk, work.dv},
+                      saved.normed1,
+                      to_input ? work.dnormed : nullptr,
+                      is_quantised});
+  if (!to_input) return;
+  const bool is_output_grad = layer > 0 && is_output_grad_quantised(pass, layer - 1);
+  norm_backward_add(pass, {work.residual[layer], saved.rstd1, &weights.input_norm,
+                           is_output_grad ? work.quantised[kDownGroup] : TmQuantised{}});
 }
 
 }  // namespace

@@ -95,6 +95,8 @@ void rotate(const Pass& pass, const RotateCall& call) {
   const bool are_beside = call.k == pass.device.at(call.q, pass.config.query_width());
   if (are_beside && call.k_stride == call.q_stride) {
     args.heads += pass.config.num_kv_heads;
+    args.quantised = call.quantised;
+    args.quantised_width = pass.config.query_width() + 2 * pass.config.kv_width();
     TM_RUN(pass.device, rope, &args);
     return;
   }

@@ -39,6 +39,8 @@ struct RotateCall {
   TmElement *q, *k;
   size_t q_stride, k_stride;
   bool inverse;
+  // Of rows [q | k | v], where these lie in the same rows.
+  TmQuantised quantised = {};
 };
 void rotate(const Pass& pass, const RotateCall& call);
 

@@ -147,6 +147,10 @@ typedef struct {
   const float* sin;
   size_t n, heads, head_size;
   int inverse;  // backward: the transposed rotation
+  // Of the rows' first quantised_width elements, at least heads * F; those behind the heads are
+  // only read.
+  TmQuantised quantised;
+  size_t quantised_width;
 } TmRope;
 
 // Causal attention within documents: token i sees j <= i of its own document, and i - j < window

@@ -35,8 +35,19 @@ const limits = {
   loss: 1e-5,
 }
 
-/** Where elements are bf16, whose rounding is 2e-3: of each tensor's gradient, and of the loss. */
-const halfLimits = { logits: 3e-2, gradientCosine: 1e-2, gradientNorm: 2e-2, loss: 1e-2 }
+/** Where numbers are rounded: logits and loss relative, and of each tensor's gradient. */
+interface RoundedLimits {
+  logits: number
+  gradientCosine: number
+  gradientNorm: number
+  loss: number
+}
+const roundedLimits: Record<Exclude<Precision, 'fp32'>, RoundedLimits> = {
+  /** Rounding of 2e-3. */
+  bf16: { logits: 3e-2, gradientCosine: 1e-2, gradientNorm: 2e-2, loss: 1e-2 },
+  /** Rounding of 2.6e-2 at root mean square, of both operands of each product. */
+  fp8: { logits: 1e-1, gradientCosine: 2e-2, gradientNorm: 1e-1, loss: 1e-2 },
+}
 
 export const expectedOf = (folder: string): Expected =>
   JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')) as Expected
@@ -49,7 +60,8 @@ interface Subject {
 }
 
 export async function checkEngine(subject: Subject, list: CheckList): Promise<void> {
-  await checkMethod(subject, 'full', list)
+  // An fp8 base is frozen.
+  if (subject.precision !== 'fp8') await checkMethod(subject, 'full', list)
   await checkMethod(subject, 'lora', list)
 }
 
@@ -60,18 +72,18 @@ async function checkMethod(subject: Subject, method: Method, list: CheckList): P
   const batch = batchAt(folder, 0)
   const engine = await openAt(subject, method, batch)
   try {
-    const isHalf = subject.precision === 'bf16'
+    const rounded = subject.precision === 'fp32' ? null : roundedLimits[subject.precision]
     const logits = await engine.logits(batch)
     const wanted = floats(reference, 'logits')
-    if (isHalf) list.within(`${method} logits`, relativeError(logits, wanted), halfLimits.logits)
+    if (rounded) list.within(`${method} logits`, relativeError(logits, wanted), rounded.logits)
     else list.within(`${method} logits`, maxAbsDifference(logits, wanted), limits.logits)
     const { lossSum, numTargetTokens } = await engine.evaluate(batch)
     const loss = method === 'full' ? expected.loss : expected.lora_loss
-    const { loss: lossLimit } = isHalf ? halfLimits : limits
+    const { loss: lossLimit } = rounded ?? limits
     list.within(`${method} loss`, Math.abs(lossSum / numTargetTokens - loss) / loss, lossLimit)
-    await checkGradients(engine, { batch, reference, method, isHalf }, list)
-    // In bf16 two tokens may be as likely as each other.
-    if (method === 'full' && !isHalf) await checkGreedy(engine, expected, list)
+    await checkGradients(engine, { batch, reference, method, rounded }, list)
+    // Rounded, two tokens may be as likely as each other.
+    if (method === 'full' && !rounded) await checkGreedy(engine, expected, list)
   } finally {
     await engine.close()
   }
@@ -83,16 +95,17 @@ async function checkGradients(
     batch: TokenBatch
     reference: ReturnType<typeof readTensors>
     method: string
-    isHalf: boolean
+    rounded: RoundedLimits | null
   },
   list: CheckList,
 ): Promise<void> {
   const divisor = what.batch.targets.reduce((sum, target) => sum + (target >= 0 ? 1 : 0), 0)
   const gradients = await engine.gradients(what.batch, divisor)
-  const checks = what.isHalf
+  const { rounded } = what
+  const checks = rounded
     ? [
-        { label: 'gradients, 1 - cosine', limit: halfLimits.gradientCosine, measure: cosineError },
-        { label: 'gradients, norm', limit: halfLimits.gradientNorm, measure: normError },
+        { label: 'gradients, 1 - cosine', limit: rounded.gradientCosine, measure: cosineError },
+        { label: 'gradients, norm', limit: rounded.gradientNorm, measure: normError },
       ]
     : [{ label: 'gradients', limit: limits.gradient, measure: relativeError }]
   for (const { label, limit, measure } of checks) {

@@ -21,10 +21,13 @@ const limits = {
 }
 
 /**
- * With bf16 elements: of each of the 20 steps, with full fine-tuning's weights and moments in bf16
- * and once more with float32 masters. AdamW makes the change of weights no measure.
+ * Rounded: of each of the 20 steps, in bf16 with full fine-tuning's weights and moments in bf16 and
+ * once more with float32 masters. AdamW makes the change of weights no measure.
  */
-const halfLimits = { loss: 1e-2, gradNorm: 2e-2 }
+const roundedLimits = {
+  bf16: { loss: 1e-2, gradNorm: 2e-2 },
+  fp8: { loss: 1e-2, gradNorm: 1e-1 },
+}
 
 export interface GoldenJob {
   folder: string
@@ -69,7 +72,7 @@ export async function checkTraining(
   list: CheckList,
 ): Promise<void> {
   const { folder, finetuning, numWorkers, precision, fp32Master = false } = what
-  const most = precision === 'bf16' ? halfLimits : limits
+  const most = precision === 'fp32' ? limits : roundedLimits[precision]
   const method = fp32Master ? `${finetuning}, fp32 master,` : finetuning
   const label = `${method} 20 steps, ${numWorkers} worker${numWorkers > 1 ? 's' : ''}`
   const outputDir = mkdtempSync(join(tmpdir(), 'tunemesh-golden-'))

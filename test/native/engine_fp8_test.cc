@@ -8,6 +8,7 @@
 #include <cstring>
 #include <filesystem>
 
+#include "bench/native/separate_quantise.h"
 #include "cuda_device.h"
 #include "engine_case.h"
 #include "host_groups.h"
@@ -89,6 +90,28 @@ void test_case(uint64_t seed, const Modules& modules, const Choice& choice) {
   CHECK(same_bits(fp8->gradients(made.batch(), divisor), got), what + ": other bits again");
 }
 
+// Rows quantised where they are made, or each right before its product: the same bits, whatever
+// layers keep.
+void test_separate(uint64_t seed, const Modules& modules, const Choice& choice) {
+  const Case made = even_case(seed);
+  Choice separate = choice;
+  separate.backend = bench::separately_quantising(choice.backend);
+  const double divisor = static_cast<double>(made.num_targets());
+  for (const Use checkpointing : {Use::kNever, Use::kAuto, Use::kAlways}) {
+    TrainSpec spec = spec_of(made, modules);
+    spec.gradient_checkpointing = checkpointing;
+    const auto gradients = [&](const Choice& on) {
+      const auto engine = engine_of(made, on);
+      engine->prepare(spec);
+      move_adapter(*engine, made, 0.01f);
+      return engine->gradients(made.batch(), divisor);
+    };
+    CHECK(same_bits(gradients(choice), gradients(separate)),
+          what_of(seed, modules, choice.backend->name) + ": other bits where rows are quantised " +
+              "apart, checkpointing " + std::to_string(static_cast<int>(checkpointing)));
+  }
+}
+
 // All that a job does beside its steps runs on an fp8 base too.
 void test_generation(const Choice& choice) {
   const Case made = even_case(2);
@@ -122,6 +145,8 @@ void test_cuda(const std::string& path) {
   for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAll, choice);
   test_case(7, {"q_proj", "v_proj"}, choice);
   test_case(9, {"down_proj"}, choice);
+  for (uint64_t seed = 1; seed <= 6; ++seed) test_separate(seed, kAll, choice);
+  test_separate(8, {"q_proj", "down_proj"}, choice);
   test_generation(choice);
 }
 
@@ -135,6 +160,10 @@ int main(int argc, char** argv) {
   for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAll, host);
   for (const char* module : {"q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"}) {
     test_case(9, {module}, host);
+  }
+  for (uint64_t seed = 1; seed <= 6; ++seed) test_separate(seed, kAll, host);
+  for (const char* module : {"v_proj", "o_proj", "up_proj", "down_proj"}) {
+    test_separate(8, {module}, host);
   }
   test_generation(host);
   test_refusals(host);

@@ -134,9 +134,17 @@ inline OpCase rope_case(Random random, size_t heads, size_t size, size_t gap) {
     Outputs outputs;
     for (int inverse : {0, 1}) {
       Matrix y = x;
-      const TmRope args = {y.values.data(), y.stride,    positions.data(),
-                           cosine.data(),   sine.data(), kTokens,
-                           heads,           size,        inverse};
+      const TmRope args = {y.values.data(),
+                           y.stride,
+                           positions.data(),
+                           cosine.data(),
+                           sine.data(),
+                           kTokens,
+                           heads,
+                           size,
+                           inverse,
+                           {},
+                           0};
       require(d.backend->rope(d.context, &args), d);
       outputs.push_back(y.values);
     }

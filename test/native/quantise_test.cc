@@ -168,6 +168,11 @@ struct Shape {
   size_t stride() const { return c + gap; }
 };
 
+struct Heads {
+  size_t n, rotated, others, size, gap;
+  size_t width() const { return (rotated + others) * size; }
+};
+
 Floats gap_rows(uint64_t seed, const Shape& shape) {
   Random random(seed);
   Floats values(shape.n * shape.stride(), kPoison);
@@ -233,6 +238,54 @@ Outcome swiglu_outcome(const Device& device, const Shape& shape, bool is_backwar
   return {result.read(), made.read()};
 }
 
+// Rows [q | k | v], of which the heads of q and k are rotated.
+Outcome rope_outcome(const Device& device, const Heads& shape, bool is_fused) {
+  const Shape all = {shape.n, shape.width(), shape.gap};
+  const Elements x(device, gap_rows(7, all));
+  constexpr size_t kPositions = 40;
+  const size_t half = shape.size / 2;
+  const Floats cosines = gap_rows(8, {kPositions, half, 0});
+  const Floats sines = gap_rows(9, {kPositions, half, 0});
+  std::vector<int32_t> positions;
+  for (size_t i = 0; i < shape.n; ++i)
+    positions.push_back(static_cast<int32_t>(7 * i % kPositions));
+  const DeviceBytes cos(device, cosines.size() * sizeof(float));
+  const DeviceBytes sin(device, sines.size() * sizeof(float));
+  const DeviceBytes at(device, shape.n * sizeof(int32_t));
+  TM_RUN(device, copy_in, cos.data(), cosines.data(), cosines.size() * sizeof(float));
+  TM_RUN(device, copy_in, sin.data(), sines.data(), sines.size() * sizeof(float));
+  TM_RUN(device, copy_in, at.data(), positions.data(), shape.n * sizeof(int32_t));
+  const Made made(device, shape.n, shape.width());
+  TmRope rope = {};
+  rope.x = x.data();
+  rope.x_stride = all.stride();
+  rope.positions = static_cast<const int32_t*>(at.data());
+  rope.cos = static_cast<const float*>(cos.data());
+  rope.sin = static_cast<const float*>(sin.data());
+  rope.n = shape.n;
+  rope.heads = shape.rotated;
+  rope.head_size = shape.size;
+  rope.inverse = 1;
+  if (is_fused) rope.quantised = made.numbers();
+  if (is_fused) rope.quantised_width = shape.width();
+  TM_RUN(device, rope, &rope);
+  if (!is_fused) made.quantise(x.data(), all.stride());
+  return {x.read(), made.read()};
+}
+
+// Up to far more than what the card's kernel keeps in registers.
+void test_rotated(const Device& device, bool is_small) {
+  const Heads shapes[] = {{5, 2, 1, 16, 0},    {7, 5, 1, 24, 64},   {33, 12, 3, 64, 64},
+                          {3, 40, 8, 128, 8},  {4, 6, 0, 80, 0},    {2, 7, 2, 10, 3},
+                          {2, 64, 32, 128, 0}, {2, 96, 48, 128, 64}};
+  for (const Heads& shape : shapes) {
+    if (is_small && shape.width() > 7000) continue;
+    CHECK(rope_outcome(device, shape, true) == rope_outcome(device, shape, false),
+          "rope, " + std::to_string(shape.rotated) + " heads of " + std::to_string(shape.size) +
+              on(device) + ": other e4m3 numbers, or rows");
+  }
+}
+
 void test_results(const Device& device, bool is_small) {
   const Shape shapes[] = {{1, 16, 0},    {9, 64, 64},  {33, 576, 64},  {5, 1032, 8}, {7, 3072, 64},
                           {3, 4096, 64}, {2, 9000, 2}, {3, 28672, 64}, {2, 37888, 0}};
@@ -260,6 +313,7 @@ void test_cuda(const TestOptions& test_options) {
     const Device device(backend, options);
     test_quantise(device, test_options.is_small);
     test_results(device, test_options.is_small);
+    test_rotated(device, test_options.is_small);
   }
 }
 
@@ -275,6 +329,7 @@ int main(int argc, char** argv) {
     test_numbers();
     test_quantise(host, false);
     test_results(host, false);
+    test_rotated(host, false);
   }
   test_cuda(options);
   return finish("quantise_test");

@@ -182,8 +182,15 @@ TmStatus rope(TmContext* context, const TmRope* args) {
   if (args->head_size % 2 != 0) {
     return fail(TM_BAD_ARGUMENT, "rope: head size %zu is odd; it rotates pairs", args->head_size);
   }
-  return over_rows(context, context->kernels.ops.rope, *args, args->n,
-                   args->heads * args->head_size);
+  const size_t width = args->heads * args->head_size;
+  if (args->quantised.q != nullptr && args->quantised_width < width) {
+    return fail(TM_BAD_ARGUMENT, "rope: %zu columns to quantise, fewer than the heads' %zu",
+                args->quantised_width, width);
+  }
+  over_rows(context, context->kernels.ops.rope, *args, args->n, width);
+  return quantise_result(
+      context, args->quantised,
+      {args->x, args->x_stride, nullptr, nullptr, args->n, args->quantised_width});
 }
 
 TmStatus swiglu_forward(TmContext* context, const TmSwiGlu* args) {

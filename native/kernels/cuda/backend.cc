@@ -238,6 +238,10 @@ TmStatus rotate(TmContext* context, const TmRope* args) {
     if (args->head_size % 2 != 0) {
       refuse("rope: head size ", args->head_size, " is odd; it rotates pairs");
     }
+    if (args->quantised.q != nullptr && args->quantised_width < args->heads * args->head_size) {
+      refuse("rope: ", args->quantised_width, " columns to quantise, fewer than the heads' ",
+             args->heads * args->head_size);
+    }
     rope<decltype(element)>(*args, context->stream());
   });
 }

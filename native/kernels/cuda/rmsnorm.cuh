@@ -16,7 +16,7 @@
 //           column_sum.cuh's whole. Rows above 1024 chunks: column_sum.cuh in a pass of its own
 //   memory  a row is read once where it has at most 4 chunks a thread (8192 bfloat16), else twice;
 //           everything it needs is under way before its sum is waited for
-//   floor   forward 2 s n c bytes, backward 3 s n c (4 where dx_add)
+//   floor   forward 2 s n c bytes, backward 3 s n c (4 where dx_add); n c more where quantised
 //   source  Zhang & Sennrich 2019, with epsilon inside the root as in the Llama checkpoints
 #pragma once
 #include <cuda_runtime_api.h>

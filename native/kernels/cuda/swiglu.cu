@@ -1,4 +1,3 @@
-#include "kernels/cuda/block_reduce.cuh"
 #include "kernels/cuda/device_memory.h"
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/fp8_rows.cuh"
@@ -29,13 +28,12 @@ __global__ void __launch_bounds__(kElementThreads) forward_kernel(TmSwiGlu a) {
   gated(gate, up).store(elements<Element>(a.out) + place.row * a.out_stride + column, left);
 }
 
-// A chunk's results, written; `in` and `outer` are its places in rows of gate and of out.
+// A chunk's results; `in` and `outer` are its places in rows of gate and of out, which is written.
 template <typename Element>
 struct GradientChunks {
   using C = Chunk<Element>;
   C dgate, dup;
 
-  __device__ GradientChunks() = default;
   __device__ GradientChunks(const TmSwiGluBackward& a, size_t in, size_t outer, size_t left) {
     const C gates = C::load(elements<Element>(a.gate) + in, left);
     const C ups = C::load(elements<Element>(a.up) + in, left);
@@ -53,8 +51,6 @@ struct GradientChunks {
     if (a.out != nullptr) C::rounded(out).store(elements<Element>(a.out) + outer, left);
     dup = C::rounded(of_up);
     dgate = C::rounded(of_gate);
-    dup.store(elements<Element>(a.dup) + in, left);
-    dgate.store(elements<Element>(a.dgate) + in, left);
   }
 };
 
@@ -64,97 +60,47 @@ __global__ void __launch_bounds__(kElementThreads) backward_kernel(TmSwiGluBackw
   const ChunkPlace place;
   const size_t column = place.chunk * C::kWidth;
   if (place.row >= a.n || column >= a.d) return;
-  GradientChunks<Element>(a, place.row * a.in_stride + column, place.row * a.out_stride + column,
-                          a.d - column);
+  const size_t in = place.row * a.in_stride + column, left = a.d - column;
+  const GradientChunks<Element> made(a, in, place.row * a.out_stride + column, left);
+  made.dup.store(elements<Element>(a.dup) + in, left);
+  made.dgate.store(elements<Element>(a.dgate) + in, left);
 }
 
-// Rows that are quantised too are a block's each, and stay in registers until their largest
-// magnitude is known: kKept chunks of a thread, what is beyond is read again.
-constexpr int kRowThreads = 256;
-
-template <typename Element>
-__device__ inline size_t row_column(size_t k) {
-  return (k * kRowThreads + threadIdx.x) * Chunk<Element>::kWidth;
-}
-
-template <typename Element, int kKept>
-__global__ void __launch_bounds__(kRowThreads) forward_row_kernel(TmSwiGlu a) {
+// The same with rows that are quantised too.
+template <typename Element, int kThreads>
+__global__ void __launch_bounds__(kThreads, kRowBlocks<kThreads>)
+    forward_row_kernel(TmSwiGlu a, bool fits) {
   using C = Chunk<Element>;
   const size_t row = blockIdx.x;
   const Element* gate = elements<Element>(a.gate) + row * a.in_stride;
   const Element* up = elements<Element>(a.up) + row * a.in_stride;
-  Element* out = elements<Element>(a.out) + row * a.out_stride;
-  C kept[kKept];
-  float largest = 0;
-  const auto write = [&](size_t column) {
-    const size_t left = a.d - column;
-    const C result = gated(C::load(gate + column, left), C::load(up + column, left));
-    result.store(out + column, left);
-    largest = largest_of(result, largest);
-    return result;
-  };
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    if (row_column<Element>(k) < a.d) kept[k] = write(row_column<Element>(k));
-  }
+  MadeRow<Element, kThreads> out(elements<Element>(a.out) + row * a.out_stride, fits);
 #pragma unroll 1
-  for (size_t k = kKept; row_column<Element>(k) < a.d; ++k) write(row_column<Element>(k));
-  const RowScale scale(block_reduce<kRowThreads>(largest, Max()));
-  if (threadIdx.x == 0) a.quantised.scales[row] = scale.scale;
-  uint8_t* const q = a.quantised.q + row * a.d;
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    const size_t column = row_column<Element>(k);
-    if (column < a.d) store_e4m3(kept[k], scale.inverse, q + column, a.d - column);
+  for (size_t i = threadIdx.x * C::kWidth; i < a.d; i += size_t{kThreads} * C::kWidth) {
+    const size_t left = a.d - i;
+    out.write(gated(C::load(gate + i, left), C::load(up + i, left)), i, left);
   }
-#pragma unroll 1
-  for (size_t k = kKept; row_column<Element>(k) < a.d; ++k) {
-    const size_t column = row_column<Element>(k), left = a.d - column;
-    store_e4m3(C::load(out + column, left), scale.inverse, q + column, left);
-  }
+  out.quantise(a.quantised, row, a.d);
 }
 
-template <typename Element, int kKept>
-__global__ void __launch_bounds__(kRowThreads) backward_row_kernel(TmSwiGluBackward a) {
+template <typename Element, int kThreads>
+__global__ void __launch_bounds__(kThreads, kRowBlocks<kThreads>)
+    backward_row_kernel(TmSwiGluBackward a, bool fits) {
   using C = Chunk<Element>;
   const size_t row = blockIdx.x, in = row * a.in_stride, outer = row * a.out_stride;
-  GradientChunks<Element> kept[kKept];
-  float largest = 0;
-  const auto write = [&](size_t column) {
-    const GradientChunks<Element> result(a, in + column, outer + column, a.d - column);
-    largest = largest_of(result.dgate, largest_of(result.dup, largest));
-    return result;
-  };
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    if (row_column<Element>(k) < a.d) kept[k] = write(row_column<Element>(k));
-  }
+  MadeRow<Element, kThreads> both(elements<Element>(a.dgate) + in, fits);
 #pragma unroll 1
-  for (size_t k = kKept; row_column<Element>(k) < a.d; ++k) write(row_column<Element>(k));
-  const RowScale scale(block_reduce<kRowThreads>(largest, Max()));
-  if (threadIdx.x == 0) a.quantised.scales[row] = scale.scale;
-  uint8_t* const q = a.quantised.q + row * 2 * a.d;
-  const auto quantise = [&](const C& dgate, const C& dup, size_t column) {
-    store_e4m3(dgate, scale.inverse, q + column, a.d - column);
-    store_e4m3(dup, scale.inverse, q + a.d + column, a.d - column);
-  };
-#pragma unroll
-  for (int k = 0; k < kKept; ++k) {
-    const size_t column = row_column<Element>(k);
-    if (column < a.d) quantise(kept[k].dgate, kept[k].dup, column);
+  for (size_t i = threadIdx.x * C::kWidth; i < a.d; i += size_t{kThreads} * C::kWidth) {
+    const GradientChunks<Element> made(a, in + i, outer + i, a.d - i);
+    both.write(made.dgate, i, a.d - i);
+    both.write(made.dup, a.d + i, a.d - i);
   }
-#pragma unroll 1
-  for (size_t k = kKept; row_column<Element>(k) < a.d; ++k) {
-    const size_t column = row_column<Element>(k), left = a.d - column;
-    quantise(C::load(elements<Element>(a.dgate) + in + column, left),
-             C::load(elements<Element>(a.dup) + in + column, left), column);
-  }
+  both.quantise(a.quantised, row, 2 * a.d);
 }
 
-// Chunks of a thread that a row of d numbers keeps in registers.
 template <typename Element>
-bool is_narrow(size_t d) {
-  return chunks_of<Element>(d) <= 2 * kRowThreads;
+bool is_wide(size_t d) {
+  return chunks_of<Element>(d) > 4 * kNarrowRowThreads;
 }
 
 }  // namespace
@@ -163,9 +109,11 @@ template <typename Element>
 void swiglu_forward(const TmSwiGlu& args, cudaStream_t stream) {
   if (args.n == 0 || args.d == 0) return;
   if (args.quantised.q != nullptr) {
-    const auto kernel = is_narrow<Element>(args.d) ? forward_row_kernel<Element, 2>
-                                                   : forward_row_kernel<Element, 8>;
-    kernel<<<static_cast<unsigned>(args.n), kRowThreads, 0, stream>>>(args);
+    is_wide<Element>(args.d)
+        ? launch_made_rows<Element, kWideRowThreads>(forward_row_kernel<Element, kWideRowThreads>,
+                                                     args, args.d, stream)
+        : launch_made_rows<Element, kNarrowRowThreads>(
+              forward_row_kernel<Element, kNarrowRowThreads>, args, args.d, stream);
     return CUDA_CHECK_LAUNCH("swiglu_forward, quantised", stream);
   }
   const ChunkLaunch launch(args.n, chunks_of<Element>(args.d));
@@ -177,9 +125,11 @@ template <typename Element>
 void swiglu_backward(const TmSwiGluBackward& args, cudaStream_t stream) {
   if (args.n == 0 || args.d == 0) return;
   if (args.quantised.q != nullptr) {
-    const auto kernel = is_narrow<Element>(args.d) ? backward_row_kernel<Element, 2>
-                                                   : backward_row_kernel<Element, 8>;
-    kernel<<<static_cast<unsigned>(args.n), kRowThreads, 0, stream>>>(args);
+    is_wide<Element>(args.d)
+        ? launch_made_rows<Element, kWideRowThreads>(backward_row_kernel<Element, kWideRowThreads>,
+                                                     args, 2 * args.d, stream)
+        : launch_made_rows<Element, kNarrowRowThreads>(
+              backward_row_kernel<Element, kNarrowRowThreads>, args, 2 * args.d, stream);
     return CUDA_CHECK_LAUNCH("swiglu_backward, quantised", stream);
   }
   const ChunkLaunch launch(args.n, chunks_of<Element>(args.d));

@@ -5,8 +5,10 @@
 //   shapes  gate, up, dgate, dup [n, d] in rows of in_stride; out, dout [n, d] in rows of
 //           out_stride
 //   alias   dgate and dup may be gate and up, out may be dout
-//   launch  grid.cuh: a chunk of 16 bytes a thread
-//   floor   forward 3 s n d bytes, backward 5 s n d (6 with out)
+//   launch  grid.cuh: a chunk of 16 bytes a thread. Where rows are quantised too, a block of 256
+//           (up to 1024 chunks) or 512 has a row, which waits in shared memory, up to 96 KB, until
+//           its largest magnitude is known; above, it is read again
+//   floor   forward 3 s n d bytes, backward 5 s n d (6 with out); quantised n d, 2 n d more
 //   source  Shazeer 2020
 #pragma once
 #include <cuda_runtime_api.h>
