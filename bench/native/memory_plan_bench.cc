@@ -1,4 +1,4 @@
-// Prints the memory plan of a real model's training step on a card of 80 GB in bf16, without one:
+// Prints the memory plan of a real model's training step on a card of 80 GB, without one:
 // sizes are those of the CUDA plugin with cuDNN, the plan is the engine's own. Local mode, as in
 // gpu_step_bench, whose `plan_bytes` on the card must be the same.
 //
@@ -6,7 +6,7 @@
 //                     [--checkpointing auto|never|always] [--offloading auto|never|always]
 //                     [--embedding auto|never|always (on the host)] [--loss-rows N]
 //                     [--fp32-master 1] [--adamw-8bit 1] [--mode deterministic|free]
-//                     [--accumulation N]
+//                     [--accumulation N] [--precision bf16|fp8]
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +15,7 @@
 
 #include "bench/native/bench_model.h"
 #include "kernels/cuda/attention_chunks.h"
+#include "kernels/cuda/fp8_layout.h"
 
 namespace tunemesh::bench {
 namespace {
@@ -33,9 +34,10 @@ size_t group_border(const TmGroupShape* shape) {
   return rounded_to_64(ranks);
 }
 size_t group_packed_elements(const TmGroupShape* shape) {
-  size_t out = 0;
-  for (size_t part = 0; part < shape->num_parts; ++part) out += shape->out[part];
   const size_t border = group_border(shape);
+  const cuda::Fp8Places fp8(*shape, border);
+  if (shape->is_fp8) return fp8.packed_elements();
+  const size_t out = fp8.out;
   return (out + border) * rounded_to_64(shape->in + border) +
          (shape->has_bias ? rounded_to_64(out) : 0);
 }
@@ -56,6 +58,11 @@ size_t attention_scratch_bytes(TmContext*, const TmAttentionJob* job) {
 TmBackend planned_card() {
   TmBackend card = *tm_cpu_backend();
   card.name = "planned card";
+  card.create = [](const TmContextOptions* options, TmContext** out) {
+    TmContextOptions of_cpu = *options;
+    of_cpu.precision = TM_FP32;
+    return tm_cpu_backend()->create(&of_cpu, out);
+  };
   card.element_bytes = [](TmContext*) -> size_t { return 2; };
   card.reads_rows = [](TmContext*) { return 0; };
   card.packs_row_major = [](TmContext*) { return 1; };
@@ -112,9 +119,14 @@ void run(const Options& options) {
   }
   const StepWork work = {method == "full", count(options, "batch", "1"),
                          count(options, "seq", "512"), count(options, "loss-rows", "2048")};
+  const std::string precision = text(options, "precision", "bf16");
+  if (precision != "bf16" && precision != "fp8") {
+    throw EngineError("JOB_INVALID", "--precision is " + precision + "; use bf16 or fp8.");
+  }
   g_is_free = text(options, "mode", "deterministic") == "free";
   EngineOptions engine_options;
   engine_options.config = config_of(*shape, work.row_tokens);
+  engine_options.device.precision = precision == "fp8" ? TM_FP8 : TM_BF16;
   static const TmBackend card = planned_card();
   const Engine engine(&card, engine_options, std::make_unique<RandomSource>(engine_options.config));
   TrainSpec spec = spec_of(work);

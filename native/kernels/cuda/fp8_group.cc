@@ -4,44 +4,18 @@
 
 #include "kernels/cuda/fp8.cuh"
 #include "kernels/cuda/fp8_gemm.h"
+#include "kernels/cuda/fp8_layout.h"
 #include "kernels/cuda/guard.h"
 #include "kernels/cuda/place_rows.cuh"
 
 namespace tunemesh::cuda {
 namespace {
 
-constexpr size_t kPartAlignment = 256;
 // Of the weight's columns on their way to rows, at once.
 constexpr size_t kTransposedElements = size_t{16} << 20;
 
-size_t aligned(size_t bytes) {
-  return (bytes + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
-}
-
-size_t out_width(const TmGroupShape& shape) {
-  size_t out = 0;
-  for (size_t part = 0; part < shape.num_parts; ++part) out += shape.out[part];
-  return out;
-}
-
-// Where things lie in a packed group, in bytes.
-struct Places {
-  size_t in, out, border;
-  size_t rows = 0, columns, row_scales, column_scales, lora_a, lora_b, bias, end;
-  Places(const TmGroupShape& shape, size_t of_border)
-      : in(shape.in), out(out_width(shape)), border(of_border) {
-    columns = rows + aligned(out * in);
-    row_scales = columns + aligned(in * out);
-    column_scales = row_scales + aligned(out * sizeof(float));
-    lora_a = column_scales + aligned(in * sizeof(float));
-    lora_b = lora_a + aligned(border * in * sizeof(Bfloat16));
-    bias = lora_b + aligned(out * border * sizeof(Bfloat16));
-    end = bias + (shape.has_bias ? aligned(out * sizeof(Bfloat16)) : 0);
-  }
-};
-
 struct Packed {
-  Places places;
+  Fp8Places places;
   char* bytes;
   Packed(const TmGroupShape& shape, size_t border, const TmElement* packed)
       : places(shape, border), bytes(reinterpret_cast<char*>(const_cast<TmElement*>(packed))) {}
@@ -64,13 +38,13 @@ void check_shape(const TmContext* context, const TmGroupShape& shape) {
     is_whole = is_whole && shape.out[part] % TM_FP8_MULTIPLE == 0;
   }
   if (is_whole) return;
-  refuse("an fp8 group of ", shape.in, " inputs and ", out_width(shape),
+  refuse("an fp8 group of ", shape.in, " inputs and ", Fp8Places(shape, 0).out,
          " outputs: each width must be a multiple of ", TM_FP8_MULTIPLE);
 }
 
 // The weight's columns as rows: transposed in parts, then quantised like rows.
 void quantise_columns(TmContext* context, const Packed& packed, const Bfloat16* weight) {
-  const Places& places = packed.places;
+  const Fp8Places& places = packed.places;
   const size_t at_once = std::min(places.in, std::max<size_t>(1, kTransposedElements / places.out));
   const DeviceBuffer memory(at_once * places.out * sizeof(Bfloat16));
   auto* const turned = static_cast<Bfloat16*>(memory.data());
@@ -142,7 +116,7 @@ Run run_from(const TmGroupForward& args, size_t first, size_t row) {
 
 void run_forward(TmContext* context, const TmGroupForward& args, const Packed& packed,
                  const Run& run) {
-  const Places& places = packed.places;
+  const Fp8Places& places = packed.places;
   auto* const y = elements<Bfloat16>(args.y[run.first]);
   const size_t y_stride = args.y_stride[run.first];
   Fp8Gemm::Product base = {packed.rows() + run.row * places.in,
@@ -179,14 +153,14 @@ void run_forward(TmContext* context, const TmGroupForward& args, const Packed& p
 }  // namespace
 
 size_t fp8_group_packed_elements(const TmGroupShape& shape, size_t border) {
-  return Places(shape, border).end / sizeof(Bfloat16);
+  return Fp8Places(shape, border).packed_elements();
 }
 
 void pack_fp8_group_base(TmContext* context, const TmGroupPack& args, size_t border) {
   const TmGroupShape& shape = *args.shape;
   check_shape(context, shape);
   const Packed packed(shape, border, args.packed);
-  const Places& places = packed.places;
+  const Fp8Places& places = packed.places;
   const DeviceBuffer memory(places.out * places.in * sizeof(Bfloat16));
   auto* const weight = static_cast<Bfloat16*>(memory.data());
   size_t row = 0;
@@ -267,7 +241,7 @@ void fp8_group_backward(TmContext* context, const TmGroupBackward& args, size_t 
   const TmGroupShape& shape = *args.shape;
   check_shape(context, shape);
   const Packed packed(shape, border, args.packed);
-  const Places& places = packed.places;
+  const Fp8Places& places = packed.places;
   auto* const dy = elements<Bfloat16>(args.dy);
   auto* const tail = dy + places.out;
   if (border > 0) {
