@@ -1,4 +1,4 @@
-// Rows of elements as e4m3 numbers with a scale each (kernels/backend.h, TmQuantiseRows), and what
+// Rows of elements as e4m3 numbers with a scale each (kernels/elements.h, TmQuantiseRows), and what
 // else the fp8 groups need beside their products; Element float or bfloat16 (s bytes).
 //
 //   quantise_rows  q[i, j] = e4m3(x[i, j] * 448 / largest_i), scales[i] = largest_i / 448: the same

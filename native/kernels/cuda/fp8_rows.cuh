@@ -1,6 +1,6 @@
 // For kernels that quantise what they have just computed: a row's scale from its largest magnitude,
 // a chunk of its numbers to e4m3, and a row that waits for its scale. The rule is TmQuantiseRows'
-// (kernels/backend.h).
+// (kernels/elements.h).
 #pragma once
 #include <cuda_fp8.h>
 #include <cuda_runtime_api.h>
