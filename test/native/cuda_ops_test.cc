@@ -3,6 +3,7 @@
 // as on the CPU, and what is refused.
 //
 //   cuda_ops_test [tunemesh_cuda.so] [--small] [--only WORD] [--rest]
+//     [--torch torch_op_errors.json]
 //
 // The plugin is otherwise sought in build/native; the options are those of test_options.h.
 // Without a plugin or a card it says so and passes nothing.
@@ -206,7 +207,9 @@ void run_bf16(const Device& cuda, const TestOptions& options, Tally& tally) {
       "bf16: elements of 2 bytes, and rows of floats are not read");
   Random::rounds_to_bf16 = true;
   run_cases({cuda, {cuda.backend, cuda.context, cuda.name + ", again"}}, options, tally);
-  if (!options.is_small && options.wants("torch")) compare_with_torch(cuda, tally);
+  if (!options.is_small && options.wants("torch")) {
+    compare_with_torch(cuda, options.torch_errors, tally);
+  }
   if (options.only.empty()) {
     compare_updates({cuda}, true, tally);
     check_packing(cuda, tally);
@@ -219,7 +222,9 @@ void run_bf16(const Device& cuda, const TestOptions& options, Tally& tally) {
 void run_fp32(const Device& cuda, const TestOptions& test_options, Tally& tally) {
   const std::vector<Device> devices = {cuda, {cuda.backend, cuda.context, cuda.name + ", again"}};
   run_cases(devices, test_options, tally);
-  if (!test_options.is_small && test_options.wants("torch")) compare_with_torch(cuda, tally);
+  if (!test_options.is_small && test_options.wants("torch")) {
+    compare_with_torch(cuda, test_options.torch_errors, tally);
+  }
   if (!test_options.only.empty()) return;
   if (!test_options.is_small) adamw_vectors({cuda}, "", tally);
   compare_updates(devices, false, tally);

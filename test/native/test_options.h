@@ -15,6 +15,7 @@ struct TestOptions {
   bool allows_failures = true;  // --no-failures: leaves out calls that CUDA itself must refuse
   std::string only;             // --only WORD: cases whose name has it, and nothing else
   bool is_rest = false;         // --rest: all but the cases that have a name
+  std::string torch_errors;     // --torch FILE: in place of the recorded torch_op_errors.json
   std::string precision;        // --precision fp32|bf16: that alone
 
   bool wants(const std::string& name) const {
@@ -42,6 +43,8 @@ inline TestOptions options_of(int argc, char** argv) {
       options.is_rest = true;
     } else if (word == "--only") {
       options.only = value();
+    } else if (word == "--torch") {
+      options.torch_errors = value();
     } else if (word == "--precision") {
       options.precision = value();
     } else if (word.starts_with("--")) {

@@ -2,6 +2,8 @@
 // by the same seeds and order of draws, and records what torch loses on a card against float64 in
 // torch_op_errors.json, which CMake puts into the program.
 #pragma once
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -72,10 +74,17 @@ inline std::vector<TorchCase> torch_cases() {
 
 // The device's error is at most twice torch's, with half a unit of float32 (6e-8) allowed where
 // torch is exact. Outputs that torch does not have are null.
-inline void compare_with_torch(const Device& device, Tally& tally) {
-  if (kTorchOpErrors[0] == '\0') return;
+// `path`: another file than the recorded one; empty: that one.
+inline void compare_with_torch(const Device& device, const std::string& path, Tally& tally) {
+  std::string text = kTorchOpErrors;
+  if (!path.empty()) {
+    std::ifstream in(path);
+    text.assign(std::istreambuf_iterator<char>(in), {});
+    tally.check(!text.empty(), path + " can't be read");
+  }
+  if (text.empty()) return;
   const bool is_bf16 = Random::rounds_to_bf16;
-  const Json file = parse_json({kTorchOpErrors, "torch_op_errors.json", "INTERNAL"});
+  const Json file = parse_json({text, "torch_op_errors.json", "INTERNAL"});
   const JsonObject& recorded =
       file.object("the file").at(is_bf16 ? "bf16" : "fp32").object("dtype");
   for (const TorchCase& made : torch_cases()) {
