@@ -67,7 +67,11 @@ void check_weights(const ModelConfig& config, const WeightSource& source) {
 }
 
 BaseWeights::BaseWeights(const Device& device, const Options& options)
-    : device_(device), config_(options.config), source_(options.source), groups_(options.groups) {
+    : device_(device),
+      config_(options.config),
+      source_(options.source),
+      reader_(options.source),
+      groups_(options.groups) {
   Layout layout = lay_out(device, config_, {groups_, options.embedding_on_host});
   parts_ = std::move(layout.parts);
   num_bytes_ = layout.num_bytes;
@@ -179,19 +183,18 @@ BaseWeights::Bytes BaseWeights::planned(const Device& device, const ModelConfig&
 // The border stays zero: the adapters' values come with refresh_groups(). One part after the other,
 // so that little of the model is in the host's memory at once; all together where columns are
 // scaled over all of them (fp8).
-void BaseWeights::fill_group(const Part& part, TmElement* packed) const {
+void BaseWeights::fill_group(const Part& part, TmElement* packed) {
   const auto shapes = linear_shapes(config_);
   const TmGroupShape& shape = groups_.shapes[part.group];
-  std::array<std::vector<float>, TM_GROUP_PARTS> rows, biases;
+  std::array<std::vector<float>, TM_GROUP_PARTS> biases;
   TmGroupPack call = {};
   call.shape = &shape;
   call.packed = packed;
   for (size_t i = 0; i < shape.num_parts; ++i) {
     const LinearShape& linear = shapes[kGroupMembers[part.group].first + i];
     const std::string name = layer_name(part.layer, linear.path);
-    rows[i].resize(linear.out * linear.in);
-    source_.read(name + ".weight", 0, rows[i].size(), rows[i].data());
-    call.weight[i] = rows[i].data();
+    const size_t place = shape.is_fp8 ? i : 0;
+    call.weight[i] = reader_.read(name + ".weight", {linear.out, linear.in}, place).data();
     if (shape.has_bias) {
       biases[i].resize(linear.out);
       source_.read(name + ".bias", 0, linear.out, biases[i].data());
@@ -200,21 +203,17 @@ void BaseWeights::fill_group(const Part& part, TmElement* packed) const {
     if (shape.is_fp8 && i + 1 < shape.num_parts) continue;
     TM_RUN(device_, pack_group_base, &call);
     call.weight[i] = call.bias[i] = nullptr;
-    rows[i] = {};
   }
 }
 
-void BaseWeights::fill(const Part& part, char* out) const {
+void BaseWeights::fill(const Part& part, char* out) {
   if (part.group != kNumGroups) return fill_group(part, reinterpret_cast<TmElement*>(out));
-  size_t num_elements = 1;
-  for (const size_t extent : part.shape) num_elements *= extent;
-  std::vector<float> rows(num_elements);
-  source_.read(part.tensor, 0, num_elements, rows.data());
+  const std::span<const float> rows = reader_.read(part.tensor, part.shape);
   if (part.is_packed) {
     TM_RUN(device_, pack_weight, rows.data(), part.shape[0], part.shape[1],
            reinterpret_cast<TmElement*>(out));
   } else {
-    TM_RUN(device_, copy_in, out, rows.data(), num_elements * sizeof(float));
+    TM_RUN(device_, copy_in, out, rows.data(), rows.size_bytes());
   }
 }
 
@@ -249,7 +248,7 @@ void BaseWeights::open_cache(const std::string& folder, const PackedCacheLimits&
   throw EngineError("ENGINE_FAILED", path + " was written but can't be read back.");
 }
 
-void BaseWeights::write_cache(const std::string& path, const std::string& header) const {
+void BaseWeights::write_cache(const std::string& path, const std::string& header) {
   FileWriter file(path);
   std::string first = header;
   first.resize(kHeaderBytes, '\0');

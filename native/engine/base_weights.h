@@ -16,7 +16,7 @@
 #include "engine/decoder_weights.h"
 #include "engine/mapped_file.h"
 #include "engine/packed_cache.h"
-#include "engine/weight_source.h"
+#include "engine/weight_reader.h"
 
 namespace tunemesh {
 
@@ -70,10 +70,10 @@ class BaseWeights {
   static Layout lay_out(const Device& device, const ModelConfig& config, const Choice& choice);
   void fill_private();
   void fill_on_host(const Part& part, char* out) const;
-  void fill(const Part& part, char* out) const;
-  void fill_group(const Part& part, TmElement* packed) const;
+  void fill(const Part& part, char* out);
+  void fill_group(const Part& part, TmElement* packed);
   void open_cache(const std::string& folder, const PackedCacheLimits& limits);
-  void write_cache(const std::string& path, const std::string& header) const;
+  void write_cache(const std::string& path, const std::string& header);
   const char* at(const std::string& tensor, bool is_packed) const;
   void view_layer(size_t index, LayerWeights& layer) const;
   const float* rows_at(const std::string& tensor) const;
@@ -82,6 +82,7 @@ class BaseWeights {
   const Device& device_;
   const ModelConfig& config_;
   const WeightSource& source_;
+  WeightReader reader_;
   GroupPlan groups_;
   std::vector<Part> parts_;
   size_t num_bytes_ = 0, host_bytes_ = 0;

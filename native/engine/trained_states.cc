@@ -6,12 +6,16 @@
 #include <cstring>
 
 #include "engine/half_floats.h"
+#include "engine/parallel_parts.h"
 #include "engine/sha256.h"
 #include "engine/stream_out.h"
+#include "engine/weight_reader.h"
 #include "kernels/philox.h"
 
 namespace tunemesh {
 namespace {
+
+constexpr size_t kSetElements = size_t{8} << 20;
 
 // Where a tensor lies on the device.
 struct Located {
@@ -152,18 +156,27 @@ std::vector<float> state_values(const Device& device, const TensorState& state) 
   return state_values(device, state, {0, state.trained.tensors[state.tensor].n});
 }
 
-void set_state(const Device& device, const TensorState& state, const std::vector<float>& values) {
+void set_state(const Device& device, const TensorState& state, std::span<const float> values) {
   const Located to = locate(state);
   if (state_type(state) == StateType::kFloat) {
-    TM_RUN(device, copy_in, to.at, values.data(), values.size() * sizeof(float));
+    TM_RUN(device, copy_in, to.at, values.data(), values.size_bytes());
     return;
   }
-  // What lies between the rows is zero.
-  std::vector<uint16_t> halves(to.span());
-  for (size_t i = 0; i < values.size(); ++i) {
-    halves[i / to.columns * to.stride + i % to.columns] = nearest_bfloat16(values[i]);
+  const size_t step = std::min(to.rows, std::max<size_t>(1, kSetElements / to.stride));
+  std::vector<uint16_t> halves(step * to.stride);  // what lies between the rows is zero
+  for (size_t row = 0; row < to.rows; row += step) {
+    const size_t count = std::min(step, to.rows - row);
+    in_parallel_parts(count, to.columns, [&](size_t first, size_t size) {
+      for (size_t r = first; r < first + size; ++r) {
+        const float* const from = values.data() + (row + r) * to.columns;
+        uint16_t* const out = halves.data() + r * to.stride;
+        for (size_t i = 0; i < to.columns; ++i) out[i] = nearest_bfloat16(from[i]);
+      }
+    });
+    const size_t span = (count - 1) * to.stride + to.columns;
+    TM_RUN(device, copy_in, to.at + row * to.stride * sizeof(uint16_t), halves.data(),
+           span * sizeof(uint16_t));
   }
-  TM_RUN(device, copy_in, to.at, halves.data(), halves.size() * sizeof(uint16_t));
   float* const decoded = state.trained.rows(state.tensor);
   if (state.kind != StateKind::kWeight || decoded == nullptr) return;
   const std::vector<float> rounded = state_values(device, state);
@@ -193,12 +206,10 @@ void initialise_adapter(const Device& device, const TrainedVector& trained, uint
 
 void read_full_weights(const Device& device, const WeightSource& source,
                        const TrainedVector& trained) {
-  std::vector<float> values;
+  WeightReader reader(source);
   for (size_t i = 0; i < trained.layout->tensors.size(); ++i) {
     const TrainedTensor& tensor = trained.layout->tensors[i];
-    values.resize(tensor.num_elements);
-    source.read(tensor.name, 0, tensor.num_elements, values.data());
-    set_state(device, {trained, i, StateKind::kWeight}, values);
+    set_state(device, {trained, i, StateKind::kWeight}, reader.read(tensor.name, tensor.shape));
   }
 }
 

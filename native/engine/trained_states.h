@@ -2,6 +2,7 @@
 // whatever type and layout they have on the device.
 #pragma once
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,7 @@ struct ElementRange {
 std::vector<float> state_values(const Device& device, const TensorState& state, ElementRange range);
 std::vector<float> state_values(const Device& device, const TensorState& state);  // all
 // All of a tensor; rounded to nearest even where it is half. Neither is for bytes.
-void set_state(const Device& device, const TensorState& state, const std::vector<float>& values);
+void set_state(const Device& device, const TensorState& state, std::span<const float> values);
 
 void set_state_bytes(const Device& device, const TensorState& state,
                      const std::vector<uint8_t>& bytes);
