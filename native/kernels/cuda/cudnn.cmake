@@ -16,7 +16,7 @@ if(CUDNN_INCLUDE AND CUDNN_FRONTEND_INCLUDE)
   list(APPEND HOST_SOURCES $<TARGET_OBJECTS:cuda_attention>)
 
   add_executable(cuda_attention_test ${CMAKE_SOURCE_DIR}/../test/native/cuda_attention_test.cc
-    attention_chunks.cc device_memory.cc library_search.cc
+    attention_chunks.cc card_refusals.cc device_memory.cc library_search.cc
     $<TARGET_OBJECTS:cuda_attention> ${CMAKE_CURRENT_BINARY_DIR}/attention_layout.o)
   target_include_directories(cuda_attention_test SYSTEM PRIVATE ${CUDART_INCLUDE})
   target_link_libraries(cuda_attention_test PRIVATE ${CUDART_STATIC} Threads::Threads ${CMAKE_DL_LIBS} rt)
