@@ -35,7 +35,7 @@ export function companionsOfGguf(
   })
 }
 
-/** `modelConfigFromJson` reads it back to the same. GGUF files have no other scaling than linear. */
+/** `modelConfigFromJson` reads it back to the same. GGUF files scale linearly or not at all. */
 function configJson(config: ModelConfig): Record<string, unknown> {
   const { family, rotaryScaling, slidingWindow } = config
   const isQwen = family === 'qwen2' || family === 'qwen3'

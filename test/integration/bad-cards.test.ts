@@ -89,7 +89,7 @@ describe('a driver or libraries that do not serve', { skip, timeout: 240_000 }, 
     assert.doesNotMatch(text, /cuBLASLt not found/)
   })
 
-  test('missing libraries are told with every place that was tried, and how to get them', (context) => {
+  test('missing libraries are told with every place tried and how to get them', (context) => {
     const text = doctor({
       TUNEMESH_CUDA_LIBRARY_PATH: '/nowhere/one:/nowhere/two',
       CUDA_HOME: '/nowhere/toolkit',
