@@ -6,10 +6,10 @@
 #include <cstring>
 
 #include "engine/half_floats.h"
-#include "engine/parallel_parts.h"
 #include "engine/sha256.h"
 #include "engine/stream_out.h"
 #include "engine/weight_reader.h"
+#include "kernels/parallel_parts.h"
 #include "kernels/philox.h"
 
 namespace tunemesh {

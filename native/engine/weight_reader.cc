@@ -1,6 +1,6 @@
 #include "engine/weight_reader.h"
 
-#include "engine/parallel_parts.h"
+#include "kernels/parallel_parts.h"
 
 namespace tunemesh {
 

@@ -2,16 +2,13 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
-#include <thread>
-#include <vector>
+
+#include "kernels/parallel_parts.h"
 
 namespace tunemesh::cuda {
 namespace {
 
 constexpr size_t kPieceElements = size_t{4} << 20;  // 8 MiB of bfloat16
-constexpr size_t kThreadElements = size_t{256} << 10;
-constexpr size_t kMostThreads = 8;
 
 // To nearest, ties to even; a NaN stays one.
 void round_part(const float* from, size_t count, uint16_t* to) {
@@ -27,20 +24,6 @@ void widen_part(const uint16_t* from, size_t count, float* to) {
   for (size_t i = 0; i < count; ++i) to[i] = std::bit_cast<float>(uint32_t{from[i]} << 16);
 }
 
-// work(first, count) over parts of [0, count), at once.
-template <typename Work>
-void in_parallel(size_t count, const Work& work) {
-  const size_t wanted = (count + kThreadElements - 1) / kThreadElements;
-  const size_t cores = std::max(1u, std::thread::hardware_concurrency());
-  const size_t num_parts = std::max<size_t>(1, std::min({wanted, cores, kMostThreads}));
-  const size_t size = (count + num_parts - 1) / num_parts;
-  std::vector<std::jthread> others;
-  for (size_t first = size; first < count; first += size) {
-    others.emplace_back([=, &work] { work(first, std::min(size, count - first)); });
-  }
-  work(0, std::min(size, count));
-}
-
 }  // namespace
 
 ElementTransfer::Piece::Piece() : memory(kPieceElements * sizeof(uint16_t)) {}
@@ -52,7 +35,7 @@ void ElementTransfer::send(const float* host, size_t count, void* elements, cuda
     Piece& piece = pieces_[turn++ % 2];
     const size_t part = std::min(kPieceElements, count - done);
     CUDA_CHECK(cudaEventSynchronize(piece.passed.get()));
-    in_parallel(part, [&](size_t first, size_t size) {
+    in_parallel_parts(part, 1, [&](size_t first, size_t size) {
       round_part(host + done + first, size, piece.data() + first);
     });
     CUDA_CHECK(cudaMemcpyAsync(to + done, piece.data(), part * sizeof(uint16_t),
@@ -77,7 +60,7 @@ void ElementTransfer::fetch(float* host, size_t count, const void* elements, cud
     Piece& piece = pieces_[index % 2];
     const size_t start = index * kPieceElements;
     CUDA_CHECK(cudaEventSynchronize(piece.passed.get()));
-    in_parallel(std::min(kPieceElements, count - start), [&](size_t first, size_t size) {
+    in_parallel_parts(std::min(kPieceElements, count - start), 1, [&](size_t first, size_t size) {
       widen_part(piece.data() + first, size, host + start + first);
     });
   }

@@ -8,7 +8,7 @@
 
 namespace tunemesh {
 
-// work(first, count) over parts of [0, count), at once; `size` is what a unit costs, in elements.
+// work(first, count) over parts of [0, count) units, at once; a unit is `size` elements of work.
 // Throws what a part throws, after all have ended.
 template <typename Work>
 void in_parallel_parts(size_t count, size_t size, const Work& work) {
