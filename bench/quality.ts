@@ -22,8 +22,8 @@ import { homedir, tmpdir } from 'node:os'
 import { join, resolve } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { connect, type TunemeshClient } from '../client/client.js'
-import { startEmbedded } from '../client/embedded.js'
+import type { TunemeshClient } from '../client/client.js'
+import { type OpenMesh, openMesh } from './mesh/open-mesh.js'
 import {
   type Comparison,
   compare,
@@ -227,7 +227,7 @@ async function main(): Promise<number> {
   const sets = await writeRowSets(sources, workDir)
   runsOf(sets)
   const numMeshes = countOf('jobs')
-  const starts = Array.from({ length: numMeshes }, (_, index) => openMesh(index))
+  const starts = Array.from({ length: numMeshes }, (_, index) => meshOfOne(index))
   const meshes = await allOrNone(starts)
   // Cut off, it leaves no process and no temporary file; the rows that it has stand in the file.
   for (const signal of ['SIGINT', 'SIGTERM'] as const)
@@ -247,27 +247,13 @@ async function main(): Promise<number> {
   }
 }
 
-interface OpenMesh {
-  client: TunemeshClient
-  close(): Promise<void>
-}
-
-async function openMesh(index: number): Promise<OpenMesh> {
-  const mesh = await startEmbedded({
+const meshOfOne = (index: number): Promise<OpenMesh> =>
+  openMesh({
     stateDir: join(workDir, `state-${index}`),
     numWorkers: 1,
     threadsPerWorker: Number(values.threads),
     device: values.device,
-    dashboardPort: null,
-    natsServerPath: process.env.TUNEMESH_NATS_SERVER || undefined,
   })
-  const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
-  const close = async () => {
-    client.close()
-    await mesh.close()
-  }
-  return { client, close }
-}
 
 /** One that can not start ends those that did. */
 async function allOrNone(starts: Promise<OpenMesh>[]): Promise<OpenMesh[]> {

@@ -2,8 +2,8 @@
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { homedir, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { connect, type JobEvent, type TunemeshClient } from '../../client/client.js'
-import { startEmbedded } from '../../client/embedded.js'
+import type { JobEvent, TunemeshClient } from '../../client/client.js'
+import { openMesh } from './open-mesh.js'
 
 export const cacheDir = join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'tunemesh')
 export const demoModel = join(cacheDir, 'models', 'SmolLM2-135M-Instruct.Q4_1.gguf')
@@ -29,15 +29,13 @@ export interface MeshObserver {
 /** Every worker has one thread. */
 export async function runMeshJob(job: MeshJob, observer: MeshObserver): Promise<void> {
   const workDir = mkdtempSync(join(tmpdir(), 'tunemesh-bench-'))
-  const mesh = await startEmbedded({
+  const mesh = await openMesh({
     stateDir: join(workDir, 'state'),
     numWorkers: job.numWorkers,
     threadsPerWorker: 1,
     device: job.device ?? 'cpu',
-    dashboardPort: null,
-    natsServerPath: process.env.TUNEMESH_NATS_SERVER || undefined,
   })
-  const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+  const { client } = mesh
   try {
     writeTextRows(join(workDir, 'rows.jsonl'), job)
     const jobFile = [
@@ -55,7 +53,6 @@ export async function runMeshJob(job: MeshJob, observer: MeshObserver): Promise<
     if (state !== 'SUCCEEDED') throw new Error(`the job is ${state}: ${error?.message ?? ''}`)
     await observer.ended?.(client)
   } finally {
-    client.close()
     await mesh.close()
     rmSync(workDir, { recursive: true, force: true })
   }

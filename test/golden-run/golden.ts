@@ -11,8 +11,8 @@ import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs'
 import { homedir, tmpdir } from 'node:os'
 import { basename, join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
-import { connect, type TunemeshClient } from '../../client/client.js'
-import { type EmbeddedCoordinator, startEmbedded } from '../../client/embedded.js'
+import { type OpenMesh, openMesh } from '../../bench/mesh/open-mesh.js'
+import type { TunemeshClient } from '../../client/client.js'
 import type { Precision } from '../../proto/train-spec.js'
 import { type Check, CheckList } from './checks.js'
 import { checkEngine } from './engine-checks.js'
@@ -39,34 +39,21 @@ const precision: Precision =
 
 /** One embedded mesh for each number of workers, started when first asked for. */
 class Meshes {
-  readonly #open = new Map<
-    number,
-    { mesh: EmbeddedCoordinator; client: TunemeshClient; stateDir: string }
-  >()
+  readonly #open = new Map<number, OpenMesh>()
 
   async client(numWorkers: number): Promise<TunemeshClient> {
     const known = this.#open.get(numWorkers)
     if (known) return known.client
     const stateDir = mkdtempSync(join(tmpdir(), 'tunemesh-golden-'))
-    const natsServerPath = process.env.TUNEMESH_NATS_SERVER
-    const mesh = await startEmbedded({
-      stateDir,
-      numWorkers,
-      threadsPerWorker: 1,
-      device,
-      dashboardPort: null,
-      natsServerPath,
-    })
-    const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
-    this.#open.set(numWorkers, { mesh, client, stateDir })
-    return client
+    const mesh = await openMesh({ stateDir, numWorkers, threadsPerWorker: 1, device })
+    this.#open.set(numWorkers, mesh)
+    return mesh.client
   }
 
   async close(): Promise<void> {
-    for (const { mesh, client, stateDir } of this.#open.values()) {
-      client.close()
+    for (const mesh of this.#open.values()) {
       await mesh.close()
-      rmSync(stateDir, { recursive: true, force: true })
+      rmSync(mesh.stateDir, { recursive: true, force: true })
     }
   }
 }

@@ -10,8 +10,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { connect, type TunemeshClient } from '../../client/client.js'
-import { startEmbedded } from '../../client/embedded.js'
+import { openMesh } from '../../bench/mesh/open-mesh.js'
+import type { TunemeshClient } from '../../client/client.js'
 import { TunemeshError } from '../../proto/errors.js'
 import { tinyJob } from '../integration/open-coordinator.js'
 import { readCommitLog } from '../integration/read-commit-log.js'
@@ -114,19 +114,11 @@ async function train(
 /** Every kind through one mesh of so many workers, one job after the other. */
 async function trainAll(numWorkers: number, wanted: Kind[]): Promise<Trained[]> {
   const stateDir = mkdtempSync(join(tmpdir(), 'tunemesh-same-bits-'))
-  const mesh = await startEmbedded({
-    stateDir,
-    numWorkers,
-    threadsPerWorker: 1,
-    device,
-    dashboardPort: null,
-    natsServerPath: process.env.TUNEMESH_NATS_SERVER,
-  })
-  const client = connect({ address: mesh.endpoint.grpc, token: mesh.endpoint.token })
+  const mesh = await openMesh({ stateDir, numWorkers, threadsPerWorker: 1, device })
   try {
     const trained: Trained[] = []
     for (const kind of wanted) {
-      const done = await train({ client, stateDir, numWorkers }, kind)
+      const done = await train({ client: mesh.client, stateDir, numWorkers }, kind)
       trained.push(done)
       console.error(
         `${numWorkers} worker${numWorkers > 1 ? 's' : ''}, ${kind.name}: ` +
@@ -135,7 +127,6 @@ async function trainAll(numWorkers: number, wanted: Kind[]): Promise<Trained[]> 
     }
     return trained
   } finally {
-    client.close()
     await mesh.close()
     rmSync(stateDir, { recursive: true, force: true })
   }
