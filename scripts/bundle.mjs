@@ -107,7 +107,7 @@ const isLeftOut = (file) =>
 /** What git tracks of these: examples to try, and what the tests read. */
 function copyTracked() {
   const parts = ['package.json', 'package-lock.json', 'proto', 'examples', 'docs', 'test/golden']
-  const more = ['bench/peers', 'scripts', 'LICENSE', 'README.md']
+  const more = ['bench/peers', 'scripts', 'LICENSE', 'README.md', 'test/native/*.json']
   more.push('ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md')
   const listed = spawnSync('git', ['ls-files', '-z', ...parts, ...more], {
     cwd: top,

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include <bit>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -122,17 +123,19 @@ inline bool check_halves(const Device* device, const std::vector<uint32_t>& scal
          parts[1] == parts[3];
 }
 
-// The files lie beside this one, unless `folder` says where.
+// The files lie in the checkout or bundle that this program was built in, unless `folder` says
+// where.
 inline void adamw_vectors(const std::vector<Device>& devices, const std::string& folder,
                           Tally& tally) {
-  const std::string here = __FILE__;
-  const std::string beside = folder.empty() ? here.substr(0, here.rfind('/')) : folder;
+  const std::filesystem::path program = std::filesystem::canonical("/proc/self/exe");
+  const std::string where =
+      folder.empty() ? (program.parent_path() / "../../test/native").string() : folder;
   const char* const names[] = {"adamw_vectors.json", "adamw_half_vectors.json",
                                "adamw_byte_vectors.json"};
   for (const char* const name : names) {
     const bool is_half = name != names[0], has_bytes = name == names[2];
-    const NumberRows all = number_rows(beside + "/" + name);
-    tally.check(all.size() > 200, std::string(name) + ": fewer than 200 rows in " + beside);
+    const NumberRows all = number_rows(where + "/" + name);
+    tally.check(all.size() > 200, std::string(name) + ": fewer than 200 rows in " + where);
     for (size_t i = 0; i < all.size();) {
       const std::vector<uint32_t>& scalars = all[i++];
       const std::vector<uint32_t> exponents = has_bytes ? all[i++] : std::vector<uint32_t>();

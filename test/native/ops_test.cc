@@ -155,5 +155,5 @@ int run(const std::string& vectors) {
 }  // namespace
 }  // namespace tunemesh
 
-// ops_test [FOLDER of adamw_vectors.json]; it is otherwise sought beside this source.
+// ops_test [FOLDER of adamw_vectors.json]; it is otherwise sought in test/native.
 int main(int argc, char** argv) { return tunemesh::run(argc > 1 ? argv[1] : ""); }
