@@ -12,9 +12,6 @@
 namespace tunemesh::test {
 namespace {
 
-const std::vector<std::string> kAllModules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                              "gate_proj", "up_proj", "down_proj"};
-
 size_t layer_of(const std::string& name) {
   const size_t at = name.find(".layers.");
   return at == std::string::npos ? 0 : std::stoul(name.substr(at + 8));

@@ -15,9 +15,6 @@
 namespace tunemesh::test {
 namespace {
 
-const std::vector<std::string> kAllModules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                              "gate_proj", "up_proj", "down_proj"};
-
 bool same_bits(const std::vector<TensorValues>& a, const std::vector<TensorValues>& b) {
   return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
     return x.values.size() == y.values.size() &&

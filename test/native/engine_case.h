@@ -129,7 +129,11 @@ inline Case even_case(uint64_t seed) {
   return made;
 }
 
-inline TrainSpec spec_of(const Case& from, std::vector<std::string> modules) {
+using Modules = std::vector<std::string>;  // none: full fine-tuning
+inline const Modules kAllModules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                    "gate_proj", "up_proj", "down_proj"};
+
+inline TrainSpec spec_of(const Case& from, Modules modules) {
   TrainSpec spec;
   spec.is_full = modules.empty();
   if (!spec.is_full) spec.lora = {3, 7, std::move(modules), false};

@@ -17,10 +17,7 @@
 namespace tunemesh::test {
 namespace {
 
-using Modules = std::vector<std::string>;
 using Gradients = std::vector<TensorValues>;
-
-const Modules kAll = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
 
 struct Likeness {
   double cosine, norm_ratio;
@@ -116,7 +113,7 @@ void test_separate(uint64_t seed, const Modules& modules, const Choice& choice) 
 void test_generation(const Choice& choice) {
   const Case made = even_case(2);
   const auto engine = engine_of(made, choice);
-  engine->prepare(spec_of(made, kAll));
+  engine->prepare(spec_of(made, kAllModules));
   GenerateOptions options;
   options.prompt.assign(made.tokens.begin(), made.tokens.begin() + 5);
   options.max_new_tokens = 4;
@@ -131,7 +128,7 @@ void test_generation(const Choice& choice) {
 void test_refusals(const Choice& choice) {
   const Case odd = random_case(3), even = even_case(3);
   const auto engine = engine_of(odd, choice);
-  CHECK_THROWS(engine->plan(spec_of(odd, kAll)), "JOB_INVALID", "multiples of 16");
+  CHECK_THROWS(engine->plan(spec_of(odd, kAllModules)), "JOB_INVALID", "multiples of 16");
   CHECK_THROWS(engine_of(even, choice)->plan(spec_of(even, {})), "JOB_INVALID", "frozen");
   Choice cpu = choice;
   cpu.backend = tm_cpu_backend();
@@ -142,10 +139,10 @@ void test_cuda(const std::string& path) {
   const TmBackend* const backend = cuda_backend_or_skip(path);
   if (backend == nullptr) return;
   const Choice choice = {0, "auto", backend, TM_FP8};
-  for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAll, choice);
+  for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAllModules, choice);
   test_case(7, {"q_proj", "v_proj"}, choice);
   test_case(9, {"down_proj"}, choice);
-  for (uint64_t seed = 1; seed <= 6; ++seed) test_separate(seed, kAll, choice);
+  for (uint64_t seed = 1; seed <= 6; ++seed) test_separate(seed, kAllModules, choice);
   test_separate(8, {"q_proj", "down_proj"}, choice);
   test_generation(choice);
 }
@@ -157,11 +154,11 @@ int main(int argc, char** argv) {
   using namespace tunemesh;
   using namespace tunemesh::test;
   const Choice host = {2, "auto", host_group_backend(), TM_FP8};
-  for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAll, host);
+  for (uint64_t seed = 1; seed <= 6; ++seed) test_case(seed, kAllModules, host);
   for (const char* module : {"q_proj", "k_proj", "o_proj", "gate_proj", "down_proj"}) {
     test_case(9, {module}, host);
   }
-  for (uint64_t seed = 1; seed <= 6; ++seed) test_separate(seed, kAll, host);
+  for (uint64_t seed = 1; seed <= 6; ++seed) test_separate(seed, kAllModules, host);
   for (const char* module : {"v_proj", "o_proj", "up_proj", "down_proj"}) {
     test_separate(8, {module}, host);
   }

@@ -21,8 +21,6 @@
 namespace tunemesh::test {
 namespace {
 
-using Modules = std::vector<std::string>;
-
 double distance(const std::vector<float>& found, const std::vector<float>& wanted) {
   double error = 0;
   double norm = 1e-14;
@@ -197,7 +195,7 @@ void test_device_case(const Devices& devices, uint64_t seed, const Modules& modu
   if (!is_bf16) CHECK(generated(*grouped, made) == generated(*cpu, made), what + ": other text");
 }
 
-void test_cuda(const std::string& path, const Modules& all) {
+void test_cuda(const std::string& path) {
   const TmBackend* const backend = cuda_backend_or_skip(path);
   if (backend == nullptr) return;
   static TmBackend single = *backend;
@@ -205,7 +203,7 @@ void test_cuda(const std::string& path, const Modules& all) {
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     const Devices devices = {{0, "auto", &single, precision}, {0, "auto", backend, precision}};
     for (uint64_t seed = 1; seed <= 6; ++seed) {
-      test_device_case(devices, seed, all);
+      test_device_case(devices, seed, kAllModules);
       if (precision == TM_BF16) test_device_case(devices, seed, {});
     }
     test_device_case(devices, 7, {"q_proj", "v_proj"});
@@ -219,14 +217,12 @@ void test_cuda(const std::string& path, const Modules& all) {
 
 int main(int argc, char** argv) {
   using namespace tunemesh::test;
-  const Modules all = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   // Biases, q/k norm, windows, tied and untied heads by the seed (random_case).
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     test_case(seed, {});
-    test_case(seed, all);
+    test_case(seed, kAllModules);
   }
-  for (const char* module :
-       {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}) {
+  for (const std::string& module : kAllModules) {
     test_case(7, {module});
     test_case(9, {module});
   }
@@ -235,6 +231,6 @@ int main(int argc, char** argv) {
   test_case(6, {"o_proj", "gate_proj"});
   test_job_after_inference();
   const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
-  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so", all);
+  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so");
   return finish("engine_groups_test");
 }

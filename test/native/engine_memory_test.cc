@@ -17,9 +17,6 @@
 namespace tunemesh::test {
 namespace {
 
-using Modules = std::vector<std::string>;
-const Modules kAll = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-
 constexpr LayerPlan kEverything = {Keep::kEverything};
 constexpr LayerPlan kProducts = {Keep::kProducts};
 constexpr LayerPlan kHalf = {Keep::kAttentionHalf};
@@ -129,7 +126,7 @@ void test_same_bits(const Where& where, uint64_t seed, const Modules& modules) {
 // A batch without targets ends after its forward, which has awaited its copies.
 void test_untrained_batch() {
   const Case made = deep_case(3, 6);
-  TrainSpec spec = spec_of(made, kAll);
+  TrainSpec spec = spec_of(made, kAllModules);
   spec.layers.assign(6, kMoved);
   const auto engine = engine_of(made, {2, "auto", device_like_backend()});
   engine->prepare(spec);
@@ -197,7 +194,7 @@ void test_choice_fits(const Modules& modules) {
 void test_bytes() {
   const Case made = deep_case(1, 8);
   const auto device = std::make_shared<Device>(device_like_backend(), DeviceOptions{});
-  const TrainSpec spec = spec_of(made, kAll);
+  const TrainSpec spec = spec_of(made, kAllModules);
   const TrainingState state(device, made.config, spec);
   const ActivationBytes bytes = activation_bytes(state, 1000);
   for (const ActivationPlan& plan : plans_for(8)) {
@@ -245,7 +242,7 @@ void test_room() {
 
 void test_backend(const Where& where) {
   // Biases, q/k norm, windows, tied and untied heads by the seed (random_case).
-  for (uint64_t seed = 1; seed <= 3; ++seed) test_same_bits(where, seed, kAll);
+  for (uint64_t seed = 1; seed <= 3; ++seed) test_same_bits(where, seed, kAllModules);
   test_same_bits(where, 4, {});
   test_same_bits(where, 5, {"v_proj", "down_proj"});
 }
@@ -255,7 +252,7 @@ void test_cuda(const std::string& path) {
   if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     const std::string name = precision == TM_BF16 ? "cuda bf16" : "cuda fp32";
-    test_same_bits({name, {0, "auto", backend, precision}, true}, 1, kAll);
+    test_same_bits({name, {0, "auto", backend, precision}, true}, 1, kAllModules);
     test_same_bits({name, {0, "auto", backend, precision}, true}, 3, {});
     test_same_bits({name, {0, "auto", backend, precision}, true}, 5, {"v_proj", "down_proj"});
   }
@@ -271,7 +268,7 @@ int main(int argc, char** argv) {
   test_backend({"device", {2, "auto", device_like_backend()}, true});
   test_backend({"recorded", {2, "auto", recording_backend(device_like_backend())}, true});
   test_untrained_batch();
-  test_choice_fits(kAll);
+  test_choice_fits(kAllModules);
   test_choice_fits({});
   test_bytes();
   test_room();

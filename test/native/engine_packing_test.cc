@@ -20,9 +20,6 @@
 namespace tunemesh::test {
 namespace {
 
-using Modules = std::vector<std::string>;
-const Modules kAll = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-
 struct Where {
   std::string name;
   Choice choice;
@@ -169,7 +166,7 @@ void test_where(const Where& where) {
   // Biases, q/k norm, windows, tied and untied heads by the seed (random_case).
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     Packing(where, seed, {}).test();
-    Packing(where, seed, kAll).test();
+    Packing(where, seed, kAllModules).test();
   }
 }
 

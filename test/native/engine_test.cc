@@ -94,10 +94,8 @@ bool same_bits(const std::vector<TensorValues>& a, const std::vector<TensorValue
 
 void test_same_bits() {
   const Case made = random_case(8);
-  const std::vector<std::string> all = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                        "gate_proj", "up_proj", "down_proj"};
   for (const bool is_full : {true, false}) {
-    const TrainSpec spec = spec_of(made, is_full ? std::vector<std::string>{} : all);
+    const TrainSpec spec = spec_of(made, is_full ? Modules{} : kAllModules);
     std::vector<TensorValues> first;
     std::vector<float> first_logits;
     for (const Choice choice : {Choice{1, "auto"}, Choice{2, "auto"}, Choice{3, "auto"},
@@ -248,8 +246,7 @@ int main() {
   using namespace tunemesh::test;
   for (uint64_t seed = 1; seed <= 6; ++seed) {
     test_gradients(seed, {});
-    test_gradients(seed,
-                   {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"});
+    test_gradients(seed, kAllModules);
   }
   // Where backward may stop early in the first layer.
   for (const char* module : {"q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}) {

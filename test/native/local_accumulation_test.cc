@@ -16,11 +16,6 @@
 namespace tunemesh::test {
 namespace {
 
-using Modules = std::vector<std::string>;
-
-const Modules kAllModules = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                             "gate_proj", "up_proj", "down_proj"};
-
 // Document `d` as a micro-batch of its own.
 struct Document {
   Document(const Case& from, size_t d)

@@ -212,13 +212,13 @@ Steps card_steps(std::vector<std::string> modules) {
   return steps;
 }
 
-void test_cuda(const std::string& path, const std::vector<std::string>& all) {
+void test_cuda(const std::string& path) {
   const TmBackend* const backend = cuda_backend_or_skip(path);
   if (backend == nullptr) return;
   for (const TmPrecision precision : {TM_FP32, TM_BF16}) {
     const Choice recorded = {0, "auto", backend, precision};
     const Choice direct = {0, "auto", backend, precision, false};
-    for (const auto& modules : {all, std::vector<std::string>{}}) {
+    for (const auto& modules : {kAllModules, Modules{}}) {
       Steps steps = card_steps(modules);
       steps.name = std::string(precision == TM_BF16 ? "cuda bf16, " : "cuda fp32, ") + steps.name;
       test_local(steps, recorded, direct);
@@ -237,16 +237,14 @@ void test_cuda(const std::string& path, const std::vector<std::string>& all) {
 
 int main(int argc, char** argv) {
   using namespace tunemesh::test;
-  const std::vector<std::string> all = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
-                                        "gate_proj", "up_proj", "down_proj"};
   for (const tunemesh::test::Choice& host : {Choice{}, Choice{2, "auto", host_group_backend()}}) {
     for (uint64_t seed = 1; seed <= 3; ++seed) {
-      test_host(host.backend, seed, all);
+      test_host(host.backend, seed, kAllModules);
       test_host(host.backend, seed, {});
     }
   }
   test_failures();
   const auto here = std::filesystem::canonical("/proc/self/exe").parent_path();
-  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so", all);
+  test_cuda(argc > 1 ? argv[1] : here.parent_path() / "native" / "tunemesh_cuda.so");
   return finish("recorded_steps_test");
 }
