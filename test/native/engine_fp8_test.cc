@@ -12,6 +12,7 @@
 #include "cuda_device.h"
 #include "engine_case.h"
 #include "host_groups.h"
+#include "own_path.h"
 #include "test_check.h"
 
 namespace tunemesh::test {
@@ -68,7 +69,7 @@ void test_case(uint64_t seed, const Modules& modules, const Choice& choice) {
   exact->prepare(spec);
   // With an adapter that adds something.
   move_adapter(*exact, made, 0.01f);
-  const std::string state = "engine_fp8_test.safetensors";
+  const std::string state = own_path("engine_fp8_test.safetensors");
   exact->write_state(state, 1);
   fp8->read_state(state);
   std::remove(state.c_str());

@@ -16,6 +16,7 @@
 #include "engine/engine.h"
 #include "engine_case.h"
 #include "host_groups.h"
+#include "own_path.h"
 #include "test_check.h"
 
 namespace tunemesh::test {
@@ -79,7 +80,7 @@ void test_case(uint64_t seed, const Modules& modules) {
     CHECK(generated(*grouped, made) == generated(*single, made), which + ": other text");
     if (round > 0) break;
     move_adapter(*single, made);
-    const std::string state = "engine_groups_test.safetensors";
+    const std::string state = own_path("engine_groups_test.safetensors");
     single->write_state(state, 1);
     grouped->read_state(state);
     std::remove(state.c_str());
@@ -136,7 +137,7 @@ void round_state(const std::string& from, const std::string& to, Random& random)
 // rounded to bf16: the noise in which two ways of computing in bf16 differ.
 double noise_of_rounding(const Case& made, const TrainSpec& spec, const std::string& state,
                          const std::vector<TensorValues>& wanted) {
-  const std::string rounded_state = "engine_groups_test.rounded.safetensors";
+  const std::string rounded_state = own_path("engine_groups_test.rounded.safetensors");
   Random random(11);
   double largest = 0;
   for (int draw = 0; draw < 4; ++draw) {
@@ -176,7 +177,7 @@ void test_device_case(const Devices& devices, uint64_t seed, const Modules& modu
   const auto grouped = engine_of(made, devices.grouped);
   for (Engine* engine : {cpu.get(), single.get(), grouped.get()}) engine->prepare(spec);
   move_adapter(*cpu, made, spec.is_full ? kFullStep : kAdapterStep);
-  const std::string state = "engine_groups_test.safetensors";
+  const std::string state = own_path("engine_groups_test.safetensors");
   cpu->write_state(state, 1);
   for (Engine* engine : {single.get(), grouped.get()}) engine->read_state(state);
   const double divisor = static_cast<double>(made.num_targets());

@@ -1,8 +1,6 @@
 // An engine of bfloat16 elements against one of floats, where there is no GPU (half_backend.h):
 // losses, gradients, updates and text, for LoRA and full fine-tuning, with linear groups and
 // without. The limits are those of `npm run golden -- --precision bf16`.
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -11,10 +9,13 @@
 
 #include "engine_case.h"
 #include "half_backend.h"
+#include "own_path.h"
 #include "test_check.h"
 
 namespace tunemesh::test {
 namespace {
+
+constexpr const char* kFile = "engine_half_test.safetensors";
 
 struct Agreement {
   double cosine, norm_ratio;
@@ -73,10 +74,6 @@ void compare(Engine& half, Engine& whole, const Case& made, const std::string& w
   compare_gradients(half, whole, made, what + ": gradient");
 }
 
-std::string temporary_file() {
-  return std::filesystem::temp_directory_path() / ("engine_half_test." + std::to_string(getpid()));
-}
-
 // An engine of floats at another's weights, rounded where that one's products read them rounded.
 std::unique_ptr<Engine> float_twin(Engine& half, const Case& made, const Modules& modules) {
   Case twin = made;
@@ -91,9 +88,9 @@ std::unique_ptr<Engine> float_twin(Engine& half, const Case& made, const Modules
   auto engine = engine_of(twin);
   engine->prepare(spec_of(made, modules));
   if (modules.empty()) return engine;
-  half.write_state(temporary_file(), 1);
-  engine->read_state(temporary_file());
-  std::filesystem::remove(temporary_file());
+  half.write_state(own_path(kFile), 1);
+  engine->read_state(own_path(kFile));
+  std::filesystem::remove(own_path(kFile));
   return engine;
 }
 
@@ -116,10 +113,10 @@ void test_copies(const Modules& modules, bool has_groups) {
   const auto half = half_engine(made, has_groups), fresh = half_engine(made, has_groups);
   half->prepare(spec_of(made, modules));
   move_adapter(*half, made);
-  half->write_state(temporary_file(), 1);
+  half->write_state(own_path(kFile), 1);
   fresh->prepare(spec_of(made, modules));
-  fresh->read_state(temporary_file());
-  std::filesystem::remove(temporary_file());
+  fresh->read_state(own_path(kFile));
+  std::filesystem::remove(own_path(kFile));
   const std::string what = std::string(modules.empty() ? "full" : "lora") +
                            (has_groups ? ", groups" : "") + ": copies after an update";
   CHECK(half->logits(made.batch()) == fresh->logits(made.batch()), what + " differ from masters");
@@ -132,7 +129,7 @@ void test_adapter(bool has_groups) {
   const auto trainer = half_engine(made, has_groups), fresh = half_engine(made, has_groups);
   trainer->prepare(spec_of(made, kAllModules));
   move_adapter(*trainer, made);
-  const std::string folder = temporary_file();
+  const std::string folder = own_path("engine_half_test.folder");
   std::filesystem::create_directory(folder);
   trainer->write_adapter(folder, "base");
   fresh->load_adapter(folder);

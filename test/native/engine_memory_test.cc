@@ -11,6 +11,7 @@
 #include "engine/engine.h"
 #include "engine/memory_choice.h"
 #include "engine_case.h"
+#include "own_path.h"
 #include "recording_backend.h"
 #include "test_check.h"
 
@@ -94,7 +95,7 @@ void test_same_bits(const Where& where, uint64_t seed, const Modules& modules) {
   const auto plain = engine_of(made, where.choice);
   plain->prepare(spec);
   move_adapter(*plain, made, spec.is_full ? 0.01f : 0.1f);
-  const std::string state = "engine_memory_test.safetensors";
+  const std::string state = own_path("engine_memory_test.safetensors");
   plain->write_state(state, 1);
   const auto wanted = plain->gradients(made.batch(), divisor);
   const double loss = plain->evaluate(made.batch()).loss_sum;

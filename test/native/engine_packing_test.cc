@@ -14,6 +14,7 @@
 #include "engine/engine.h"
 #include "engine_case.h"
 #include "half_backend.h"
+#include "own_path.h"
 #include "test_check.h"
 #include "test_options.h"
 
@@ -92,7 +93,7 @@ class Packing {
   double divisor() const { return static_cast<double>(made_.num_targets()); }
 
   void test_chunks() const {
-    const std::string state = "engine_packing_test.safetensors";
+    const std::string state = own_path("engine_packing_test.safetensors");
     engine_->write_state(state, 1);
     for (const size_t rows : {1, 2, 7, 64}) {
       TrainSpec spec = spec_;

@@ -2,12 +2,11 @@
 // files.
 #include "engine/gguf.h"
 
-#include <unistd.h>
-
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 
+#include "own_path.h"
 #include "test_check.h"
 
 namespace tunemesh::test {
@@ -134,9 +133,7 @@ void test_lies() {
 
 int main() {
   using namespace tunemesh::test;
-  place =
-      (std::filesystem::temp_directory_path() / ("tunemesh-" + std::to_string(getpid()) + ".gguf"))
-          .string();
+  place = own_path("model.gguf");
   test_values();
   test_lies();
   const std::string whole = gguf_file({});

@@ -10,6 +10,7 @@
 #include "engine/tensor_files.h"
 #include "half_case.h"
 #include "kernels/reference/reference.h"
+#include "own_path.h"
 #include "test_check.h"
 
 namespace tunemesh::test {
@@ -21,7 +22,7 @@ std::vector<char> file_bytes(const std::string& path) {
 }
 
 std::vector<char> state_bytes(const Engine& engine, size_t step) {
-  const std::string path = "half_states_test.safetensors";
+  const std::string path = own_path("half_states_test.safetensors");
   engine.write_state(path, step);
   std::vector<char> bytes = file_bytes(path);
   std::remove(path.c_str());
@@ -217,7 +218,7 @@ void test_local(uint64_t seed, bool has_groups, bool has_bytes) {
 void test_resume(bool has_bytes) {
   const Case made = random_case(3);
   const TrainSpec spec = spec_for(made, has_bytes);
-  const std::string path = "half_states_test.resume.safetensors";
+  const std::string path = own_path("half_states_test.resume.safetensors");
   const auto whole = engine_of(made), resumed = engine_of(made);
   const auto in_place = half_engine(made, true);
   for (Engine* engine : {whole.get(), resumed.get(), in_place.get()}) engine->prepare(spec);
@@ -254,7 +255,7 @@ void test_export() {
   const Case made = random_case(6);
   const auto engine = engine_of(made);
   engine->prepare(half_spec(made));
-  const std::string folder = "half_states_test.folder";
+  const std::string folder = own_path("half_states_test.folder");
   std::filesystem::create_directory(folder);
   engine->write_adapter(folder, "base");
   {
