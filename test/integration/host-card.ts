@@ -27,7 +27,8 @@ export class ProgramCopy {
   readonly folder = temporaryFolder()
 
   constructor(plugin: string) {
-    for (const part of ['cli', 'client', 'coordinator', 'proto', 'test', 'examples', 'worker'])
+    const parts = ['bench', 'cli', 'client', 'coordinator', 'examples', 'proto', 'test', 'worker']
+    for (const part of parts)
       cpSync(join(built, part), join(this.folder, 'build', part), { recursive: true })
     mkdirSync(join(this.folder, 'build', 'native'))
     const native = (file: string) => join(this.folder, 'build', 'native', file)
